@@ -1,0 +1,1 @@
+//! The operators of the decide stage, and the one harness that runs them on timely.

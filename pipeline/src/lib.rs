@@ -1,0 +1,1 @@
+//! The tidings pipeline: topology, sources, checkpoints, runtime and commands.

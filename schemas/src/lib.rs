@@ -1,0 +1,12 @@
+//! What flows through tidings, in reading order: names and ids, what comes in, what the graph
+//! passes on, what goes out. Types and their encodings only: no I/O, no clock, no randomness.
+
+pub mod channel;
+pub mod codec;
+pub mod ids;
+pub mod time;
+
+pub mod event;
+pub mod profile;
+
+pub mod reason;

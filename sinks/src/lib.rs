@@ -1,0 +1,1 @@
+//! Everything between a decision and a person: logs, lanes, ledger, providers, the record.

@@ -9,4 +9,9 @@ pub mod time;
 pub mod event;
 pub mod profile;
 
+pub mod policy;
 pub mod reason;
+
+pub mod lane;
+pub mod lifecycle;
+pub mod topics;

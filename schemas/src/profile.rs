@@ -281,7 +281,7 @@ mod tests {
  "caps":[{"category":"marketing","max":1,"per":"1d"}]}"#;
         let profile = Profile::from_json(Some(json.as_bytes())).unwrap();
         assert_eq!(profile.quiet_hours.unwrap().to, MinuteOfDay(7 * 60));
-        assert_eq!(profile.categories["social"][&Channel::Push], false);
+        assert!(!profile.categories["social"][&Channel::Push]);
     }
 
     #[test]

@@ -1,0 +1,203 @@
+//! The record: one row says what happened to one unit at one instant, and why.
+//!
+//! A row's id is derived from what it says (never from time, worker or generation), so that an
+//! exact repeat is the same row. What happened to one unit within one epoch has one instant and is
+//! one row: `states` is a list, in the order in which it happened.
+
+use serde::{Deserialize, Serialize};
+
+use crate::channel::{Channel, Priority, UnknownWord, vocabulary};
+use crate::ids::{DeliveryId, EventId, GroupId, IdHasher, LegId, NotificationId, RowId};
+use crate::reason::Reason;
+use crate::time::Instant;
+use schemars::JsonSchema;
+use std::{fmt, str::FromStr};
+
+vocabulary!(
+    /// What a row is about.
+    Unit, "unit", {
+        /// One accepted record.
+        Event = "event",
+        /// One notification on its way to one channel.
+        Leg = "leg",
+        /// One notification on one channel to one address.
+        Delivery = "delivery",
+    }
+);
+
+vocabulary!(
+    /// What happened. `created` opens every unit.
+    State, "state", {
+        /// The unit exists from here on.
+        Created = "created",
+        /// The event fits the schema.
+        Validated = "validated",
+        /// The record is no event, or was set aside.
+        Rejected = "rejected",
+        /// A repeat of an earlier event.
+        Deduplicated = "deduplicated",
+        /// Waits for its time.
+        Scheduled = "scheduled",
+        /// Taken back by the producer.
+        Cancelled = "cancelled",
+        /// An actor was taken out.
+        Retracted = "retracted",
+        /// The profile was joined and candidates found.
+        PreferenceChecked = "preference_checked",
+        /// Not said, for ever, with a reason.
+        Suppressed = "suppressed",
+        /// Said as part of another notification.
+        Merged = "merged",
+        /// Held in state until a deadline or a trigger.
+        Parked = "parked",
+        /// Parked because of quiet hours.
+        Deferred = "deferred",
+        /// Parked or struck because of a limit.
+        RateLimited = "rate_limited",
+        /// Collected into a digest.
+        Digested = "digested",
+        /// Came back from deliver, or went back to decide.
+        Returned = "returned",
+        /// The text was made.
+        Rendered = "rendered",
+        /// Handed to a lane.
+        Queued = "queued",
+        /// A first call was made.
+        Sent = "sent",
+        /// Arrived, as far as the channel can say.
+        Delivered = "delivered",
+        /// Ended without arriving.
+        Failed = "failed",
+        /// Will be tried again.
+        Retry = "retry",
+        /// May have been sent twice, or not at all: an attempt's end is not known.
+        Unknown = "unknown",
+        /// Put into the dead-letter queue.
+        Dlq = "dlq",
+        /// Too late.
+        Expired = "expired",
+        /// Went on to the next rung.
+        Escalated = "escalated",
+        /// Went on to another provider.
+        FailedOver = "failed_over",
+        /// The mail came back.
+        Bounced = "bounced",
+        /// The person complained.
+        Complained = "complained",
+        /// The person opened it.
+        Opened = "opened",
+        /// The person acted on it.
+        Clicked = "clicked",
+        /// The person put it away.
+        Dismissed = "dismissed",
+        /// The person opted out through it.
+        Unsubscribed = "unsubscribed",
+        /// Given up by an operator's explicit word.
+        Lost = "lost",
+        /// The epoch's record is complete.
+        Closed = "closed",
+    }
+);
+
+vocabulary!(
+    /// Which stage wrote a row.
+    Stage, "stage", {
+        /// The dataflow.
+        Decide = "decide",
+        /// The critical path.
+        Critical = "critical",
+        /// The lane readers.
+        Deliver = "deliver",
+    }
+);
+
+/// One line of the record. Columns stand in this order in the table and in a block.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Row {
+    /// Derived from what the row says.
+    pub row_id: RowId,
+    /// The UTC day of the unit's `created_at`, so that all rows of a unit meet in one partition.
+    pub day: i64,
+    /// When it happened: stream time in decide, the wall clock elsewhere.
+    pub at: Instant,
+    /// The epoch; zero outside decide.
+    pub epoch: u64,
+    /// Who wrote it.
+    pub stage: Stage,
+    /// What happened, in order.
+    pub states: Vec<State>,
+    /// What it happened to.
+    pub unit: Unit,
+    /// The event: of an event's row, and of others the first member.
+    pub event: EventId,
+    /// The notification, zero while there is none.
+    pub notification: NotificationId,
+    /// The group it was merged into or came from, zero if none.
+    pub group: GroupId,
+    /// The leg, zero while there is none.
+    pub leg: LegId,
+    /// The delivery, zero while there is none.
+    pub delivery: DeliveryId,
+    /// Who is to be told.
+    pub user: String,
+    /// The tenant.
+    pub tenant: String,
+    /// The type.
+    #[serde(rename = "type")]
+    pub event_type: String,
+    /// The category.
+    pub category: String,
+    /// The priority.
+    pub priority: Option<Priority>,
+    /// The channel.
+    pub channel: Option<Channel>,
+    /// The provider.
+    pub provider: String,
+    /// The provider's own code: status and reason.
+    pub code: String,
+    /// The provider's id of the message.
+    pub message_id: String,
+    /// The operator's id in the topology.
+    pub operator: String,
+    /// Why.
+    pub reason: Option<Reason>,
+    /// Which attempt, from 1; zero where there is none.
+    pub attempt: u32,
+    /// Until when it is parked or put off.
+    pub until: Option<Instant>,
+    /// What it cost, in millionths of a US dollar.
+    pub cost_microdollars: u64,
+    /// When the unit's oldest event was accepted.
+    pub created_at: Instant,
+    /// When it was last released.
+    pub ready_at: Option<Instant>,
+    /// What caused it: an event, a profile change, a timer; in words for `explain`.
+    pub caused_by: String,
+}
+
+impl Row {
+    /// The unit's own id as bytes.
+    #[must_use]
+    pub const fn unit_id(&self) -> [u8; 16] {
+        match self.unit {
+            Unit::Event => self.event.0,
+            Unit::Leg => self.leg.0,
+            Unit::Delivery => self.delivery.0,
+        }
+    }
+
+    /// The row with `row_id` and `day` derived from the rest: the last step of making one.
+    #[must_use]
+    pub fn sealed(mut self) -> Self {
+        self.day = self.created_at.day();
+        let mut hasher = IdHasher::new("row");
+        hasher.text(self.unit.as_str()).field(&self.unit_id()).number(self.states.len() as u64);
+        for state in &self.states {
+            hasher.text(state.as_str());
+        }
+        hasher.number(u64::from(self.attempt)).text(self.reason.map_or("", Reason::as_str)).text(&self.caused_by);
+        hasher.number(if self.stage == Stage::Decide { self.epoch } else { 0 });
+        self.row_id = RowId::of(&hasher);
+        self
+    }
+}

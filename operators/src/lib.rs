@@ -1,1 +1,3 @@
 //! The operators of the decide stage, and the one harness that runs them on timely.
+
+pub mod calendar;

@@ -4,6 +4,7 @@
 pub mod channel;
 pub mod codec;
 pub mod ids;
+pub mod span;
 pub mod time;
 
 pub mod event;

@@ -239,7 +239,7 @@ pub struct Address {
 
 /// On which channels a user has at least one live address, as a count per channel.
 /// In-app needs none.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reachability(BTreeMap<String, Channel>);
 
 impl Reachability {

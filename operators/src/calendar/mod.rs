@@ -157,7 +157,7 @@ impl Calendar {
     #[must_use]
     pub fn nearest(&self, name: &str) -> Option<&str> {
         let wanted = name.trim().replace(' ', "_").to_ascii_lowercase();
-        let far = wanted.len().div_ceil(3);
+        let far = wanted.len() / 3;
         self.names()
             .map(|known| {
                 let lower = known.to_ascii_lowercase();

@@ -571,7 +571,33 @@ fn word_of<T: FromStr>(
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+        #[test]
+        fn no_text_panics(
+            words in prop::collection::vec(
+                prop_oneof![
+                    4 => prop::sample::select(vec![
+                        "category", "priority", "data.x", "time", "actors", "and", "or", "not", "in", "has", "null", "true", "(", ")",
+                        "[", "]", ",", "==", "!=", "<", ">=", "1", "-2.5", "\"low\"", "'push'", "\"2026-03-28T22:10:00Z\"",
+                    ]).prop_map(str::to_owned),
+                    1 => any::<String>(),
+                ],
+                0..12,
+            ),
+            gap in prop::sample::select(vec!["", " "]),
+        ) {
+            let text = words.join(gap);
+            for error in [compile(&text).err(), compile_value(&text).err()].into_iter().flatten() {
+                prop_assert!(text.get(error.span.clone()).is_some(), "{:?} of {:?}", error.span, text);
+            }
+        }
+    }
 
     /// The message, under the expression with its span marked.
     fn shown(text: &str, error: &WhenError) -> String {

@@ -27,7 +27,7 @@ const TABLE_END: i64 = 47_482 * DAY;
 /// A zone of a [`Calendar`](super::Calendar). Cloning is cheap.
 #[derive(Clone)]
 pub struct Zone {
-    name: Arc<str>,
+    pub(super) name: Arc<str>,
     table: Arc<Table>,
 }
 

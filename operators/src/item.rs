@@ -223,7 +223,11 @@ impl Item {
             return Vec::new();
         }
         let members = std::mem::take(&mut self.members);
-        let (out, kept) = members.into_iter().partition(|member| leaves(self, member));
+        let (mut out, mut kept): (Vec<_>, Vec<_>) = members.into_iter().partition(|member| leaves(self, member));
+        if kept.is_empty() && self.folded.count > 0 {
+            // Folded members can't be taken out any more, and a notification needs a face.
+            kept.extend(out.pop());
+        }
         self.members = kept;
         self.created_at = self.members.iter().map(|member| member.created_at).min().unwrap_or(self.created_at);
         self.expires_at = self.earliest_expiry();

@@ -396,6 +396,11 @@ impl<O: Operator> Cx<'_, O> {
         self.draft(Unit::Leg, About::leg(item), did, reason, until, None);
     }
 
+    /// As the others, of facts that the caller put together.
+    pub fn record_about(&mut self, unit: Unit, about: About, did: &[Did], reason: Option<Reason>) {
+        self.draft(unit, about, did, reason, None, None);
+    }
+
     /// As the others, with the cause in the operator's own words instead of the engine's.
     pub fn record_caused(
         &mut self,

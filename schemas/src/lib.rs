@@ -7,6 +7,7 @@ pub mod ids;
 pub mod span;
 pub mod time;
 
+pub mod cloudevents;
 pub mod event;
 pub mod profile;
 

@@ -372,7 +372,7 @@ fn seal_unit(epoch: u64, now: Instant, path: Path, drafts: impl Iterator<Item = 
             // The newest draft speaks; what it is silent about stays as it was.
             Some(mut older) => {
                 let mut states = std::mem::take(&mut older.states);
-                states.extend(row.states.iter().copied().filter(|state| !(*state == Did::Created && !states.is_empty())));
+                states.extend(row.states.iter().copied().filter(|state| *state != Did::Created));
                 Row {
                     states,
                     channel: row.channel.or(older.channel),

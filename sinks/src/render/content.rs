@@ -21,7 +21,7 @@ const _: () = assert!(PUSH_TITLE_BYTES_MAX + PUSH_BODY_BYTES_MAX < 4_096, "a pus
 #[serde(tag = "channel", rename_all = "snake_case")]
 pub enum Content {
     /// A device notification.
-    Push(Push),
+    Push(Box<Push>),
     /// An e-mail.
     Email(Email),
     /// A text message.
@@ -146,7 +146,7 @@ impl Content {
                     icon,
                     click_action,
                     custom,
-                } = push;
+                } = push.as_ref();
                 let custom: usize = custom.iter().map(|(key, value)| key.len() + value.len()).sum();
                 let shown = sum(&[subtitle, image_url, action_url, sound, category, thread_id, interruption_level]);
                 let android = sum(&[collapse_key, channel_id, color, icon, click_action]);
@@ -206,15 +206,25 @@ mod tests {
         assert_eq!(ellipsize_graphemes("abcde", 4), "abc…");
     }
 
+    proptest::proptest! {
+        #[test]
+        fn any_text_fits_where_it_is_cut_to(text in ".{0,80}", bytes_max in 3usize..60, graphemes_max in 1usize..20) {
+            let cut = ellipsize(&text, bytes_max);
+            assert!(cut.len() <= bytes_max);
+            assert!(cut == text || text.starts_with(cut.trim_end_matches('…')));
+            assert!(ellipsize_graphemes(&text, graphemes_max).graphemes(true).count() <= graphemes_max.max(1));
+        }
+    }
+
     #[test]
     fn content_has_a_golden_json_and_counts_its_bytes() {
-        let push = Content::Push(Push {
+        let push = Content::Push(Box::new(Push {
             title: "Hi".to_owned(),
             body: "Bob".to_owned(),
             badge: Some(1),
             custom: BTreeMap::from([("k".to_owned(), "v".to_owned())]),
             ..Push::default()
-        });
+        }));
         let json =
             r#"{"channel":"push","title":"Hi","body":"Bob","badge":1,"mutable_content":false,"custom":{"k":"v"}}"#;
         assert_eq!(serde_json::to_string(&push).unwrap(), json);

@@ -185,36 +185,57 @@ impl Templates {
         layout: Option<Arc<Environment<'static>>>,
         default_locale: &str,
     ) -> Result<Self, Vec<TemplateError>> {
+        if words::parse_locale(default_locale).is_none() {
+            let problem = format!("`{default_locale}` is no locale; write it like `en` or `pt_BR`");
+            return Err(vec![TemplateError::of_file(Path::new("default locale"), problem)]);
+        }
+        // Highest versions first, so that whoever comes first stays and only a tie at the top is at odds.
+        let mut active: Vec<(Place, &TemplateFile, &Template)> = Vec::new();
+        for (file_at, file) in files.iter().enumerate() {
+            let templates = file.templates.iter().enumerate().filter(|(_, template)| template.is_active);
+            active.extend(templates.map(|(at, template)| ((file_at, at), file.as_ref(), template)));
+        }
+        active.sort_by_key(|(_, _, template)| std::cmp::Reverse(template.version));
+        let ids = active.iter().flat_map(|entry| entry.2.ids.iter().map(move |id| (id, entry)));
+        let types = active.iter().filter(|entry| !entry.2.ids.contains(&entry.2.event_type));
+        let types = types.map(|entry| (&entry.2.event_type, entry));
+
+        // Ids before types: where several templates serve a type, the one that bears its name speaks for it.
         let mut index: BTreeMap<(String, Channel), BTreeMap<String, Place>> = BTreeMap::new();
         let mut errors = Vec::new();
-        for (file_at, file) in files.iter().enumerate() {
-            for (template_at, template) in file.templates.iter().enumerate().filter(|(_, template)| template.is_active)
-            {
-                let locale = template.locale.clone().unwrap_or_default();
-                for name in &template.names {
-                    let locales = index.entry((name.clone(), template.channel)).or_default();
-                    let known = locales.get(&locale).map(|(file, at)| (&files[*file], &files[*file].templates[*at]));
-                    match known {
-                        Some((known_file, known)) if known.version == template.version => {
-                            let (channel, version) = (template.channel, template.version);
-                            let locale = if locale.is_empty() { "default" } else { &locale };
-                            let problem = format!(
-                                "`{name}` has version {version} for {channel} in `{locale}` in {} too: raise one's `version` or set `is_active: false`",
-                                known_file.path.display()
-                            );
-                            errors.push(TemplateError::of_file(&file.path, problem));
-                        }
-                        Some((_, known)) if known.version > template.version => {}
-                        Some(_) | None => {
-                            locales.insert(locale.clone(), (file_at, template_at));
-                        }
-                    }
-                }
+        for (name, (place, file, template)) in ids.chain(types) {
+            let locale = template.locale.clone().unwrap_or_default();
+            let locales = index.entry((name.clone(), template.channel)).or_default();
+            let Some((known_file, known)) = locales.get(&locale).copied() else {
+                locales.insert(locale, *place);
+                continue;
+            };
+            let (known_file, known) = (&files[known_file], &files[known_file].templates[known]);
+            let is_tie = known.version == template.version && known.ids.contains(name) == template.ids.contains(name);
+            if is_tie {
+                let Template { channel, version, .. } = template;
+                let locale = if locale.is_empty() { "default" } else { &locale };
+                let problem = format!(
+                    "`{name}` has version {version} for {channel} in `{locale}` in {} too: raise one's `version`, set \
+                     `is_active: false`, or leave out the `notification_type` of one that is found by its id alone",
+                    known_file.path.display()
+                );
+                errors.push(TemplateError::of_file(&file.path, problem));
             }
         }
         errors.dedup_by(|a, b| a.path == b.path);
-        let default_locale = default_locale.to_owned();
-        if errors.is_empty() { Ok(Self { files, layout, default_locale, index }) } else { Err(errors) }
+        if !errors.is_empty() {
+            return Err(errors);
+        }
+        Ok(Self { files, layout, default_locale: default_locale.to_owned(), index })
+    }
+
+    /// The same templates with another default locale.
+    ///
+    /// # Errors
+    /// When it is no locale.
+    pub fn with_default_locale(self, default_locale: &str) -> Result<Self, Vec<TemplateError>> {
+        Self::assemble(self.files, self.layout, default_locale)
     }
 
     fn template(&self, (file, template): Place) -> (&TemplateFile, &Template) {
@@ -277,7 +298,7 @@ impl Templates {
             })
         };
         Ok(match subject.channel {
-            Channel::Push => Content::Push(Push {
+            Channel::Push => Content::Push(Box::new(Push {
                 title: ellipsize(&require(Field::Title, take(Field::Title))?, PUSH_TITLE_BYTES_MAX).into_owned(),
                 subtitle: take(Field::Subtitle),
                 body: ellipsize(&require(Field::Body, take(Field::Body))?, PUSH_BODY_BYTES_MAX).into_owned(),
@@ -296,7 +317,7 @@ impl Templates {
                 icon: take(Field::Icon),
                 click_action: take(Field::ClickAction),
                 custom: rendering.custom()?,
-            }),
+            })),
             Channel::Email => {
                 let subject_line = require(Field::Subject, take(Field::Subject))?;
                 let (text, html) = (require(Field::Body, take(Field::Body))?, take(Field::HtmlBody));
@@ -533,6 +554,12 @@ fn is_link(text: &str) -> bool {
     let runs = ["javascript", "data", "vbscript"].iter().any(|word| scheme.eq_ignore_ascii_case(word));
     begins && fits && !runs && !rest.is_empty() && !text.contains(' ')
 }
+
+/// Renderers share one store between tasks and threads.
+const _: () = {
+    const fn is_shared<T: Send + Sync + 'static>() {}
+    is_shared::<TemplateStore>();
+};
 
 #[cfg(test)]
 mod tests;

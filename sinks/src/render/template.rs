@@ -333,8 +333,9 @@ pub(super) enum Text {
 pub(super) struct Template {
     /// `template_id`, or the type where there is none: what errors call it.
     pub(super) id: String,
-    /// Everything that finds it: the id, the id without version, locale and channel, the type.
-    pub(super) names: BTreeSet<String>,
+    /// The id, and the id without version, locale and channel.
+    pub(super) ids: BTreeSet<String>,
+    pub(super) event_type: String,
     pub(super) channel: Channel,
     /// Canonical (`pt-BR`); nothing where it is of no language.
     pub(super) locale: Option<String>,
@@ -492,11 +493,12 @@ impl Reader<'_> {
                 continue;
             }
             self.check_places(&own, &[channel]);
-            let (names, suffix_version) = names(&id, &event_type, channel, locale.as_deref());
+            let (ids, suffix_version) = ids(&id, channel, locale.as_deref());
             let version = raw.version.or(suffix_version).unwrap_or(1);
             let mut template = Template {
                 id: id.clone(),
-                names,
+                ids,
+                event_type: event_type.clone(),
                 channel,
                 locale: locale.clone(),
                 version,
@@ -767,8 +769,8 @@ fn sources(texts: &RawTexts) -> [(Field, Option<&Spanned<String>>); 7] {
 
 /// What finds a template, and the version in its id: `tmpl_order_shipped_push_en_v3` is also
 /// `tmpl_order_shipped_push_en`, `tmpl_order_shipped_push` and `tmpl_order_shipped`.
-fn names(id: &str, event_type: &str, channel: Channel, locale: Option<&str>) -> (BTreeSet<String>, Option<u32>) {
-    let mut names = BTreeSet::from([id.to_owned(), event_type.to_owned()]);
+fn ids(id: &str, channel: Channel, locale: Option<&str>) -> (BTreeSet<String>, Option<u32>) {
+    let mut ids = BTreeSet::from([id.to_owned()]);
     let mut rest = id;
     let mut version = None;
     if let Some((before, digits)) = rest.rsplit_once("_v")
@@ -776,16 +778,16 @@ fn names(id: &str, event_type: &str, channel: Channel, locale: Option<&str>) -> 
     {
         version = Some(number);
         rest = before;
-        names.insert(rest.to_owned());
+        ids.insert(rest.to_owned());
     }
     let locale = locale.unwrap_or_default().replace('-', "_");
     for suffix in [locale.as_str(), channel.as_str()] {
         if let Some(before) = rest.strip_suffix(suffix).and_then(|rest| rest.strip_suffix('_')) {
             rest = before;
-            names.insert(rest.to_owned());
+            ids.insert(rest.to_owned());
         }
     }
-    (names, version)
+    (ids, version)
 }
 
 /// `86400s`, `90m`, `24h`, `28d` or plain seconds, at most [`TTL_S_MAX`].

@@ -292,12 +292,12 @@ fn a_seeds_template_fails_with_its_own_post_and_speaks_with_matching_data() {
          send it, or declare it optional or with a default in the template"
     );
     assert_eq!(error.reason(), "render_failed");
-    let expected = Content::Push(Push {
+    let expected = Content::Push(Box::new(Push {
         title: "Your order is on the way! 📦".to_owned(),
         body: "Order #4412 shipped via FedEx. Estimated delivery: April 17.".to_owned(),
         action_url: Some("myapp://orders/4412/tracking".to_owned()),
         ..Push::default()
-    });
+    }));
     // By the caller's id without channel, by the walkthrough's without version, by the full one, by type.
     for id in ["tmpl_order_shipped", "tmpl_order_shipped_push_en", "tmpl_order_shipped_push_en_v3", "order_shipped"] {
         assert_eq!(declared.render(&by_id(id, &matching)).as_ref(), Ok(&expected), "{id}");
@@ -398,9 +398,58 @@ fn the_highest_active_version_speaks() {
     assert_eq!(
         errors.iter().map(ToString::to_string).collect::<Vec<_>>(),
         [
-            "again.yaml: `t` has version 1 for sms in `en` in 1.yaml too: raise one's `version` or set `is_active: false`"
+            "again.yaml: `t` has version 1 for sms in `en` in 1.yaml too: raise one's `version`, set `is_active: false`, or \
+             leave out the `notification_type` of one that is found by its id alone"
         ]
     );
+}
+
+#[test]
+fn a_default_locale_is_a_locale() {
+    let german = text("de", 1, "", "deutsch");
+    let templates = templates(&[("t.yaml", &german)]).with_default_locale("de_DE").unwrap();
+    let none = Data::new();
+    let said = templates.render(&Subject { locale: Some("fr"), ..subject("t", Channel::Sms, &none) });
+    assert_eq!(said.map(body).as_deref(), Ok("deutsch"));
+    let errors = templates.with_default_locale("the usual").unwrap_err();
+    assert_eq!(errors[0].to_string(), "default locale: `the usual` is no locale; write it like `en` or `pt_BR`");
+}
+
+#[test]
+fn a_type_with_several_templates_is_spoken_for_by_the_one_that_bears_its_name() {
+    let campaign = |id: &str| format!("template_id: {id}\nnotification_type: campaign\nchannel: sms\nbody: {id}\n");
+    let (spring, summer, campaign) = (campaign("spring"), campaign("summer"), campaign("campaign"));
+    let none = Data::new();
+    let all = [("a.yaml", spring.as_str()), ("b.yaml", summer.as_str()), ("c.yaml", campaign.as_str())];
+    let said = |template_id| {
+        body(templates(&all).render(&Subject { template_id, ..subject("campaign", Channel::Sms, &none) }).unwrap())
+    };
+    assert_eq!(said(None), "campaign");
+    assert_eq!(said(Some("summer")), "summer");
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_file_and_no_data_makes_it_panic(text in "[ a-z{}%|.()'\"\\[\\]é\\n]{0,40}", name in ".{0,12}") {
+        let source = json!({"template_id": "t", "channel": "email", "subject": "s", "body": text, "html_body": text});
+        let source = source.to_string();
+        if let Ok(templates) = store::from_sources([(Path::new("t.json"), source.as_str())].into_iter(), "en") {
+            let data = data(json!({ "a": name }));
+            let subject = Subject { actors: &[&name], actors_count: 9, ..subject("t", Channel::Email, &data) };
+            let _ = templates.render(&subject);
+        }
+        let _ = store::from_sources([(Path::new("t.yaml"), text.as_str())].into_iter(), "en");
+    }
+
+    #[test]
+    fn a_name_never_breaks_out_of_html(name in "[<>&'\"a-zא-ת\u{202a}-\u{202e}\u{2066}-\u{2069}]{1,12}") {
+        let source = r#"{"template_id": "t", "channel": "email", "subject": "s", "body": "x", "html_body": "{{ actors | who }}"}"#;
+        let none = Data::new();
+        let subject = Subject { actors: &[&name], actors_count: 1, ..subject("t", Channel::Email, &none) };
+        let Ok(Content::Email(email)) = templates(&[("t.json", source)]).render(&subject) else { panic!("no e-mail") };
+        let html = email.html.unwrap().replace("<bdi>", "").replace("</bdi>", "");
+        assert!(!html.contains(['<', '>', '"', '\'', '\u{202e}', '\u{2068}']), "{html}");
+    }
 }
 
 #[test]
@@ -585,7 +634,7 @@ presentation:
     let Content::Push(push) = templates(&[("t.yaml", source)]).render(&subject).unwrap() else { panic!("no push") };
     assert_eq!(push.body.len(), 2_047);
     assert_eq!(push.body, format!("{}…", "é".repeat(1_022)));
-    let json = serde_json::to_string(&Push { body: String::new(), ..push }).unwrap();
+    let json = serde_json::to_string(&Push { body: String::new(), ..*push }).unwrap();
     assert_eq!(
         json,
         r##"{"title":"Bob","subtitle":"about Bob","body":"","badge":1,"sound":"default","category":"MESSAGE","thread_id":"room-r1","interruption_level":"active","mutable_content":true,"collapse_key":"c-r1","ttl_s":86400,"channel_id":"messages","color":"#00ff00","icon":"chat","click_action":"OPEN_CHAT","custom":{"room":"r1","v":"1"}}"##

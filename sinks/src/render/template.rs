@@ -1,9 +1,9 @@
 //! One template file, read and compiled.
 //!
-//! A file holds one text for one locale, on one channel (`channel: push`) or on several (`channels: { push: …, email: … }`,
-//! which inherit the texts above them). Everything that can be known without an event is checked here: keys, channels, required texts,
-//! the variables' schema, the templates' syntax, and by a trial run the names of filters and functions. What is wrong
-//! is said with path, line and column.
+//! A file holds what is said in one locale, on one channel (`channel: push`) or on several (`channels: { push: …,
+//! email: … }`, which inherit the texts above them). Everything that can be known without an event is checked here:
+//! keys, channels, required texts, the variables' schema, the texts' syntax, and by a trial run the names of filters
+//! and functions. What is wrong is said with path, line and column.
 //!
 //! Texts see their variables, `user`, `type`, `channel`, `locale`, `actors`, `actors_count`, `activities`, `object.id`,
 //! `object.kind`, `data` and, once they are known, `action_url` and `image_url`. A declared variable hides all of these.
@@ -25,7 +25,8 @@ pub const FILE_BYTES_MAX: u64 = 1024 * 1024;
 /// Longest text that a template may produce. Beyond it rendering fails: no channel carries more.
 pub const TEXT_BYTES_MAX: usize = 512 * 1024;
 /// Steps that one text may take, about a step an instruction; a digest of a hundred items takes some thousands.
-/// Beyond it rendering fails, so that no template runs for ever.
+/// Beyond it rendering fails, so that no template runs for ever. Macros, includes and `namespace` are not part of the
+/// language here for the same reason. What a text joins up by hand before it prints it is bounded by its steps only.
 pub const FUEL_MAX: u64 = 100_000;
 /// Longest time that a push waits for a device: what FCM allows, four weeks.
 const TTL_S_MAX: u32 = 2_419_200;
@@ -399,6 +400,11 @@ pub(super) fn environment() -> Environment<'static> {
         _ => AutoEscape::None,
     });
     environment.set_formatter(print);
+    // What could build a value of any size within a few steps: text that grows over a loop, or is padded to a width.
+    environment.remove_global("namespace");
+    for filter in ["format", "indent"] {
+        environment.remove_filter(filter);
+    }
     environment.add_filter("who", words::who);
     environment.add_filter("number", words::number);
     environment.add_function("plural", words::plural);
@@ -735,7 +741,7 @@ pub(super) fn describe(error: &minijinja::Error) -> String {
         ErrorKind::SyntaxError => format!("syntax error: {detail}"),
         ErrorKind::UnknownFilter | ErrorKind::UnknownFunction | ErrorKind::UnknownTest => detail.to_owned(),
         ErrorKind::InvalidOperation if detail.contains("not callable") => {
-            "calls what is no function: texts know `plural`, `range`, `dict` and `namespace`".to_owned()
+            "calls what is no function: texts know `plural`, `range` and `dict`".to_owned()
         }
         _ if detail.is_empty() => error.kind().to_string(),
         kind => format!("{kind}: {detail}"),

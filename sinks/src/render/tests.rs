@@ -558,6 +558,17 @@ fn a_template_is_bounded_in_steps_and_output() {
         said("{% for a in data['items'] %}{{ a * 1000 }}{% endfor %}"),
         "template `t` (t.yaml): `body`, line 1: writes more than 524288 bytes: say less, or link to it"
     );
+    for (text, expected) in [
+        (
+            "{% set all = namespace(s=1) %}",
+            "t.yaml:3:21: calls what is no function: texts know `plural`, `range` and `dict`",
+        ),
+        ("{{ 7 | indent(999999999) }}", "t.yaml:3:15: filter indent is unknown"),
+        ("{% macro a() %}{{ a() }}{% endmacro %}", "t.yaml:3:11: syntax error: unknown statement macro"),
+        ("{% include \"t.yaml\" %}", "t.yaml:3:11: syntax error: unknown statement include"),
+    ] {
+        assert_eq!(refused("t.yaml", &format!("template_id: t\nchannel: sms\nbody: '{text}'\n")), expected);
+    }
     // One that loops whatever the data is refused before anybody waits for it.
     let endless = "template_id: t\nchannel: sms\nbody: '{% for a in range(10000) %}{% for b in range(10000) %}x{% endfor %}{% endfor %}'\n";
     assert!(refused("t.yaml", endless).starts_with("t.yaml:3:"), "{}", refused("t.yaml", endless));
@@ -676,6 +687,12 @@ fn a_broken_file_is_refused_with_line_column_and_remedy() {
             "t.yaml:6:8: `ttl` is `5w`, expected a duration of at most 28d, like `86400s` or `24h`\n\
              t.yaml:7:18: the custom key `aps` is the provider's own: choose another",
         ),
+        (
+            "template_id: t\nchannel: push\ntitle: x\nbody: x\npresentation:\n  ttl: 29d\n  custom: { gcm.x: x, google.x: x, x: x }\n",
+            "t.yaml:6:8: `ttl` is `29d`, expected a duration of at most 28d, like `86400s` or `24h`\n\
+             t.yaml:7:20: the custom key `gcm.x` is the provider's own: choose another\n\
+             t.yaml:7:33: the custom key `google.x` is the provider's own: choose another",
+        ),
         // Within a text: plain, quoted, in a block, in JSON.
         (
             "template_id: t\nchannel: sms\nbody: Order {{ id }\n",
@@ -684,7 +701,7 @@ fn a_broken_file_is_refused_with_line_column_and_remedy() {
         ("template_id: t\nchannel: sms\nbody: \"Order {{ id | nope }}\"\n", "t.yaml:3:22: filter nope is unknown"),
         (
             "template_id: t\nchannel: sms\nbody: |\n  Hello\n\n  {% if x %}you {{ id(1) }}{% endif %}\n",
-            "t.yaml:6:20: calls what is no function: texts know `plural`, `range`, `dict` and `namespace`",
+            "t.yaml:6:20: calls what is no function: texts know `plural`, `range` and `dict`",
         ),
         (
             "{\n  \"template_id\": \"t\",\n  \"channel\": \"sms\",\n  \"body\": \"{% if %}\"\n}\n",
@@ -720,6 +737,26 @@ fn an_email_without_html_is_set_in_the_layout_with_its_link_as_a_button() {
         "Deine Bestellung 4412 wurde mit A&B verschickt.\n\nSendung verfolgen: https://t.example/?a=1&b=2"
     );
     insta::assert_snapshot!(email.html.unwrap());
+}
+
+#[test]
+fn a_link_that_the_text_places_itself_is_not_repeated() {
+    let said = |extra: &str, body: &str| {
+        let source = format!(
+            "template_id: t\nchannel: email\nsubject: s\nbody: '{body}'\naction_url: 'https://a.example/{{{{ id }}}}'\n{extra}"
+        );
+        let data = data(json!({"id": "7", "action_url": "sent"}));
+        super::tests::body(templates(&[("t.yaml", &source)]).render(&subject("t", Channel::Email, &data)).unwrap())
+    };
+    assert_eq!(said("", "Look"), "Look\n\nhttps://a.example/7");
+    assert_eq!(said("action_label: See", "Look"), "Look\n\nSee: https://a.example/7");
+    assert_eq!(said("action_label: See", "Look at {{ action_url }}!"), "Look at https://a.example/7!");
+    let declared = "variables: { action_url: { type: string } }";
+    assert_eq!(
+        said(declared, "Look {{ action_url }}"),
+        "Look sent\n\nhttps://a.example/7",
+        "a declared variable hides ours"
+    );
 }
 
 /// Data that any of the default templates can be rendered with.

@@ -222,7 +222,7 @@ impl Chain {
                 }
                 // What the operator is not for passes untouched, in its place.
                 let merged = !out.flows.is_empty();
-                out.flows.extend(passed.into_iter().map(|flow| Flow { ordinal: flow.ordinal.hop(place, 0, 0), port: 0, ..flow }));
+                out.flows.extend(passed.into_iter().map(|flow| Flow { ordinal: flow.ordinal.hop(place, 1, 0), port: 0, ..flow }));
                 if merged {
                     out.flows.sort_by(|one, two| one.ordinal.cmp(&two.ordinal));
                 }

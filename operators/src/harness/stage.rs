@@ -103,11 +103,12 @@ impl<O: Operator> Keyed<O> {
         call(&self.operator, &mut cx);
         self.table.settle(user);
         for (index, (port, item)) in self.emitted.drain(..).enumerate() {
-            let ordinal = ordinal.hop(self.number, port, index);
+            // Rows stand at port 0, before everything that the same call sets in motion.
+            let ordinal = ordinal.hop(self.number, port.saturating_add(1), index);
             out.flows.push(Flow { ordinal, cause: cause.clone(), port, item });
         }
         for (index, draft) in self.drafts.drain(..).enumerate() {
-            out.drafts.push((ordinal.hop(self.number, u8::MAX, index), draft));
+            out.drafts.push((ordinal.hop(self.number, 0, index), draft));
         }
     }
 }

@@ -110,7 +110,8 @@ mod tests {
     use crate::script;
 
     fn ask(profile: &str, item: &Item) -> String {
-        let answer = candidates(item, &script::known(profile, &[Channel::Push, Channel::Email, Channel::Sms]), &script::rules());
+        let answer =
+            candidates(item, &script::known(profile, &[Channel::Push, Channel::Email, Channel::Sms]), &script::rules());
         let open: Vec<_> = answer.open.iter().map(|channel| channel.as_str().to_owned()).collect();
         let closed: Vec<_> = answer.closed.iter().map(|(channel, reason)| format!("!{channel}:{reason}")).collect();
         [open, closed].concat().join(" ")
@@ -119,7 +120,8 @@ mod tests {
     #[test]
     fn the_precedence_of_preferences() {
         let like = script::like("u1", "bob", "photo7", 1);
-        let marketing = script::typed("u1", "marketing_campaign", 1, |item| item.channels = vec![Channel::Sms, Channel::Email]);
+        let marketing =
+            script::typed("u1", "marketing_campaign", 1, |item| item.channels = vec![Channel::Sms, Channel::Email]);
         let table = [
             ("{}", &like, "push email"),
             (r#"{"channels":{"push":false}}"#, &like, "email !push:opted_out"),
@@ -127,7 +129,11 @@ mod tests {
             (r#"{"categories":{"social":{"push":false}}}"#, &like, "email !push:opted_out"),
             (r#"{"categories":{"social":{"push":false}},"types":{"like":{"push":true}}}"#, &like, "push email"),
             (r#"{"categories":{"marketing":{"push":false}}}"#, &like, "push email"),
-            (r#"{"stops":[{"channel":"push","source":"STOP","at":"2026-01-01T00:00:00Z"}]}"#, &like, "email !push:legal_stop"),
+            (
+                r#"{"stops":[{"channel":"push","source":"STOP","at":"2026-01-01T00:00:00Z"}]}"#,
+                &like,
+                "email !push:legal_stop",
+            ),
             (r#"{"channel_order":["email","push"]}"#, &like, "email push"),
             ("{}", &marketing, "email !sms:no_consent"),
             (

@@ -307,8 +307,8 @@ fn item(event: Event, id: EventId, accepted: Instant, rules: &Rules, path: Path)
 /// A leg that deliver gave back, as the item it was.
 fn parse_returned(record: &RawRecord) -> Result<Item, Refusal> {
     let value = record.value.as_deref().unwrap_or_default();
-    let returned: Returned =
-        serde_json::from_slice(value).map_err(|error| (Reason::InvalidEvent, format!("not a returned leg: {error}")))?;
+    let returned: Returned = serde_json::from_slice(value)
+        .map_err(|error| (Reason::InvalidEvent, format!("not a returned leg: {error}")))?;
     let leg = returned.leg;
     let data: Arc<str> = serde_json::to_string(&leg.data).unwrap_or_default().into();
     let content = Content { data, template_id: leg.template_id.as_deref().map(Arc::from) };
@@ -387,8 +387,9 @@ fn parse_address(record: &RawRecord) -> Result<Body, Refusal> {
         key.ok_or_else(|| (Reason::InvalidEvent, "an address needs `user/address` as its key".to_owned()))?;
     let address: Option<Box<Address>> = match record.value.as_deref() {
         None => None,
-        Some(value) => serde_json::from_slice(value)
-            .map_err(|error| (Reason::InvalidEvent, format!("not an address: {error}")))?,
+        Some(value) => {
+            serde_json::from_slice(value).map_err(|error| (Reason::InvalidEvent, format!("not an address: {error}")))?
+        }
     };
     Ok(Body::Address { user: user.into(), address_id: address_id.to_owned(), address })
 }

@@ -402,14 +402,7 @@ impl<O: Operator> Cx<'_, O> {
     }
 
     /// As the others, with the cause in the operator's own words instead of the engine's.
-    pub fn record_caused(
-        &mut self,
-        unit: Unit,
-        about: About,
-        did: &[Did],
-        reason: Option<Reason>,
-        cause: String,
-    ) {
+    pub fn record_caused(&mut self, unit: Unit, about: About, did: &[Did], reason: Option<Reason>, cause: String) {
         self.draft(unit, about, did, reason, None, Some(cause));
     }
 

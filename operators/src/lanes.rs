@@ -57,9 +57,8 @@ pub(crate) fn end(
     let Some(channel) = item.channel().filter(|_| item.leg.is_some()) else {
         // No `route` made a leg of it: the loader refuses such a topology; say it all the same.
         let about = |member| About::member(&item, member);
-        let rows = item.members.iter().map(|member| {
-            draft(Unit::Event, about(member), Did::Suppressed, Some(Reason::Policy))
-        });
+        let rows =
+            item.members.iter().map(|member| draft(Unit::Event, about(member), Did::Suppressed, Some(Reason::Policy)));
         return (None, rows.collect());
     };
     if item.expires_at.is_some_and(|at| at <= now) {

@@ -55,9 +55,7 @@ pub fn verdict(
         QuietRule::Pass => Verdict::Pass,
         QuietRule::Silent => Verdict::Silent,
         QuietRule::InApp => Verdict::InApp,
-        QuietRule::Defer => {
-            Verdict::Defer { until: window.end, release: window.end.after(share(user, rules.spread)) }
-        }
+        QuietRule::Defer => Verdict::Defer { until: window.end, release: window.end.after(share(user, rules.spread)) },
     }
 }
 

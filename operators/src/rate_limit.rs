@@ -124,13 +124,19 @@ impl Operator for RateLimit {
             };
             for (name, rate) in &level.rates {
                 if rate.max == 0 {
-                    return Err(format!("level {}: `{name}: {rate}` lets nothing pass; use a policy instead", number + 1));
+                    return Err(format!(
+                        "level {}: `{name}: {rate}` lets nothing pass; use a policy instead",
+                        number + 1
+                    ));
                 }
                 let known = name == OTHER || *first != Per::Channel || name.parse::<Channel>().is_ok();
                 if !known {
                     let channels: Vec<_> = Channel::ALL.iter().map(|channel| channel.as_str()).collect();
                     let expected = channels.join(", ");
-                    return Err(format!("level {}: unknown channel `{name}`, expected {expected} or other", number + 1));
+                    return Err(format!(
+                        "level {}: unknown channel `{name}`, expected {expected} or other",
+                        number + 1
+                    ));
                 }
             }
         }

@@ -111,7 +111,8 @@ impl Wiring {
             let wrong = |problem: String| WiringError { operator: wired.id.to_string(), problem };
             let kind = kind(&wired.kind).ok_or_else(|| wrong(format!("unknown kind `{}`", wired.kind)))?;
             let stage = (kind.build)(Arc::clone(&wired.id), number, wired.params.clone()).map_err(wrong)?;
-            let when = wired.when.as_deref().map(when::compile).transpose().map_err(|error| wrong(error.to_string()))?;
+            let when =
+                wired.when.as_deref().map(when::compile).transpose().map_err(|error| wrong(error.to_string()))?;
             for (port, input) in wired.inputs.iter().enumerate() {
                 let target = Target::Operator(number, u8::try_from(port).unwrap_or(u8::MAX));
                 match *input {
@@ -121,7 +122,9 @@ impl Wiring {
                     }
                     Input::Operator(earlier) => {
                         let node = nodes.get_mut(earlier);
-                        node.ok_or_else(|| wrong(format!("input {earlier} does not stand earlier")))?.targets.push(target);
+                        node.ok_or_else(|| wrong(format!("input {earlier} does not stand earlier")))?
+                            .targets
+                            .push(target);
                     }
                 }
             }

@@ -65,10 +65,7 @@ pub fn policies() -> Policies {
         ..TypePolicy::default()
     };
     let mut types = BTreeMap::new();
-    types.insert(
-        "verification_code".to_owned(),
-        TypePolicy { limits: Limits::Exempt, ..of("security", Critical) },
-    );
+    types.insert("verification_code".to_owned(), TypePolicy { limits: Limits::Exempt, ..of("security", Critical) });
     types.insert(
         "order_shipped".to_owned(),
         TypePolicy { dedup_key: Some("data.order_id".to_owned()), ..of("transactional", High) },
@@ -272,17 +269,16 @@ pub fn check(script: &str) {
         if line.is_empty() {
             continue;
         }
-        let (command, expected) = line.split_once("->").map_or((line, None), |(one, two)| (one.trim(), Some(two.trim())));
+        let (command, expected) =
+            line.split_once("->").map_or((line, None), |(one, two)| (one.trim(), Some(two.trim())));
         if let Some(text) = command.strip_prefix("spread ") {
             spread = text.parse::<tidings_schemas::span::Span>().expect("a span").0;
             continue;
         }
         if let Some(operators) = command.strip_prefix("chain ") {
             let operators: Vec<_> = operators.split(" | ").map(operator).collect();
-            let borrowed: Vec<_> = operators
-                .iter()
-                .map(|(kind, params, when)| (kind.as_str(), params.clone(), when.as_deref()))
-                .collect();
+            let borrowed: Vec<_> =
+                operators.iter().map(|(kind, params, when)| (kind.as_str(), params.clone(), when.as_deref())).collect();
             scenario = Some(Scenario::new(&straight(&borrowed), rules_of(&policies(), spread)));
             continue;
         }
@@ -290,7 +286,8 @@ pub fn check(script: &str) {
         let output = act(running, command);
         let said = running.describe(&output);
         if let Some(expected) = expected {
-            let wanted: Vec<_> = if expected == "nothing" { Vec::new() } else { expected.split(" ; ").map(str::trim).collect() };
+            let wanted: Vec<_> =
+                if expected == "nothing" { Vec::new() } else { expected.split(" ; ").map(str::trim).collect() };
             let missing: Vec<_> = wanted.iter().filter(|want| !said.iter().any(|said| said == *want)).collect();
             let wrong = !missing.is_empty() || (wanted.is_empty() && !said.is_empty());
             assert!(!wrong, "line {}: {line}\nmissing: {missing:?}\nsaid:\n  {}", number + 1, said.join("\n  "));
@@ -300,7 +297,8 @@ pub fn check(script: &str) {
 
 /// `kind` or `kind {json}` or `kind when expression`.
 fn operator(text: &str) -> (String, serde_json::Value, Option<String>) {
-    let (text, when) = text.split_once(" when ").map_or((text, None), |(text, when)| (text, Some(when.trim().to_owned())));
+    let (text, when) =
+        text.split_once(" when ").map_or((text, None), |(text, when)| (text, Some(when.trim().to_owned())));
     let (kind, params) = text.trim().split_once(' ').unwrap_or((text.trim(), "{}"));
     (kind.to_owned(), serde_json::from_str(params).expect("parameters in JSON"), when)
 }
@@ -330,7 +328,8 @@ fn act(scenario: &mut Scenario, command: &str) -> EpochOutput {
         }
         // event NAME USER TYPE [ACTOR [OBJECT]] [json of further fields]
         "event" | "retract" | "cancel" => {
-            let (words, json) = rest.split_once('{').map_or((rest, None), |(words, json)| (words, Some(format!("{{{json}"))));
+            let (words, json) =
+                rest.split_once('{').map_or((rest, None), |(words, json)| (words, Some(format!("{{{json}"))));
             let words: Vec<_> = words.split_whitespace().collect();
             let mut event = serde_json::json!({
                 "id": words[0], "user_id": words[1], "type": words[2], "op": if verb == "event" { "notify" } else { verb },
@@ -376,9 +375,10 @@ impl Scenario {
             [time] => (None, *time),
             _ => panic!("not a time: `{text}`"),
         };
-        let (minute, seconds) = time.rsplit_once(":").filter(|_| time.matches(':').count() == 2).map_or((time, 0), |(minute, seconds)| {
-            (minute, seconds.parse::<i64>().expect("seconds"))
-        });
+        let (minute, seconds) = time
+            .rsplit_once(":")
+            .filter(|_| time.matches(':').count() == 2)
+            .map_or((time, 0), |(minute, seconds)| (minute, seconds.parse::<i64>().expect("seconds")));
         let minute: MinuteOfDay = minute.parse().expect("a time of day");
         let day = date.map_or_else(
             || zone.local(self.now).day,

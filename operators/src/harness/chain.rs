@@ -93,7 +93,8 @@ impl Chain {
     ) -> Result<(), RestoreError> {
         self.rules = Some(rules);
         for ((operator, key), image) in images {
-            let fits = |problem| RestoreError::Bytes { operator: operator.to_string(), user: key.user.to_string(), problem };
+            let fits =
+                |problem| RestoreError::Bytes { operator: operator.to_string(), user: key.user.to_string(), problem };
             if **operator == *PROFILES {
                 self.profiles.restore(key, image).map_err(fits)?;
                 continue;
@@ -119,7 +120,8 @@ impl Chain {
     /// Runs one epoch. `blocks` are this worker's, one partition's in the order in which they were
     /// sent; partitions in any order.
     pub fn epoch(&mut self, epoch: u64, now: Instant, rules: &Rules, mut blocks: Vec<Block>) -> EpochOutput {
-        let mut run = Run { epoch, now, rules, output: EpochOutput { epoch, now, ..EpochOutput::default() }, drafts: Vec::new() };
+        let mut run =
+            Run { epoch, now, rules, output: EpochOutput { epoch, now, ..EpochOutput::default() }, drafts: Vec::new() };
         blocks.sort_by_key(|block| block.lot);
         let (side, records): (Vec<_>, Vec<_>) = blocks.into_iter().partition(|block| block.is_side_input());
         self.side_inputs(&mut run, side);
@@ -204,7 +206,8 @@ impl Chain {
         }
         for place in 0..self.nodes.len() {
             let node = &mut self.nodes[place];
-            let env = Env { now: run.now, epoch: run.epoch, rules: run.rules, profiles: &self.profiles, path: self.path };
+            let env =
+                Env { now: run.now, epoch: run.epoch, rules: run.rules, profiles: &self.profiles, path: self.path };
             let mut out = Outbox::default();
             own(&mut *node.stage, &env, &mut out);
             let own_flows = std::mem::take(&mut out.flows);
@@ -222,7 +225,11 @@ impl Chain {
                 }
                 // What the operator is not for passes untouched, in its place.
                 let merged = !out.flows.is_empty();
-                out.flows.extend(passed.into_iter().map(|flow| Flow { ordinal: flow.ordinal.hop(place, 1, 0), port: 0, ..flow }));
+                out.flows.extend(passed.into_iter().map(|flow| Flow {
+                    ordinal: flow.ordinal.hop(place, 1, 0),
+                    port: 0,
+                    ..flow
+                }));
                 if merged {
                     out.flows.sort_by(|one, two| one.ordinal.cmp(&two.ordinal));
                 }
@@ -393,7 +400,9 @@ fn seal_unit(epoch: u64, now: Instant, path: Path, drafts: impl Iterator<Item = 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RestoreError {
     /// The checkpoint holds state of an operator that the topology no longer has.
-    #[error("the checkpoint holds state of operator `{0}`, which the topology does not have: put it back, or start with `--drop-state {0}`")]
+    #[error(
+        "the checkpoint holds state of operator `{0}`, which the topology does not have: put it back, or start with `--drop-state {0}`"
+    )]
     NoOperator(String),
     /// The bytes do not fit.
     #[error("state of operator `{operator}` for user `{user}`: {problem}")]
@@ -414,4 +423,3 @@ impl Chain {
         self.profiles.get(user)
     }
 }
-

@@ -299,7 +299,10 @@ impl<O: Operator> Table<O> {
             if std::mem::take(&mut slot.user_dirty) {
                 let head = slot.user.as_ref().map(encode);
                 let body = Some(None);
-                image(StateKey { group, user: Arc::clone(&user), subkey: None }, Image { head, body, timers: Vec::new() });
+                image(
+                    StateKey { group, user: Arc::clone(&user), subkey: None },
+                    Image { head, body, timers: Vec::new() },
+                );
             }
             let mut touched = std::mem::take(&mut slot.touched);
             touched.sort_unstable();

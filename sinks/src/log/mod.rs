@@ -22,6 +22,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tidings_schemas::time::Instant;
 
+pub mod embedded;
 mod groups;
 mod local;
 pub mod memory;
@@ -119,7 +120,9 @@ pub struct Batch {
 
 /// Reads one partition from an offset on.
 pub trait Reader: Send {
-    /// Up to `records_max` further records; waits at most `wait` for the first.
+    /// Up to `records_max` further records; waits at most `wait` for the first. A poll that learns
+    /// that the position has become the end says so at once, with or without records; the next
+    /// one waits.
     ///
     /// # Errors
     /// When the log cannot be reached, or the position is out of range.

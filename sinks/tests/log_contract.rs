@@ -5,13 +5,17 @@
 //! on stderr that they were skipped. CI always sets it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::io::{BufRead, BufReader, Write as _};
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tidings_schemas::time::Instant;
 use tidings_sinks::log::embedded::EmbeddedLog;
+use tidings_sinks::log::kafka::{KafkaLog, KafkaParams};
 use tidings_sinks::log::memory::MemoryLog;
 use tidings_sinks::log::{
     Append, Assignment, Batch, Clock, Commit, GroupReader, Log, LogError, RECORD_BYTES_MAX, Reader, Record, Retention,
@@ -288,6 +292,25 @@ fn topics_are_as_they_were_made(world: &World) {
     assert_eq!(found, specs);
 }
 
+fn a_weaker_topic_is_told_in_words(world: &World) {
+    let day = |days: u64| Retention::For(Duration::from_secs(days * 86_400));
+    let topic = world.topic_kept("t", 2, day(3));
+    let spec = TopicSpec { name: topic.clone(), partitions: 2, retention: day(3), replication: 1, min_insync: 1 };
+    let missing = format!("{}.nowhere", world.prefix);
+    let said = |want: TopicSpec| world.log.weaknesses(&[want]).unwrap().join("\n").replace(&topic, "T");
+    assert_eq!(said(spec.clone()), "");
+    assert_eq!(said(TopicSpec { retention: day(2), ..spec.clone() }), "");
+    let eight = TopicSpec { retention: day(8), partitions: 4, ..spec.clone() };
+    assert_eq!(
+        said(eight),
+        "topic `T` has 2 partitions, expected 4; records are placed by their count\n\
+         topic `T` is kept for 259200 s, expected for 691200 s"
+    );
+    let compacted = TopicSpec { retention: Retention::Compacted(EIGHT_DAYS), ..spec.clone() };
+    assert_eq!(said(compacted), "topic `T` is kept for 259200 s, expected compacted after 691200 s");
+    assert!(said(TopicSpec { name: missing, ..spec }).contains("does not exist"));
+}
+
 fn too_large_a_record_is_refused_whole(world: &World) {
     let partition = at(&world.topic("t", 1), 0);
     let of = |bytes| Append { value: Some(vec![b'x'; bytes].into()), ..say(&partition, "") };
@@ -454,6 +477,13 @@ macro_rules! contract {
         mod embedded {
             $(#[test] fn $scenario() { super::$scenario(&super::embedded()) })*
         }
+        mod kafka {
+            $(#[test] fn $scenario() {
+                if let Some(world) = super::kafka(stringify!($scenario)) {
+                    super::$scenario(&world);
+                }
+            })*
+        }
     };
 }
 
@@ -465,6 +495,7 @@ contract! {
     what_was_trimmed_is_out_of_range
     a_missing_topic_is_named
     topics_are_as_they_were_made
+    a_weaker_topic_is_told_in_words
     too_large_a_record_is_refused_whole
     appends_from_many_threads_keep_their_order
     a_group_goes_on_where_it_committed
@@ -477,10 +508,284 @@ fn noon() -> Clock {
     Arc::new(|| Instant(1_774_735_800_000))
 }
 
+/// Said past the test harness, which would swallow it.
+fn skipped(scenario: &str, variable: &str) {
+    let line = format!("SKIPPED {scenario}: {variable} is not set, so no Kafka was asked\n");
+    std::io::stderr().write_all(line.as_bytes()).unwrap();
+}
+
+fn kafka_params(brokers: String) -> KafkaParams {
+    let properties = BTreeMap::from([("heartbeat.interval.ms".to_owned(), "300".to_owned())]);
+    KafkaParams { brokers, linger: Duration::ZERO, patience: Duration::from_secs(20), properties }
+}
+
+fn kafka(scenario: &str) -> Option<World> {
+    let Ok(brokers) = std::env::var("TIDINGS_TEST_KAFKA") else {
+        skipped(scenario, "TIDINGS_TEST_KAFKA");
+        return None;
+    };
+    Some(World::new(|_| Arc::new(KafkaLog::open(kafka_params(brokers)).unwrap())))
+}
+
 fn in_memory() -> World {
     World::new(|_| Arc::new(MemoryLog::new(noon()).unwrap()))
 }
 
 fn embedded() -> World {
     World::new(|directory| Arc::new(EmbeddedLog::open(directory, noon()).unwrap()))
+}
+
+/// A broker of the test's own, from a folder of Kafka's jars: one that may be killed.
+struct Broker {
+    directory: tempfile::TempDir,
+    jars: String,
+    port: u16,
+    process: Option<Child>,
+}
+
+impl Broker {
+    fn new(jars: String) -> Self {
+        let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let (directory, port, controller) = (tempfile::tempdir().unwrap(), free(), free());
+        let path = directory.path().display();
+        let properties = format!(
+            "process.roles=broker,controller\nnode.id=1\ncontroller.quorum.voters=1@127.0.0.1:{controller}\n\
+             listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}\n\
+             advertised.listeners=PLAINTEXT://127.0.0.1:{port}\ncontroller.listener.names=CONTROLLER\n\
+             listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT\nlog.dirs={path}/data\n\
+             offsets.topic.replication.factor=1\noffsets.topic.num.partitions=1\n\
+             group.initial.rebalance.delay.ms=0\nauto.create.topics.enable=false\n\
+             log.cleaner.dedupe.buffer.size=4194304\nbroker.session.timeout.ms=2000\n\
+             broker.heartbeat.interval.ms=500\n"
+        );
+        std::fs::write(directory.path().join("server.properties"), properties).unwrap();
+        let mut broker = Self { directory, jars, port, process: None };
+        let format = ["format", "-t", "MkU3OEVBNTcwNTJENDM2Qg", "-c"];
+        assert!(broker.java("kafka.tools.StorageTool", &format).wait().unwrap().success());
+        broker.start();
+        broker
+    }
+
+    fn java(&self, class: &str, arguments: &[&str]) -> Child {
+        let mut java = Command::new("java");
+        java.args(["-Xmx384m", "-cp", &format!("{}/*", self.jars), class]).args(arguments);
+        java.arg(self.directory.path().join("server.properties")).stdout(Stdio::null()).stderr(Stdio::null());
+        java.spawn().unwrap()
+    }
+
+    fn start(&mut self) {
+        self.process = Some(self.java("kafka.Kafka", &[]));
+    }
+
+    /// SIGKILL, and wait until it is gone.
+    fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill().unwrap();
+            process.wait().unwrap();
+        }
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+#[test]
+fn a_killed_broker_keeps_what_it_acknowledged() {
+    let Ok(jars) = std::env::var("TIDINGS_TEST_KAFKA_JARS") else {
+        return skipped("a_killed_broker_keeps_what_it_acknowledged", "TIDINGS_TEST_KAFKA_JARS");
+    };
+    let mut broker = Broker::new(jars);
+    let patience = Duration::from_secs(3);
+    let world = World::new(|_| {
+        let params = kafka_params(format!("127.0.0.1:{}", broker.port));
+        Arc::new(KafkaLog::open(KafkaParams { patience, ..params }).unwrap())
+    });
+    // The first calls fail until the broker is up; each waits for it.
+    while world.log.describe(&[]).is_err() {}
+    let partition = at(&world.topic("t", 1), 0);
+    let mut reader = world.log.reader(&partition, 0).unwrap();
+    append(&*world.log, &partition, &["a", "b"]);
+
+    broker.kill();
+    let lost = world.log.append(&[say(&partition, "maybe"), say(&partition, "perhaps")]).unwrap_err();
+    assert!(lost.is_transient(), "{lost}");
+    let mut heard = Vec::new();
+    let gone = loop {
+        match reader.poll(10, patience) {
+            Ok(batch) => heard.extend(batch.records.iter().map(text)),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(gone, LogError::Unreachable(_)), "{gone}");
+
+    broker.start();
+    let offsets = loop {
+        match world.log.append(&[say(&partition, "c"), say(&partition, "d")]) {
+            Ok(offsets) => break offsets,
+            Err(error) => assert!(error.is_transient(), "{error}"),
+        }
+    };
+    let all = texts(&*world.log, &partition, 0);
+    assert!(all.starts_with("a b") && all.ends_with("c d"), "{all}");
+    assert_eq!(texts(&*world.log, &partition, offsets[0]), "c d");
+    // The reader that saw the broker go reads on.
+    while heard.last().is_none_or(|last| last != "d") {
+        match reader.poll(10, patience) {
+            Ok(batch) => heard.extend(batch.records.iter().map(text)),
+            Err(error) => assert!(error.is_transient(), "{error}"),
+        }
+    }
+    assert_eq!(heard.join(" "), all);
+}
+
+#[test]
+fn a_killed_process_leaves_every_acknowledged_record_in_the_embedded_log() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "child_that_appends_until_it_is_killed", "--nocapture", "--ignored"])
+        .env("TIDINGS_TEST_DIRECTORY", directory.path())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let acknowledged = |line: String| line.strip_prefix("acknowledged ").map(|it| it.parse::<u64>().unwrap());
+    let mut lines = lines.map(Result::unwrap).filter_map(acknowledged);
+    assert_eq!(lines.by_ref().take(50).count(), 50);
+
+    let taken = EmbeddedLog::open(directory.path(), noon()).err().unwrap().to_string();
+    assert!(taken.contains("belongs to another running process; stop it, or choose another directory"), "{taken}");
+
+    child.kill().unwrap();
+    let last = lines.last().unwrap();
+    child.wait().unwrap();
+    let log = EmbeddedLog::open(directory.path(), noon()).unwrap();
+    let (records, end) = to_end(&mut *log.reader(&at("t", 0), 5).unwrap());
+    assert!(end > last, "{last} was acknowledged, the end is {end}");
+    let expected: Vec<String> = (5..end).map(|offset| format!("record {offset}")).collect();
+    assert_eq!(records.iter().map(text).collect::<Vec<_>>(), expected);
+    assert_eq!(log.range(&at("t", 0)).unwrap(), 5..end);
+    let committed = log.committed("g", &at("t", 0)).unwrap();
+    assert_eq!(committed, Some(Commit { offset: 3, metadata: "m".to_owned() }));
+    assert_eq!(append(&log, &at("t", 0), &["on"]), [end]);
+}
+
+#[test]
+#[ignore = "a process of another test"]
+fn child_that_appends_until_it_is_killed() {
+    let Some(directory) = std::env::var_os("TIDINGS_TEST_DIRECTORY") else { return };
+    let log = EmbeddedLog::open(directory.as_ref(), noon()).unwrap();
+    let spec =
+        TopicSpec { name: "t".to_owned(), partitions: 1, retention: Retention::Forever, replication: 1, min_insync: 1 };
+    log.create(&[spec]).unwrap();
+    let partition = at("t", 0);
+    for offset in 0_u64.. {
+        append(&log, &partition, &[&format!("record {offset}")]);
+        if offset == 10 {
+            log.trim(&partition, 5).unwrap();
+            let ears = Arc::new(Ears::default());
+            let mut member = log.join("g", &["t".to_owned()], ears.clone()).unwrap();
+            settle(&mut [(&mut *member, &ears)], || ears.owned().len() == 1);
+            member.commit(&[(partition.clone(), Commit { offset: 3, metadata: "m".to_owned() })]).unwrap();
+            ears.read_to.lock().unwrap().clear();
+        }
+        writeln!(std::io::stdout(), "acknowledged {offset}").unwrap();
+    }
+}
+
+/// The logs on one machine with a clock that the test turns.
+fn turned(then: impl Fn(&World, &AtomicI64)) {
+    for embedded in [false, true] {
+        let now = Arc::new(AtomicI64::new(0));
+        let hand = Arc::clone(&now);
+        let clock: Clock = Arc::new(move || Instant(hand.load(Ordering::Relaxed)));
+        let world = World::new(|directory| match embedded {
+            true => Arc::new(EmbeddedLog::open(directory, clock).unwrap()),
+            false => Arc::new(MemoryLog::new(clock).unwrap()),
+        });
+        then(&world, &now);
+    }
+}
+
+#[test]
+fn superseded_records_and_tombstones_stay_for_their_lag() {
+    turned(|world, now| {
+        let partition = at(&world.topic_kept("t", 1, Retention::Compacted(Duration::from_secs(60))), 0);
+        let (other, tick) = (at(&world.topic("other", 1), 0), |millis: i64| now.store(millis, Ordering::Relaxed));
+        let put = |key: &'static str, value: Option<&'static str>| Append {
+            to: partition.clone(),
+            key: Some(key.into()),
+            value: value.map(Into::into),
+            headers: vec![],
+        };
+        let keys = |records: Vec<Record>| {
+            let of = |it: &Record| format!("{}={}", String::from_utf8_lossy(it.key.as_ref().unwrap()), text(it));
+            records.iter().map(of).collect::<Vec<_>>().join(" ")
+        };
+        let all = || {
+            append(&*world.log, &other, &["a round runs in an append"]);
+            keys(to_end(&mut *world.log.reader(&partition, 0).unwrap()).0)
+        };
+        world.log.append(&[put("a", Some("1")), put("b", Some("1")), put("a", Some("2"))]).unwrap();
+        tick(10_000);
+        world.log.append(&[put("b", None), put("a", Some("3"))]).unwrap();
+        tick(59_999);
+        assert_eq!(all(), "a=1 b=1 a=2 b= a=3");
+        tick(61_000);
+        assert_eq!(all(), "b=1 a=2 b= a=3", "a=1 was superseded at 0 s");
+        tick(70_000);
+        assert_eq!(all(), "a=3");
+        tick(80_000);
+        world.log.append(&[put("a", None)]).unwrap();
+        tick(140_000);
+        assert_eq!(all(), "");
+        assert_eq!(world.log.range(&partition).unwrap(), 0..6, "the end stays where it was");
+        assert_eq!(world.log.append(&[put("a", Some("4"))]).unwrap(), [6]);
+        assert_eq!(all(), "a=4");
+        let keyless = world.log.append(&[Append { key: None, ..put("a", None) }]);
+        assert!(matches!(keyless, Err(LogError::Refused(_))), "{keyless:?}");
+    });
+}
+
+#[test]
+fn records_older_than_their_retention_go() {
+    turned(|world, now| {
+        let partition = at(&world.topic_kept("t", 1, Retention::For(Duration::from_secs(60))), 0);
+        for (second, word) in [(0, "a"), (1, "b"), (50, "c")] {
+            now.store(second * 1_000, Ordering::Relaxed);
+            append(&*world.log, &partition, &[word]);
+        }
+        now.store(61_000, Ordering::Relaxed);
+        append(&*world.log, &partition, &["d"]);
+        assert_eq!(world.log.range(&partition).unwrap(), 1..4, "b is as old as it may be");
+        now.store(200_000, Ordering::Relaxed);
+        append(&*world.log, &partition, &["e"]);
+        assert_eq!(world.log.range(&partition).unwrap(), 4..5);
+        assert_eq!(texts(&*world.log, &partition, 4), "e");
+    });
+}
+
+#[test]
+fn an_evicted_member_commits_nothing() {
+    let log = MemoryLog::new(noon()).unwrap();
+    let world = World::new(|_| Arc::new(log.clone()));
+    let topic = world.topic("t", 1);
+    let (partition, group) = (at(&topic, 0), world.group());
+    append(&log, &partition, &["a"]);
+    let (old_ears, new_ears) = (Arc::new(Ears::default()), Arc::new(Ears::default()));
+    let mut old = log.join(&group, &[topic.clone()], old_ears.clone()).unwrap();
+    assert_eq!(old_ears.hear_until(&mut *old, 1).join(" "), "a");
+    log.evict(&group);
+    let mut new = log.join(&group, &[topic.clone()], new_ears.clone()).unwrap();
+    assert_eq!(new_ears.hear_until(&mut *new, 1).join(" "), "a");
+    let fenced = LogError::Fenced(group.clone());
+    let commit = Commit { offset: 1, metadata: String::new() };
+    assert_eq!(old.commit(&[(partition.clone(), commit)]), Err(fenced.clone()));
+    assert_eq!(old.poll(1, LONG), Err(fenced));
+    assert_eq!((old_ears.revoked.load(Ordering::Relaxed), old_ears.owned().len()), (1, 0));
+    drop(old);
+    assert_eq!(log.committed(&group, &partition).unwrap(), None);
+    assert_eq!(new_ears.owned().len(), 1);
 }

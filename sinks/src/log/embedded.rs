@@ -72,6 +72,10 @@ impl Log for EmbeddedLog {
         Ok(self.local.describe(names))
     }
 
+    fn weaknesses(&self, wanted: &[TopicSpec]) -> Result<Vec<String>, LogError> {
+        Ok(self.local.weaknesses(wanted))
+    }
+
     fn create(&self, topics: &[TopicSpec]) -> Result<(), LogError> {
         self.local.create(topics)
     }

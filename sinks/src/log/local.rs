@@ -24,7 +24,7 @@ use tidings_schemas::time::Instant;
 use super::groups::{Duty, Group, MemberId};
 use super::{
     Append, Assignment, Batch, Clock, Commit, GroupReader, LogError, RECORD_BYTES_MAX, Reader, Record, Retention,
-    TopicPartition, TopicSpec,
+    TopicPartition, TopicSpec, all_weaknesses,
 };
 
 /// Least time between two rounds of giving up old records; a round runs inside an append.
@@ -263,6 +263,13 @@ impl<S: Store> Local<S> {
     pub(super) fn describe(&self, names: &[String]) -> Vec<TopicSpec> {
         let state = self.state();
         names.iter().filter_map(|name| state.topics.get(name.as_str())).map(|topic| topic.spec.clone()).collect()
+    }
+
+    /// One machine has one copy, whatever is asked for.
+    pub(super) fn weaknesses(&self, wanted: &[TopicSpec]) -> Vec<String> {
+        let single = |topic: &TopicSpec| TopicSpec { replication: 1, min_insync: 1, ..topic.clone() };
+        let names: Vec<String> = wanted.iter().map(|topic| topic.name.clone()).collect();
+        all_weaknesses(&self.describe(&names), &wanted.iter().map(single).collect::<Vec<_>>())
     }
 
     pub(super) fn create(&self, topics: &[TopicSpec]) -> Result<(), LogError> {

@@ -4,6 +4,11 @@
 //! `TIDINGS_TEST_KAFKA`, `TIDINGS_TEST_REDIS` and `TIDINGS_TEST_CLICKHOUSE`. Where all three are set already, those are
 //! used; otherwise real ones are started in a folder of their own, fresh, and ended and wiped however the run ends.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "steps are timed, and the environment is how tests are told of services"
+)]
+
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
@@ -105,7 +110,6 @@ fn timed(step: &Step, test: &mut Run, timings: &mut Vec<(&'static str, Duration)
 }
 
 impl Run {
-    #[expect(clippy::disallowed_methods, reason = "the environment is how tests are told of services")]
     fn bring_up(&mut self) -> Result<()> {
         if VARIABLES.iter().all(|name| std::env::var_os(name).is_some()) {
             eprintln!("using the services that the environment names");

@@ -9,6 +9,8 @@
 //! What is downloaded lies in `target/services/cache`, whatever the folder: a second `up` needs no network.
 //! Each service is one file here, with one line in [`all`]. They keep their data until `down --wipe`.
 
+#![expect(clippy::disallowed_methods, reason = "how long to wait for a real service is real time")]
+
 mod clickhouse;
 mod kafka;
 mod process;

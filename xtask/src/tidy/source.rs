@@ -86,9 +86,9 @@ fn hidden_length(rest: &str, before: Option<char>) -> usize {
     if rest.starts_with('"') {
         return quoted_length(rest, '"');
     }
-    if rest.starts_with('\'') {
+    if let Some(after) = rest.strip_prefix('\'') {
         // 'x' and '\n' are characters, 'static is a lifetime.
-        let mut following = rest[1..].chars();
+        let mut following = after.chars();
         let is_character = match following.next() {
             Some('\\') => true,
             Some(_) => following.next() == Some('\''),

@@ -17,7 +17,7 @@ mod process;
 mod redis;
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -187,8 +187,15 @@ impl Services {
                 }
             }
         }
-        for (service, home, process, since) in started {
-            wait_until_it_answers(&*service, &home, &process, since)?;
+        while !started.is_empty() {
+            let mut waiting = Vec::new();
+            for (service, home, process, since) in started {
+                if !answers(&*service, &home, &process, since)? {
+                    waiting.push((service, home, process, since));
+                }
+            }
+            started = waiting;
+            sleep(POLL);
         }
         fs::write(self.folder.join("env"), self.env_text()?).context("cannot write the endpoints")?;
         self.endpoints()
@@ -204,30 +211,26 @@ impl Services {
         let mut ending = Vec::new();
         for service in all() {
             let home = self.home(&*service)?;
-            match Process::recorded(&home.folder.join("pid")) {
-                Some(process) => {
-                    process.ask_to_end();
-                    ending.push((service, home, process));
-                }
-                None => eprintln!("{} is down already", service.name()),
+            if let Some(process) = Process::recorded(&home.folder.join("pid")) {
+                process.ask_to_end();
+                ending.push((service, home, process));
             }
         }
-        // All were asked before the first is awaited: the slowest sets the time.
         let since = Instant::now();
-        for (service, home, process) in ending {
-            while process.is_alive() && since.elapsed() < STOP_MAX {
-                sleep(POLL);
-            }
-            let killed = process.is_alive();
-            if killed {
-                process.kill();
-                while process.is_alive() {
-                    sleep(POLL);
+        let mut killed = false;
+        while !ending.is_empty() {
+            if !killed && since.elapsed() > STOP_MAX {
+                for (service, _, process) in &ending {
+                    eprintln!("{} ignores SIGTERM and is killed", service.name());
+                    process.kill();
                 }
+                killed = true;
             }
-            remove_file(&home.folder.join("pid"))?;
-            let how = if killed { "killed: it ignored SIGTERM" } else { "ended" };
-            eprintln!("{} {how} after {:.1} s", service.name(), since.elapsed().as_secs_f64());
+            for (service, home, _) in ending.extract_if(.., |(_, _, process)| !process.is_alive()) {
+                remove_file(&home.folder.join("pid"))?;
+                eprintln!("{} ended after {:.1} s", service.name(), since.elapsed().as_secs_f64());
+            }
+            sleep(POLL);
         }
         if wipe {
             for service in all() {
@@ -247,7 +250,10 @@ impl Services {
             let home = self.home(&*service)?;
             let (word, process) = match state(&*service, &home) {
                 State::Up(process) => ("up", process.id().to_string()),
-                State::Silent(process, _) => ("silent", process.id().to_string()),
+                State::Silent(process, reason) => {
+                    eprintln!("{} does not answer: {reason}", service.name());
+                    ("silent", process.id().to_string())
+                }
                 State::Down => ("down", "-".to_owned()),
             };
             healthy &= word == "up";
@@ -308,38 +314,41 @@ fn state(service: &dyn Service, home: &Home) -> State {
     match (Process::recorded(&home.folder.join("pid")), home.ports.first()) {
         (Some(process), Some(port)) => match service.ask(*port) {
             Ok(()) => State::Up(process),
-            Err(error) => State::Silent(process, format!("{error:#}")),
+            Err(error) => State::Silent(process, reason(&error)),
         },
         _ => State::Down,
     }
 }
 
-fn wait_until_it_answers(service: &dyn Service, home: &Home, process: &Process, since: Instant) -> Result<()> {
+/// A read that runs out of time says so in the system's words, which nobody understands.
+fn reason(error: &anyhow::Error) -> String {
+    match error.downcast_ref::<std::io::Error>().map(std::io::Error::kind) {
+        Some(ErrorKind::WouldBlock | ErrorKind::TimedOut) => format!("no word within {} s", ANSWER_MAX.as_secs()),
+        _ => format!("{error:#}"),
+    }
+}
+
+/// Whether a starting service is ready; an error when it never will be.
+fn answers(service: &dyn Service, home: &Home, process: &Process, since: Instant) -> Result<bool> {
     let log = home.folder.join("log");
-    loop {
-        let alive = process.is_alive();
-        let Err(silence) = service.ask(home.ports[0]) else {
-            // Someone else may have taken the port between our look and the service's.
-            if !alive {
-                bail!("port {} answers, but not for our {}; see {}", home.ports[0], service.name(), log.display());
-            }
+    let answer = service.ask(home.ports[0]);
+    if !process.is_alive() {
+        bail!("{} ended while starting; the end of {}:\n{}", service.name(), log.display(), tail(&log));
+    }
+    match answer {
+        Ok(()) => {
             let endpoint = service.endpoint(home.ports[0]);
             eprintln!("{} answers on {endpoint} after {:.1} s", service.name(), since.elapsed().as_secs_f64());
-            return Ok(());
-        };
-        if !alive {
-            bail!("{} ended while starting; the end of {}:\n{}", service.name(), log.display(), tail(&log));
+            Ok(true)
         }
-        if since.elapsed() > START_MAX {
-            bail!(
-                "{} does not answer after {} s ({silence:#}); the end of {}:\n{}",
-                service.name(),
-                START_MAX.as_secs(),
-                log.display(),
-                tail(&log)
-            );
-        }
-        sleep(POLL);
+        Err(_) if since.elapsed() < START_MAX => Ok(false),
+        Err(silence) => bail!(
+            "{} does not answer after {} s ({silence:#}); the end of {}:\n{}",
+            service.name(),
+            START_MAX.as_secs(),
+            log.display(),
+            tail(&log)
+        ),
     }
 }
 
@@ -412,7 +421,7 @@ fn container_engine_answers() -> bool {
 
 fn remove_file(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
             Err(error).with_context(|| format!("cannot remove {}", path.display()))
         }
         _ => Ok(()),

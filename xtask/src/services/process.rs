@@ -56,8 +56,10 @@ impl Process {
         look(self.id).is_some_and(|(started, state)| started == self.started && !matches!(state, 'Z' | 'X'))
     }
 
+    /// A stopped process (some tests freeze services) hears nothing before it goes on.
     pub(super) fn ask_to_end(self) {
         self.signal(Signal::TERM);
+        self.signal(Signal::CONT);
     }
 
     pub(super) fn kill(self) {

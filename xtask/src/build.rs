@@ -8,6 +8,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result};
 
 use crate::packages;
+use crate::services::{self, Services};
 use crate::workspace::{Workspace, cargo, run, shown};
 
 /// `cargo xtask demo [ARGS]`
@@ -24,8 +25,18 @@ pub(crate) fn demo(arguments: &[&str]) -> Result<ExitCode> {
 pub(crate) fn bench(arguments: &[&str]) -> Result<ExitCode> {
     packages::ensure(packages::BUILD, "building tidings")?;
     run(cargo().args(["build", "--release", "--package", "tidings-benches"]))?;
-    let binary = Workspace::load()?.target.join("release/tidings-benches");
-    become_it(Command::new(binary).args(arguments))
+    let workspace = Workspace::load()?;
+    let mut command = Command::new(workspace.target.join("release/tidings-benches"));
+    if !services::named_by_environment() {
+        // Not started here: a bench shares the machine with what it finds, and must not be the one to warm it up.
+        match Services::new(&workspace, workspace.target.join("services")).running()? {
+            Some(endpoints) => drop(command.envs(endpoints.test_variables())),
+            None => {
+                eprintln!("without Kafka, Redis and ClickHouse; for benches that need them: cargo xtask services up")
+            }
+        }
+    }
+    become_it(command.args(arguments))
 }
 
 fn become_it(command: &mut Command) -> Result<ExitCode> {

@@ -4,10 +4,7 @@
 //! `TIDINGS_TEST_KAFKA`, `TIDINGS_TEST_REDIS` and `TIDINGS_TEST_CLICKHOUSE`. Where all three are set already, those are
 //! used; otherwise real ones are started in a folder of their own, fresh, and ended and wiped however the run ends.
 
-#![expect(
-    clippy::disallowed_methods,
-    reason = "steps are timed, and the environment is how tests are told of services"
-)]
+#![expect(clippy::disallowed_methods, reason = "steps are timed")]
 
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
@@ -16,7 +13,7 @@ use anyhow::{Context, Result};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use crate::services::{Endpoints, Services};
+use crate::services::{self, Endpoints, Services};
 use crate::workspace::{Workspace, cargo, run};
 use crate::{Refusal, packages, tidy};
 
@@ -48,7 +45,6 @@ const STEPS: &[Step] = &[
 ];
 const SERVICES: &str = "services";
 const TEST: &str = "test";
-const VARIABLES: [&str; 3] = ["TIDINGS_TEST_KAFKA", "TIDINGS_TEST_REDIS", "TIDINGS_TEST_CLICKHOUSE"];
 
 struct Step {
     name: &'static str,
@@ -111,7 +107,7 @@ fn timed(step: &Step, test: &mut Run, timings: &mut Vec<(&'static str, Duration)
 
 impl Run {
     fn bring_up(&mut self) -> Result<()> {
-        if VARIABLES.iter().all(|name| std::env::var_os(name).is_some()) {
+        if services::named_by_environment() {
             eprintln!("using the services that the environment names");
             return Ok(());
         }

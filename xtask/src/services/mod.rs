@@ -91,10 +91,19 @@ enum State {
 pub(crate) struct Endpoints(Vec<(&'static str, String)>);
 
 impl Endpoints {
-    /// The names under which tests look for them.
+    /// The names under which tests and benches look for them.
     pub(crate) fn test_variables(&self) -> impl Iterator<Item = (String, &str)> {
-        self.0.iter().map(|(key, endpoint)| (format!("TIDINGS_TEST_{key}"), endpoint.as_str()))
+        self.0.iter().map(|(key, endpoint)| (test_variable(key), endpoint.as_str()))
     }
+}
+
+fn test_variable(key: &str) -> String {
+    format!("TIDINGS_TEST_{key}")
+}
+
+/// Whether the environment names services to be used instead of ours: all of them, or it does not count.
+pub(crate) fn named_by_environment() -> bool {
+    all().iter().all(|service| std::env::var_os(test_variable(service.key())).is_some())
 }
 
 /// A folder of services.
@@ -199,6 +208,16 @@ impl Services {
         }
         fs::write(self.folder.join("env"), self.env_text()?).context("cannot write the endpoints")?;
         self.endpoints()
+    }
+
+    /// The endpoints, if all services are up.
+    pub(crate) fn running(&self) -> Result<Option<Endpoints>> {
+        for service in all() {
+            if !matches!(state(&*service, &self.home(&*service)?), State::Up(_)) {
+                return Ok(None);
+            }
+        }
+        self.endpoints().map(Some)
     }
 
     /// Ends the recorded processes and no others; `wipe` removes their data as well.

@@ -113,6 +113,6 @@ faults AS
     WHERE (NOT complete OR before + 1 != epoch)
         AND newest_at > (SELECT max(written_at) - INTERVAL 9 DAY FROM lifecycle_blocks)
 )
-SELECT maxOrNull(epoch) AS epoch
+SELECT maxOrNull(judged.epoch) AS epoch
 FROM judged
-WHERE complete AND ((SELECT count() FROM faults) = 0 OR epoch <= (SELECT min(sound) FROM faults));
+WHERE judged.complete AND ((SELECT count() FROM faults) = 0 OR judged.epoch <= (SELECT min(sound) FROM faults));

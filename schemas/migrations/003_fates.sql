@@ -13,27 +13,31 @@ SELECT *, indexOf(['decide', 'critical', 'deliver'], stage) AS stage_order
 FROM lifecycle FINAL
 WHERE stage != 'decide' OR epoch <= (SELECT epoch FROM closed_epoch);
 
--- Parked is one fate whatever it waits for.
 CREATE VIEW IF NOT EXISTS leg_fates AS
 SELECT leg, of_event AS event, alone, is_silent AS silent, first_at, is_created, by_decider,
+    -- Parked is one fate whatever it waits for.
     multiIf(last_fate = '', 'unaccounted',
         last_fate IN ('parked', 'deferred', 'rate_limited', 'digested', 'scheduled'), 'parked', last_fate) AS fate
 FROM
 (
     SELECT
         leg,
-        max(has(states, 'created')) AS is_created,
+        max(opens) AS is_created,
         max(stage != 'deliver') AS by_decider,
-        argMinIf(event, (at, row_id), has(states, 'created')) AS of_event,
+        argMinIf(event, (at, row_id), opens) AS of_event,
         -- A notification that merged others carries its group from the start.
-        argMinIf(`group`, (at, row_id), has(states, 'created')) = toFixedString('', 16) AS alone,
+        argMinIf(`group`, (at, row_id), opens) = toFixedString('', 16) AS alone,
         max(silent) AS is_silent,
-        minIf(at, has(states, 'created')) AS first_at,
-        arrayLast(s -> s IN ('queued', 'merged', 'suppressed', 'expired', 'cancelled', 'retracted', 'returned',
-            'parked', 'deferred', 'rate_limited', 'digested', 'scheduled'), states) AS row_fate,
+        minIf(at, opens) AS first_at,
         argMaxIf(row_fate, (at, stage_order, row_id), row_fate != '') AS last_fate
-    FROM lifecycle_counted
-    WHERE unit = 'leg'
+    FROM
+    (
+        SELECT leg, event, `group`, silent, stage, stage_order, at, row_id, has(states, 'created') AS opens,
+            arrayLast(s -> s IN ('queued', 'merged', 'suppressed', 'expired', 'cancelled', 'retracted', 'returned',
+                'parked', 'deferred', 'rate_limited', 'digested', 'scheduled'), states) AS row_fate
+        FROM lifecycle_counted
+        WHERE unit = 'leg'
+    )
     GROUP BY leg
 );
 
@@ -64,12 +68,16 @@ WITH
     (
         SELECT
             event,
-            max(has(states, 'created')) AS is_created,
-            arrayLast(s -> s IN ('rejected', 'deduplicated', 'retracted', 'cancelled', 'expired', 'suppressed',
-                'merged', 'lost', 'parked', 'deferred', 'rate_limited', 'digested', 'scheduled'), states) AS row_fate,
+            max(opens) AS is_created,
             argMaxIf(row_fate, (at, stage_order, row_id), row_fate != '') AS last_fate
-        FROM lifecycle_counted
-        WHERE unit = 'event'
+        FROM
+        (
+            SELECT event, stage_order, at, row_id, has(states, 'created') AS opens,
+                arrayLast(s -> s IN ('rejected', 'deduplicated', 'retracted', 'cancelled', 'expired', 'suppressed',
+                    'merged', 'lost', 'parked', 'deferred', 'rate_limited', 'digested', 'scheduled'), states) AS row_fate
+            FROM lifecycle_counted
+            WHERE unit = 'event'
+        )
         GROUP BY event
     ),
     legs AS

@@ -423,7 +423,7 @@ mod tests {
     #[test]
     fn a_block_has_golden_bytes() {
         insta::assert_snapshot!(hex(&Block::encode(Stage::Decide, 7, &[sample()])));
-        assert_eq!(hex(&Block::closed(7, 300)), "01010007000000000000002c0100000000000068ea2d36");
+        assert_eq!(hex(&Block::closed(7, 300)), "01010007000000000000002c010000000000006f2218d0");
     }
 
     fn hex(bytes: &[u8]) -> String {
@@ -438,7 +438,7 @@ mod tests {
         assert!(matches!(Block::decode_header(&torn), Err(BlockError::Frame(FrameError::Checksum { .. }))));
         let cut = Block::decode_header(&whole).map(|block| Block { rows: &block.rows[..90], ..block }).unwrap();
         let error = cut.decode_rows().unwrap_err().to_string();
-        assert_eq!(error, "row 0, column `notification`: expected 16 bytes, found 0");
+        assert_eq!(error, "row 0, column `intent`: expected 16 bytes, found 13");
         let alien = codec::frame(VERSION, &[9; HEADER_BYTES]);
         let error = Block::decode_header(&alien).unwrap_err().to_string();
         assert_eq!(error, "unknown kind 9 in a block's header: it was written by a younger build");

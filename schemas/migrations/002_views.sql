@@ -102,13 +102,16 @@ CREATE TABLE IF NOT EXISTS delivery_hours
     `dismissed_ids` AggregateFunction(uniqExactIf, FixedString(16), UInt8),
     `unsubscribed_ids` AggregateFunction(uniqExactIf, FixedString(16), UInt8),
     `bounced_ids` AggregateFunction(uniqExactIf, FixedString(16), UInt8),
-    `complained_ids` AggregateFunction(uniqExactIf, FixedString(16), UInt8)
+    `hard_bounced_ids` AggregateFunction(uniqExactIf, FixedString(16), UInt8),
+    `complained_ids` AggregateFunction(uniqExactIf, FixedString(16), UInt8),
+    `dlq_ids` AggregateFunction(uniqExactIf, FixedString(16), UInt8)
 )
 ENGINE = AggregatingMergeTree
 PARTITION BY toDate(hour)
 ORDER BY (hour, tenant, channel, type, category, priority, provider)
 TTL toDate(hour) + INTERVAL 30 DAY
-SETTINGS ttl_only_drop_parts = 1, non_replicated_deduplication_window = 10000
+SETTINGS ttl_only_drop_parts = 1, fsync_after_insert = 1, fsync_part_directory = 1,
+    non_replicated_deduplication_window = 10000
 COMMENT 'distinct deliveries per hour and what became of them';
 
 CREATE MATERIALIZED VIEW IF NOT EXISTS delivery_hours_filled TO delivery_hours AS
@@ -124,7 +127,9 @@ SELECT
     uniqExactIfState(delivery, has(states, 'dismissed')) AS dismissed_ids,
     uniqExactIfState(delivery, has(states, 'unsubscribed')) AS unsubscribed_ids,
     uniqExactIfState(delivery, has(states, 'bounced')) AS bounced_ids,
-    uniqExactIfState(delivery, has(states, 'complained')) AS complained_ids
+    uniqExactIfState(delivery, has(states, 'bounced') AND reason = 'invalid_address') AS hard_bounced_ids,
+    uniqExactIfState(delivery, has(states, 'complained')) AS complained_ids,
+    uniqExactIfState(delivery, has(states, 'dlq')) AS dlq_ids
 FROM lifecycle
 WHERE unit = 'delivery'
 GROUP BY hour, tenant, channel, type, category, priority, provider;
@@ -157,6 +162,41 @@ SELECT
     if(opened = 0, NULL, round(clicked / opened * 100, 2)) AS click_rate_pct
 FROM delivery_hours
 GROUP BY day, channel, notification_type;
+
+-- The first seed's seven metrics, by hour, type, priority and channel: send rate (legs handed to a
+-- lane, by the hour they were), then of the deliveries created in that hour the rates of delivery,
+-- opening, clicking through, unsubscribing, bouncing (hard: the address is dead) and giving up.
+CREATE VIEW IF NOT EXISTS key_metrics AS
+SELECT hour, channel, notification_type, priority,
+    sum(queued_) AS queued,
+    round(queued / 3600, 3) AS queued_per_second,
+    sum(sent_) AS sent,
+    sum(delivered_) AS delivered,
+    if(sent = 0, NULL, round(delivered / sent * 100, 2)) AS delivery_rate_pct,
+    if(delivered = 0, NULL, round(sum(opened_) / delivered * 100, 2)) AS open_rate_pct,
+    if(sum(opened_) = 0, NULL, round(sum(clicked_) / sum(opened_) * 100, 2)) AS click_through_pct,
+    if(delivered = 0, NULL, round(sum(unsubscribed_) / delivered * 100, 2)) AS unsubscribe_rate_pct,
+    sum(hard_bounced_) AS hard_bounced,
+    sum(bounced_) - hard_bounced AS soft_bounced,
+    if(sent = 0, NULL, round(sum(bounced_) / sent * 100, 2)) AS bounce_rate_pct,
+    if(sent = 0, NULL, round(sum(dlq_) / sent * 100, 2)) AS dlq_pct
+FROM
+(
+    SELECT toStartOfHour(toDateTime(at, 'UTC')) AS hour, channel, type AS notification_type, priority,
+        uniqExact(leg) AS queued_, 0 AS sent_, 0 AS delivered_, 0 AS opened_, 0 AS clicked_, 0 AS unsubscribed_,
+        0 AS bounced_, 0 AS hard_bounced_, 0 AS dlq_
+    FROM lifecycle
+    WHERE unit = 'leg' AND has(states, 'queued')
+    GROUP BY hour, channel, notification_type, priority
+    UNION ALL
+    SELECT hour, channel, type AS notification_type, priority, 0, uniqExactIfMerge(sent_ids),
+        uniqExactIfMerge(delivered_ids), uniqExactIfMerge(opened_ids), uniqExactIfMerge(clicked_ids),
+        uniqExactIfMerge(unsubscribed_ids), uniqExactIfMerge(bounced_ids), uniqExactIfMerge(hard_bounced_ids),
+        uniqExactIfMerge(dlq_ids)
+    FROM delivery_hours
+    GROUP BY hour, channel, notification_type, priority
+)
+GROUP BY hour, channel, notification_type, priority;
 
 -- A sender's standing with its providers. Bounces: 5 % is a warning, 10 % is critical. Complaints:
 -- 0.1 % a warning, 0.3 % critical, from 0.5 % providers stop the sender.

@@ -68,6 +68,8 @@ impl RecordParams {
 /// What the writer did so far.
 #[derive(Debug, Default)]
 pub struct RecordCounts {
+    /// Records gathered from the log, also those that another writer wrote in the end.
+    pub fetched: AtomicU64,
     /// Rows given to the store, repeats of a batch not counted.
     pub rows: AtomicU64,
     /// Blocks.
@@ -290,8 +292,9 @@ impl<S: RecordStore> Member<'_, S> {
     }
 
     fn poll(&mut self) -> Result<(), LogError> {
-        let records = self.reader.poll(POLL_RECORDS_MAX, POLL_WAIT)?;
+        let polled = self.reader.poll(POLL_RECORDS_MAX, POLL_WAIT);
         let now = (self.writer.clock)();
+        // A poll that fails may have given partitions away all the same.
         for change in self.changes.take() {
             match change {
                 Change::Gained(partition, commit) => {
@@ -305,7 +308,7 @@ impl<S: RecordStore> Member<'_, S> {
                 }
             }
         }
-        for (partition, record) in records {
+        for (partition, record) in polled? {
             let Some(owned) = self.owned.get_mut(&partition) else { continue };
             if record.offset < owned.waiting.back().map_or(owned.from, |last| last.offset + 1) {
                 continue;
@@ -315,6 +318,7 @@ impl<S: RecordStore> Member<'_, S> {
             }
             let value = record.value.unwrap_or_default();
             let block = CheckedBlock::check(record.offset, &value).map_err(|error| error.to_string());
+            self.writer.counts.fetched.fetch_add(1, Ordering::Relaxed);
             owned.waiting.push_back(Waiting { offset: record.offset, value, block });
         }
         Ok(())

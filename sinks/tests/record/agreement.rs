@@ -1,15 +1,17 @@
 //! SQL and Rust say the same about the same rows.
 
-use tidings_schemas::block::Block;
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use tidings_schemas::block::{Block, Kind};
 use tidings_schemas::channel::Channel;
 use tidings_schemas::ids::{DeliveryId, EventId, GroupId, LegId, NotificationId};
 use tidings_schemas::lifecycle::{Row, Stage, State, Unit};
 use tidings_schemas::time::Instant;
 use tidings_sinks::record::RecordStore;
+use tidings_sinks::record::fates::Fate;
 use tidings_sinks::record::files::EpochLine;
 use tidings_sinks::record::index::RecordIndex;
-use tidings_schemas::block::Kind;
-use std::time::Duration;
 
 use crate::support::{Database, batch, now};
 
@@ -73,6 +75,7 @@ fn the_sums_in_rust_and_in_sql_agree_on_any_rows() {
     let Some(database) = Database::ready("agreement") else { return };
     let mut store = database.store();
     let mut offset = 0;
+    let mut met = BTreeSet::new();
     for seed in 1..=12 {
         for table in ["lifecycle", "lifecycle_blocks"] {
             database.ask(&format!("TRUNCATE TABLE {table}"));
@@ -118,6 +121,9 @@ fn the_sums_in_rust_and_in_sql_agree_on_any_rows() {
         let closed = index.closed_epoch().map_or("\\N".to_owned(), |epoch| epoch.to_string());
         assert_eq!(database.value("SELECT epoch FROM closed_epoch"), closed, "seed {seed}");
         let fates = index.fates();
+        for sum in fates.sums() {
+            met.extend(sum.fates.iter().filter(|(_, units)| *units > 0).map(|(fate, _)| (sum.unit, *fate)));
+        }
         let mut expected = Vec::new();
         for sum in fates.sums() {
             let mut line = |fate: &str, units: u64| {
@@ -136,5 +142,9 @@ fn the_sums_in_rust_and_in_sql_agree_on_any_rows() {
             let (event, fate) = line.split_once('\t').unwrap();
             assert_eq!(fates.event(event.parse().unwrap()).unwrap().as_str(), fate, "seed {seed}, {event}");
         }
+    }
+    let all = [(Unit::Event, Fate::OF_EVENTS), (Unit::Leg, Fate::OF_LEGS), (Unit::Delivery, Fate::OF_DELIVERIES)];
+    for (unit, fates) in all {
+        assert!(fates.iter().all(|fate| met.contains(&(unit, *fate))), "every fate of a {unit} was met: {met:?}");
     }
 }

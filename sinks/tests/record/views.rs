@@ -89,9 +89,15 @@ fn sample() -> Vec<Row> {
 fn check_seed_queries(database: &Database) {
     assert_eq!(database.ask(RATE), ["email\t200\t194\t6\t97", "push\t100\t98\t2\t98", "sms\t100\t99\t1\t99"]);
     assert_eq!(database.ask(OPENS), ["order_shipped\t194\t97\t1\t50\t1.03"]);
-    // 103..=200 ms for push: the middle is 151.5, and so on.
-    let latency = ["email\thigh\t203.5\t290.35\t298.07", "push\thigh\t151.5\t195.15\t199.03", "sms\thigh\t151\t195.1\t199.02"];
-    assert_eq!(database.ask(LATENCY), latency);
+    // 103 to 200 ms for push: the middle is 151.5, and so on. Rounded here, because the query's
+    // quantiles are interpolated in floating point.
+    let rounded = |line: String| {
+        let round = |text: &str| text.parse::<f64>().map_or(text.to_owned(), |ms| format!("{ms:.2}"));
+        line.split('\t').map(round).collect::<Vec<_>>().join(" ")
+    };
+    let latency: Vec<String> = database.ask(LATENCY).into_iter().map(rounded).collect();
+    let expected = ["email high 203.50 290.35 298.07", "push high 151.50 195.15 199.03", "sms high 151.00 195.10 199.02"];
+    assert_eq!(latency, expected);
     let of_views = "SELECT DISTINCT toTypeName(created_at), toTypeName(delivered_at) FROM notification_deliveries";
     assert_eq!(database.value(of_views), "DateTime64(3, \\'UTC\\')\tNullable(DateTime64(3, \\'UTC\\'))");
     let rates = "SELECT channel, sum(sent), sum(delivered), sum(failed), sum(open) FROM delivery_rate GROUP BY channel";
@@ -100,6 +106,9 @@ fn check_seed_queries(database: &Database) {
     assert_eq!(database.value(engagement), "194\t97\t1");
     let latency = "SELECT channel, delivered, created_p50_ms FROM latency_quantiles";
     assert_eq!(database.ask(latency), ["email\t194\t204", "push\t98\t152", "sms\t99\t151"]);
+    let metrics = "SELECT channel, sum(sent), avg(open_rate_pct), avg(click_through_pct), sum(hard_bounced), avg(dlq_pct) \
+                   FROM key_metrics GROUP BY channel";
+    assert_eq!(database.ask(metrics), ["email\t200\t50\t1.03\t0\t0", "push\t100\t0\t\\N\t0\t0", "sms\t100\t0\t\\N\t0\t0"]);
     let standing = "SELECT provider, sent, bounced, standing FROM reputation";
     let expected = ["email_provider\t200\t0\tgood", "push_provider\t100\t0\tgood", "sms_provider\t100\t0\tgood"];
     assert_eq!(database.ask(standing), expected);
@@ -139,11 +148,22 @@ fn latency_runs_from_the_last_release_too_and_reasons_are_counted() {
         let states = vec![State::Created, State::Suppressed];
         Row { states, unit: Unit::Leg, reason: Some(reason), ..delivery(n, Channel::Push, &[], at) }.sealed()
     };
-    let rows = [parked, leg(2, Reason::OptedOut), leg(3, Reason::OptedOut), leg(4, Reason::QuietHours)];
+    let queued = Row { states: vec![State::Created, State::Queued], reason: None, ..leg(5, Reason::Policy) }.sealed();
+    let bounced = |n: u64, reason, states: &[State]| {
+        let states = [&[State::Created, State::Sent, State::Bounced], states].concat();
+        Row { reason, ..delivery(n, Channel::Email, &states, at) }.sealed()
+    };
+    let hard = bounced(6, Some(Reason::InvalidAddress), &[State::Failed]);
+    let soft = bounced(7, None, &[State::Failed, State::Dlq]);
+    let suppressed = [leg(2, Reason::OptedOut), leg(3, Reason::OptedOut), leg(4, Reason::QuietHours)];
+    let rows = [vec![parked, queued, hard, soft], suppressed.to_vec()].concat();
     database.store().write(&batch(0, &[Block::encode(Stage::Deliver, 0, &rows)])).unwrap();
     assert_eq!(database.value("SELECT created_p50_ms, ready_p50_ms FROM latency_quantiles"), "32400000\t250");
     let reasons = database.ask("SELECT reason, units FROM suppression_reasons");
     assert_eq!(reasons, ["opted_out\t2", "quiet_hours\t1"]);
+    let metrics = "SELECT channel, sum(queued), sum(sent), sum(hard_bounced), sum(soft_bounced), avg(bounce_rate_pct), \
+                   avg(dlq_pct) FROM key_metrics GROUP BY channel";
+    assert_eq!(database.ask(metrics), ["email\t0\t2\t1\t1\t100\t50", "push\t1\t1\t0\t0\t0\t0"]);
 }
 
 #[test]

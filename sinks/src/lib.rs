@@ -3,3 +3,5 @@
 pub mod log;
 
 pub mod render;
+
+pub mod record;

@@ -1,17 +1,3 @@
-<<<<<<< HEAD
-//! CloudEvents.
-use crate::event::{Event, InvalidEvent};
-use bytes::Bytes;
-/// Placeholder until merged.
-pub fn parse_record(
-    _: &[(String, Bytes)],
-    _: Option<&str>,
-    value: &[u8],
-    unknown_to_data: bool,
-) -> Result<Event, InvalidEvent> {
-    Event::from_json(value, unknown_to_data)
-}
-=======
 //! CloudEvents 1.0 as they come over Kafka, in both of its modes, read as our [`Event`].
 //!
 //! | CloudEvents | event |
@@ -329,4 +315,3 @@ mod tests {
         assert_eq!(error, InvalidEvent::TooLarge(RECORD_BYTES_MAX + 1));
     }
 }
->>>>>>> logs

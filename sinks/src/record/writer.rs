@@ -136,7 +136,8 @@ impl<S: RecordStore> RecordWriter<S> {
                 std::slice::from_ref(&self.params.topic),
                 Arc::clone(&changes) as Arc<dyn Assignment>,
             )?;
-            let member = Member { writer: &mut self, reader, changes, owned: BTreeMap::new(), pause: None, dlq_partitions };
+            let member =
+                Member { writer: &mut self, reader, changes, owned: BTreeMap::new(), pause: None, dlq_partitions };
             match member.run(stop) {
                 // Someone else has the partitions: what was announced is theirs to write. Join anew.
                 Err(LogError::Fenced(_)) => {}
@@ -346,13 +347,14 @@ impl<S: RecordStore> Member<'_, S> {
             owned.announced = Some(end);
         }
         // 3. Give it to the store, and then what is no block to the DLQ.
-        let mut batch =
-            RecordBatch { partition: partition.clone(), range: owned.from..end, blocks: Vec::new() };
+        let mut batch = RecordBatch { partition: partition.clone(), range: owned.from..end, blocks: Vec::new() };
         let mut poisoned = Vec::new();
         for waiting in owned.waiting.iter().take_while(|waiting| waiting.offset < end) {
             match &waiting.block {
                 Ok(block) => batch.blocks.push(block.clone()),
-                Err(reason) => poisoned.push(dead(partition, waiting, reason, &self.writer.params.dlq, self.dlq_partitions)),
+                Err(reason) => {
+                    poisoned.push(dead(partition, waiting, reason, &self.writer.params.dlq, self.dlq_partitions))
+                }
             }
         }
         if let Err(error) = self.writer.store.write(&batch) {

@@ -86,7 +86,8 @@ fn the_sums_in_rust_and_in_sql_agree_on_any_rows() {
         let mut records = Vec::new();
         for epoch in 0..=6 {
             for stage in Stage::ALL {
-                let of: Vec<Row> = (rows.iter()).filter(|row| row.epoch == epoch && row.stage == *stage).cloned().collect();
+                let of: Vec<Row> =
+                    (rows.iter()).filter(|row| row.epoch == epoch && row.stage == *stage).cloned().collect();
                 if *stage == Stage::Decide && epoch > 0 {
                     records.push(Block::encode(*stage, epoch, &of));
                     // Some epochs are never closed, some not complete.

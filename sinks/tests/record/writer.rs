@@ -179,7 +179,8 @@ fn a_server_out_of_reach_for_a_while_and_answers_that_get_lost() {
     let Some(database) = Database::ready("unreachable") else { return };
     let line = Line::to(&database.params.url);
     let url = format!("http://127.0.0.1:{}", line.port);
-    let store = tidings_sinks::record::clickhouse::ClickHouse::new(&ClickHouseParams { url, ..database.params.clone() });
+    let store =
+        tidings_sinks::record::clickhouse::ClickHouse::new(&ClickHouseParams { url, ..database.params.clone() });
     let log = log(2);
     for n in 0..10 {
         append(&log, n % 2, rows_block(u64::from(n) * 10, u64::from(n) * 10 + 10));
@@ -331,8 +332,9 @@ fn clickhouse_killed_in_the_middle_again_and_again() {
         until("inserts are under way", || writer.counts.batches.load(Ordering::Relaxed) >= batches);
         server.kill();
         let failures = writer.counts.failures.load(Ordering::Relaxed);
-        until("it is noticed", || writer.counts.failures.load(Ordering::Relaxed) > failures + 1
-            || committed(&log, 0).offset == blocks);
+        until("it is noticed", || {
+            writer.counts.failures.load(Ordering::Relaxed) > failures + 1 || committed(&log, 0).offset == blocks
+        });
         server.restart();
         until("all is committed", || committed(&log, 0).offset == blocks && committed(&log, 1).offset == blocks);
     }

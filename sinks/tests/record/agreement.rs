@@ -58,7 +58,7 @@ fn rows(dice: &mut Dice, start: Instant, count: u64) -> Vec<Row> {
                 notification: NotificationId(leg),
                 group: if dice.roll(3) == 0 { GroupId(dice.id(4, 5)) } else { GroupId::default() },
                 leg: if unit == Unit::Event { LegId::default() } else { LegId(leg) },
-                silent: unit == Unit::Leg && leg[8] % 3 == 0,
+                silent: unit == Unit::Leg && leg[8].is_multiple_of(3),
                 delivery: if unit == Unit::Delivery { DeliveryId(dice.id(3, 80)) } else { DeliveryId::default() },
                 user: "u1".to_owned(),
                 channel: Some(Channel::Push),

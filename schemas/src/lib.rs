@@ -16,6 +16,7 @@ pub mod reason;
 
 pub mod lane;
 pub mod lifecycle;
+pub mod topics;
+
 pub mod block;
 pub mod migrations;
-pub mod topics;

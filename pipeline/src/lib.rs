@@ -1,1 +1,5 @@
 //! The tidings pipeline: topology, sources, checkpoints, runtime and commands.
+
+pub mod checkpoint;
+pub mod cutlog;
+pub mod sources;

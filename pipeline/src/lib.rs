@@ -2,4 +2,5 @@
 
 pub mod checkpoint;
 pub mod cutlog;
+
 pub mod sources;

@@ -1,1 +1,3 @@
 //! Everything between a decision and a person: logs, lanes, ledger, providers, the record.
+
+pub mod outcome;

@@ -1,3 +1,5 @@
 //! Everything between a decision and a person: logs, lanes, ledger, providers, the record.
 
 pub mod outcome;
+pub mod providers;
+pub mod simulated;

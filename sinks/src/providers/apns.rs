@@ -283,7 +283,7 @@ fn payload(call: &Call, push: &Push) -> Bytes {
 }
 
 /// The delivery id as a canonical UUID (version 8: the other bits are ours).
-pub(crate) fn apns_id(delivery: DeliveryId) -> String {
+fn apns_id(delivery: DeliveryId) -> String {
     let mut bytes = delivery.0;
     bytes[6] = bytes[6] & 0x0f | 0x80;
     bytes[8] = bytes[8] & 0x3f | 0x80;
@@ -292,7 +292,7 @@ pub(crate) fn apns_id(delivery: DeliveryId) -> String {
 }
 
 /// A collapse key that fits; one that is too long or not plain is hashed to as many hex digits as fit.
-fn collapse_id(key: &str) -> String {
+pub(super) fn collapse_id(key: &str) -> String {
     if (1..=COLLAPSE_ID_BYTES_MAX).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic()) {
         return key.to_owned();
     }
@@ -424,7 +424,7 @@ struct Environment {
 
 struct Apns {
     topic: String,
-    timeout: Duration,
+    request_timeout: Duration,
     server_error_retry: Option<Duration>,
     wall_clock: WallClock,
     tokens: Tokens,
@@ -463,7 +463,7 @@ impl Apns {
             production: environment("endpoint", &params.endpoint)?,
             development: development.map(|endpoint| environment("sandbox_endpoint", endpoint)).transpose()?,
             topic: params.topic,
-            timeout,
+            request_timeout: timeout,
             server_error_retry: params.server_error_retry_seconds.map(Duration::from_secs),
             wall_clock: context.wall_clock.clone(),
             tokens: Tokens {
@@ -573,7 +573,7 @@ impl Provider for Apns {
     }
 
     fn timeout(&self) -> Duration {
-        self.timeout
+        self.request_timeout * 2
     }
 
     fn deliver<'a>(&'a self, calls: &'a [Call], _now: Instant) -> BoxFuture<'a, Vec<Outcome>> {

@@ -9,6 +9,7 @@
 
 pub mod apns;
 pub mod content;
+pub mod fcm;
 mod http;
 mod jwt;
 #[cfg(test)]
@@ -64,7 +65,7 @@ pub trait Provider: Send + Sync {
     /// several (run many `deliver` at once instead, they share connections).
     fn batch_max(&self) -> usize;
 
-    /// How long one request may take. `deliver` may make two, so a lease outlasts twice this.
+    /// How long one `deliver` takes at most, second tries included: a lease outlasts it.
     fn timeout(&self) -> Duration;
 
     /// Carries `calls` and says what came of each, in their order. `now` is the clock that
@@ -140,7 +141,7 @@ impl ProviderKind {
 /// Every kind of provider, one line each.
 #[must_use]
 pub fn registry() -> &'static [ProviderKind] {
-    &[apns::KIND]
+    &[apns::KIND, fcm::KIND]
 }
 
 /// The kind called `name`.

@@ -23,7 +23,7 @@ pub struct Faults {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
-    /// Only requests to `apns`, `apns_sandbox`, `fcm` or `ses`; all where absent.
+    /// Only requests to `apns`, `apns_sandbox`, `fcm`, `fcm_token` or `ses`; all where absent.
     #[serde(default)]
     pub provider: Option<String>,
     /// Only requests for this device token or e-mail address; all where absent.

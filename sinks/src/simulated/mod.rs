@@ -9,6 +9,7 @@
 
 mod apns;
 mod faults;
+mod fcm;
 mod keys;
 mod server;
 
@@ -205,6 +206,8 @@ enum Listener {
     Apns,
     ApnsSandbox,
     Fcm,
+    /// Google's token endpoint, on FCM's listener.
+    FcmToken,
     Ses,
     Inbox,
 }
@@ -215,6 +218,7 @@ impl Listener {
             Self::Apns => "apns",
             Self::ApnsSandbox => "apns_sandbox",
             Self::Fcm => "fcm",
+            Self::FcmToken => "fcm_token",
             Self::Ses => "ses",
             Self::Inbox => "inbox",
         }
@@ -225,6 +229,7 @@ impl Listener {
 struct Shared {
     config: Config,
     apns_public_key: Vec<u8>,
+    fcm_public_key: Vec<u8>,
     state: Mutex<State>,
 }
 
@@ -235,6 +240,8 @@ struct State {
     counts: Counts,
     script: faults::Script,
     users: BTreeMap<String, String>,
+    access_tokens: BTreeMap<String, Instant>,
+    access_tokens_sold: u64,
 }
 
 /// A message before it is numbered and counted.
@@ -275,7 +282,11 @@ impl Shared {
                 let (slow, reply) = apns::handle(self, which, &request);
                 (latency + slow, reply)
             }
-            Listener::Fcm | Listener::Ses | Listener::Inbox => (latency, Reply::Never),
+            Listener::Fcm | Listener::FcmToken => {
+                let (slow, reply) = fcm::handle(self, &request);
+                (latency + slow, reply)
+            }
+            Listener::Ses | Listener::Inbox => (latency, Reply::Never),
         }
     }
 
@@ -362,8 +373,12 @@ impl Simulated {
         // Apple speaks HTTP/2 only.
         let http2 = acceptor(&keys, &[b"h2"])?;
         let either = acceptor(&keys, &[b"h2", b"http/1.1"])?;
-        let shared =
-            Arc::new(Shared { apns_public_key: apns::public_key(&keys.apns_p8)?, config, state: Mutex::default() });
+        let shared = Arc::new(Shared {
+            apns_public_key: apns::public_key(&keys.apns_p8)?,
+            fcm_public_key: fcm::public_key()?,
+            config,
+            state: Mutex::default(),
+        });
         let stop = CancellationToken::new();
         let mut listeners = JoinSet::new();
         for (which, listener, tls) in [
@@ -425,6 +440,17 @@ impl Simulated {
     /// Replaces the faults; their counters start anew.
     pub fn set_faults(&self, faults: Faults) {
         self.shared.state().script = faults::Script::new(faults);
+    }
+
+    /// Makes every access token that FCM's token endpoint has sold invalid.
+    pub fn revoke_access_tokens(&self) {
+        self.shared.state().access_tokens.clear();
+    }
+
+    /// How many access tokens FCM's token endpoint has sold.
+    #[must_use]
+    pub fn access_tokens_sold(&self) -> u64 {
+        self.shared.state().access_tokens_sold
     }
 
     /// Says whose addresses these are, for the inbox: (address, user).

@@ -619,7 +619,7 @@ impl Fcm {
 
     /// An access token, within the time of one call: whoever holds the lock may be waiting itself.
     async fn token(&self, stale: Option<&str>) -> Result<String, Outcome> {
-        let late = |_| Outcome::retryable(Code::ours("no_token"), None);
+        let late = |_| Outcome::retryable(Code::ours("timeout"), None);
         tokio::time::timeout(self.request_timeout, self.tokens.get(stale)).await.map_err(late)?
     }
 

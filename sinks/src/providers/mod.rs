@@ -14,6 +14,9 @@ mod http;
 mod jwt;
 #[cfg(test)]
 pub(crate) mod samples;
+pub mod ses;
+pub(crate) mod sigv4;
+pub mod unsubscribe;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -141,7 +144,7 @@ impl ProviderKind {
 /// Every kind of provider, one line each.
 #[must_use]
 pub fn registry() -> &'static [ProviderKind] {
-    &[apns::KIND, fcm::KIND]
+    &[apns::KIND, fcm::KIND, ses::KIND]
 }
 
 /// The kind called `name`.

@@ -49,7 +49,7 @@ pub(super) fn handle(shared: &Shared, which: Listener, request: &Request<Bytes>)
     };
     let no_wait = |reply| (Duration::ZERO, reply);
     let refuse = |status, body| no_wait(refuse(request.headers(), status, body));
-    match shared.strike(which, Some(token)) {
+    match shared.strike(which, Some(token), true) {
         None => no_wait(accept(shared, which, token, request)),
         Some(Fault::Slow { ms }) => (Duration::from_millis(ms), accept(shared, which, token, request)),
         Some(Fault::NoAnswer) => {

@@ -46,7 +46,7 @@ pub(super) fn handle(shared: &Shared, request: &Request<Bytes>) -> (Duration, Re
         Err(refusal) => return no_wait(refusal),
     };
     let address = target(&message).unwrap_or_default();
-    match shared.strike(Listener::Fcm, Some(&address)) {
+    match shared.strike(Listener::Fcm, Some(&address), true) {
         None => no_wait(accept(shared, &address, &message)),
         Some(Fault::Slow { ms }) => (Duration::from_millis(ms), accept(shared, &address, &message)),
         Some(Fault::NoAnswer) => {
@@ -99,7 +99,7 @@ fn token(shared: &Shared, request: &Request<Bytes>) -> Reply {
             json!({ "error": error, "error_description": description }).to_string().into(),
         )
     };
-    if let Some(fault) = shared.strike(Listener::FcmToken, None) {
+    if let Some(fault) = shared.strike(Listener::FcmToken, None, true) {
         return match fault {
             Fault::NoAnswer => Reply::Never,
             Fault::Reset => Reply::Reset,
@@ -226,7 +226,7 @@ fn accept(shared: &Shared, address: &str, body: &Value) -> Reply {
     let (shown, data, android) = (&message["notification"], &message["data"], &message["android"]);
     let string = |value: &Value| value.as_str().map(str::to_owned);
     let at: Instant = shared.now();
-    let number = shared.state().accepted + 1;
+    let number = shared.number();
     let name = format!("projects/{}/messages/0:{}%{number:016x}", shared.config.fcm_project, at.0 * 1000);
     let content = Content::Push(Push {
         title: string(&shown["title"]).unwrap_or_default(),

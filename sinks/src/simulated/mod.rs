@@ -12,6 +12,7 @@ mod faults;
 mod fcm;
 mod keys;
 mod server;
+mod ses;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -32,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::providers::WallClock;
 use crate::providers::content::Content;
+use crate::providers::sigv4::Credentials;
 pub use faults::{Fault, Faults, Rule};
 pub use keys::{KeyFiles, Keys};
 use server::Reply;
@@ -230,6 +232,7 @@ struct Shared {
     config: Config,
     apns_public_key: Vec<u8>,
     fcm_public_key: Vec<u8>,
+    ses_credentials: Credentials,
     state: Mutex<State>,
 }
 
@@ -237,6 +240,7 @@ struct Shared {
 struct State {
     messages: VecDeque<Message>,
     accepted: u64,
+    numbered: u64,
     counts: Counts,
     script: faults::Script,
     users: BTreeMap<String, String>,
@@ -266,6 +270,13 @@ impl Shared {
         (self.config.wall_clock)()
     }
 
+    /// A number that no other message has, for a provider's id.
+    fn number(&self) -> u64 {
+        let mut state = self.state();
+        state.numbered += 1;
+        state.numbered
+    }
+
     fn connected(&self, which: Listener) {
         self.state().counts.providers.entry(which.name()).or_default().connections += 1;
     }
@@ -286,14 +297,18 @@ impl Shared {
                 let (slow, reply) = fcm::handle(self, &request);
                 (latency + slow, reply)
             }
-            Listener::Ses | Listener::Inbox => (latency, Reply::Never),
+            Listener::Ses => {
+                let (slow, reply) = ses::handle(self, &request);
+                (latency + slow, reply)
+            }
+            Listener::Inbox => (latency, Reply::Never),
         }
     }
 
-    /// The fault that strikes a request, about one address or as a whole.
-    fn strike(&self, which: Listener, address: Option<&str>) -> Option<Fault> {
+    /// The fault that strikes a request as a whole, what it wants for one address, or both at once.
+    fn strike(&self, which: Listener, address: Option<&str>, whole: bool) -> Option<Fault> {
         let mut state = self.state();
-        let fault = state.script.strike(which.name(), address)?;
+        let fault = state.script.strike(which.name(), address, whole)?;
         state.counts.providers.entry(which.name()).or_default().faults += 1;
         Some(fault)
     }
@@ -376,6 +391,11 @@ impl Simulated {
         let shared = Arc::new(Shared {
             apns_public_key: apns::public_key(&keys.apns_p8)?,
             fcm_public_key: fcm::public_key()?,
+            ses_credentials: Credentials {
+                access_key_id: keys.ses_access_key_id.clone(),
+                secret_access_key: keys.ses_secret_access_key.clone(),
+                session_token: None,
+            },
             config,
             state: Mutex::default(),
         });

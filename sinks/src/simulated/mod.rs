@@ -10,6 +10,7 @@
 mod apns;
 mod faults;
 mod fcm;
+mod inbox;
 mod keys;
 mod server;
 mod ses;
@@ -248,6 +249,16 @@ struct State {
     access_tokens_sold: u64,
 }
 
+impl State {
+    /// The messages that are kept, newest first, with the users as they are known now.
+    fn listed(&self) -> impl Iterator<Item = Message> {
+        self.messages.iter().map(|message| {
+            let user = self.users.get(&message.address).cloned();
+            Message { user, ..message.clone() }
+        })
+    }
+}
+
 /// A message before it is numbered and counted.
 struct Arrival {
     channel: Channel,
@@ -282,27 +293,20 @@ impl Shared {
     }
 
     /// Answers one request, after the latency that goes with it.
-    fn handle(&self, which: Listener, request: Request<Bytes>) -> (Duration, Reply) {
-        let latency = {
-            let mut state = self.state();
-            state.counts.providers.entry(which.name()).or_default().requests += 1;
-            Duration::from_millis(state.script.faults.latency_ms)
+    fn handle(&self, which: Listener, request: &Request<Bytes>) -> (Duration, Reply) {
+        let (slow, reply) = match which {
+            Listener::Inbox => return (Duration::ZERO, inbox::handle(self, request)),
+            Listener::Apns | Listener::ApnsSandbox => apns::handle(self, which, request),
+            Listener::Fcm | Listener::FcmToken => fcm::handle(self, request),
+            Listener::Ses => ses::handle(self, request),
         };
-        match which {
-            Listener::Apns | Listener::ApnsSandbox => {
-                let (slow, reply) = apns::handle(self, which, &request);
-                (latency + slow, reply)
-            }
-            Listener::Fcm | Listener::FcmToken => {
-                let (slow, reply) = fcm::handle(self, &request);
-                (latency + slow, reply)
-            }
-            Listener::Ses => {
-                let (slow, reply) = ses::handle(self, &request);
-                (latency + slow, reply)
-            }
-            Listener::Inbox => (latency, Reply::Never),
-        }
+        let mut state = self.state();
+        state.counts.providers.entry(which.name()).or_default().requests += 1;
+        (slow + Duration::from_millis(state.script.faults.latency_ms), reply)
+    }
+
+    fn set_faults(&self, faults: Faults) {
+        self.state().script = faults::Script::new(faults);
     }
 
     /// The fault that strikes a request as a whole, what it wants for one address, or both at once.
@@ -334,7 +338,7 @@ impl Shared {
             at,
             provider: which.name(),
             channel: arrival.channel,
-            user: state.users.get(&arrival.address).cloned(),
+            user: None,
             address: arrival.address,
             notification: arrival.notification,
             delivery: arrival.delivery,
@@ -448,7 +452,7 @@ impl Simulated {
     /// The messages that are kept, newest first.
     #[must_use]
     pub fn messages(&self) -> Vec<Message> {
-        self.shared.state().messages.iter().cloned().collect()
+        self.shared.state().listed().collect()
     }
 
     /// What was counted since the start.
@@ -459,7 +463,7 @@ impl Simulated {
 
     /// Replaces the faults; their counters start anew.
     pub fn set_faults(&self, faults: Faults) {
-        self.shared.state().script = faults::Script::new(faults);
+        self.shared.set_faults(faults);
     }
 
     /// Makes every access token that FCM's token endpoint has sold invalid.

@@ -117,7 +117,7 @@ async fn respond(
     let Ok(body) = Limited::new(body, REQUEST_BYTES_MAX).collect().await else {
         return Ok(plain(StatusCode::PAYLOAD_TOO_LARGE, "the request is too large or was cut short"));
     };
-    let (latency, reply) = shared.handle(which, Request::from_parts(parts, body.to_bytes()));
+    let (latency, reply) = shared.handle(which, &Request::from_parts(parts, body.to_bytes()));
     if !latency.is_zero() {
         tokio::time::sleep(latency).await;
     }

@@ -215,7 +215,7 @@ pub(crate) fn by_status(code: Code, after: Option<Duration>) -> Outcome {
     match code.status {
         Some(408 | 409 | 425 | 429 | 500..=599) => Outcome::retryable(code, after),
         Some(400 | 404..=407 | 410..=428) => Outcome::permanent(code, "the provider refuses this message"),
-        Some(401 | 402 | 403) => Outcome::paused(code, "the provider refuses us: check credentials and account"),
+        Some(401..=403) => Outcome::paused(code, "the provider refuses us: check credentials and account"),
         _ => Outcome::paused(code, "not an answer of this provider: check the endpoint"),
     }
 }

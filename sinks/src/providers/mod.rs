@@ -127,8 +127,10 @@ pub struct ProviderKind {
     pub channel: Channel,
     /// The schema of its parameters.
     pub schema: fn() -> Schema,
-    make: fn(serde_json::Value, &Context) -> Result<Box<dyn Provider>, BuildError>,
+    make: Make,
 }
+
+type Make = fn(serde_json::Value, &Context) -> Result<Box<dyn Provider>, BuildError>;
 
 impl ProviderKind {
     /// A provider of this kind with these parameters, the guard against mass invalidation behind it.
@@ -187,5 +189,51 @@ impl Provider for Guarded {
             let mut guard = self.guard.lock().unwrap_or_else(PoisonError::into_inner);
             outcomes.into_iter().map(|outcome| guard.judge(outcome)).collect()
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::outcome::{Code, GUARD_INVALID_MIN};
+    use crate::simulated::{Fault, Faults, Rule};
+    use samples::{NOW, World, push};
+
+    #[test]
+    fn every_kind_has_its_own_name_and_documents_each_parameter() {
+        let names: BTreeSet<_> = registry().iter().map(|kind| kind.name).collect();
+        assert_eq!(names.len(), registry().len());
+        for kind in registry() {
+            let schema = serde_json::to_value((kind.schema)()).unwrap();
+            assert_eq!(schema["additionalProperties"], json!(false), "{}", kind.name);
+            for (field, property) in schema["properties"].as_object().unwrap() {
+                assert!(property["description"].is_string(), "{}.{field}", kind.name);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_wrong_environment_pauses_instead_of_striking_every_device() {
+        let world = World::start().await;
+        let apns = world.provider(
+            "apns",
+            json!({
+                "endpoint": world.simulated.endpoints().apns, "ca_file": world.files.ca, "key_file": world.files.apns,
+                "key_id": "ABC1234567", "team_id": "DEF1234567", "topic": "com.example.app",
+            }),
+        );
+        let bad = Fault::Answer { status: 400, reason: "BadDeviceToken".to_owned() };
+        world.simulated.set_faults(Faults { latency_ms: 0, rules: vec![Rule::always("apns", bad)] });
+        let calls: Vec<_> = (0..100).map(|device| push(&format!("{device:064x}"))).collect();
+        let outcomes = apns.deliver(&calls, NOW).await;
+        let struck = outcomes.iter().filter(|outcome| outcome.word() == "invalid_address").count();
+        let paused = outcomes.iter().filter(|outcome| outcome.word() == "paused").count();
+        assert_eq!((struck, paused), (GUARD_INVALID_MIN - 1, 100 - struck));
+        assert_eq!(outcomes[99].code(), &Code::new(400, "BadDeviceToken"));
+        world.simulated.shutdown().await;
     }
 }

@@ -79,7 +79,7 @@ impl Rule {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Fault {
-    /// Accepts after this long.
+    /// Accepts, and answers after this long.
     Slow {
         /// In milliseconds.
         ms: u64,

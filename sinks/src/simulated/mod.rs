@@ -289,6 +289,9 @@ impl Shared {
     }
 
     fn connected(&self, which: Listener) {
+        if which == Listener::Inbox {
+            return; // whoever looks is no traffic
+        }
         self.state().counts.providers.entry(which.name()).or_default().connections += 1;
     }
 

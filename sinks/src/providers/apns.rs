@@ -847,6 +847,16 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_answer_that_comes_too_late_is_no_answer() {
+        let world = World::start().await;
+        let apns = world.provider("apns", params(&world));
+        world.simulated.set_faults(script([Rule::always("apns", Fault::Slow { ms: 60_000 })]));
+        assert_eq!(deliver_one(&*apns, &push(TOKEN)).await, Outcome::unknown(Code::ours("timeout")));
+        assert_eq!(world.simulated.counts().providers["apns"].accepted, 1);
+        world.simulated.shutdown().await;
+    }
+
+    #[tokio::test]
     async fn a_torn_connection_is_maybe_sent_and_the_next_push_finds_a_new_one() {
         let world = World::start().await;
         let apns = world.provider("apns", params(&world));

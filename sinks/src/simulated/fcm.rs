@@ -19,7 +19,9 @@ use super::server::Reply;
 use super::{Arrival, Fault, Listener, Shared, SimulatedError, keys};
 use crate::providers::content::{Content, Push};
 
-const SCOPE: &str = "https://www.googleapis.com/auth/firebase.messaging";
+/// Scopes that may send; an assertion may ask for several.
+const SCOPES: [&str; 2] =
+    ["https://www.googleapis.com/auth/firebase.messaging", "https://www.googleapis.com/auth/cloud-platform"];
 /// How long an access token lives, in seconds, as Google's do.
 const TOKEN_SECONDS: u64 = 3599;
 /// Largest message, its JSON as a whole: a little more than the 4096 bytes that FCM grants its parts.
@@ -151,7 +153,9 @@ fn assertion(shared: &Shared, jwt: &str) -> Result<(), &'static str> {
     if claims["iss"] != keys::service_account_email(&shared.config.fcm_project).as_str() {
         return Err("Invalid grant: account not found");
     }
-    if !claims["aud"].as_str().is_some_and(|audience| audience.ends_with("/token")) || claims["scope"] != SCOPE {
+    let audience = claims["aud"].as_str().is_some_and(|audience| audience.ends_with("/token"));
+    let mut scopes = claims["scope"].as_str().unwrap_or_default().split_whitespace();
+    if !audience || !scopes.any(|scope| SCOPES.contains(&scope)) {
         return Err("Invalid JWT: audience or scope");
     }
     let (issued, expires) = (claims["iat"].as_i64().ok_or(malformed)?, claims["exp"].as_i64().ok_or(malformed)?);

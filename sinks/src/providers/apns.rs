@@ -782,8 +782,15 @@ mod tests {
         json!({
             "endpoint": endpoints.apns, "sandbox_endpoint": endpoints.apns_sandbox, "ca_file": world.files.ca,
             "key_file": world.files.apns, "key_id": "ABC1234567", "team_id": "DEF1234567", "topic": "com.example.app",
-            "connections": 1, "timeout_seconds": 1,
+            "connections": 1, "timeout_seconds": 60,
         })
+    }
+
+    /// For calls that must time out.
+    fn impatient(world: &World) -> Value {
+        let mut params = params(world);
+        params["timeout_seconds"] = json!(1);
+        params
     }
 
     fn script(rules: impl IntoIterator<Item = Rule>) -> Faults {
@@ -831,7 +838,7 @@ mod tests {
     #[tokio::test]
     async fn accepted_then_timed_out_is_maybe_sent_and_the_repeat_carries_the_same_ids() {
         let world = World::start().await;
-        let apns = world.provider("apns", params(&world));
+        let apns = world.provider("apns", impatient(&world));
         world.simulated.set_faults(script([Rule::always("apns", Fault::NoAnswer).times(1)]));
         let call = push(TOKEN);
         assert_eq!(deliver_one(&*apns, &call).await, Outcome::unknown(Code::ours("timeout")));
@@ -849,7 +856,7 @@ mod tests {
     #[tokio::test]
     async fn an_answer_that_comes_too_late_is_no_answer() {
         let world = World::start().await;
-        let apns = world.provider("apns", params(&world));
+        let apns = world.provider("apns", impatient(&world));
         world.simulated.set_faults(script([Rule::always("apns", Fault::Slow { ms: 60_000 })]));
         assert_eq!(deliver_one(&*apns, &push(TOKEN)).await, Outcome::unknown(Code::ours("timeout")));
         assert_eq!(world.simulated.counts().providers["apns"].accepted, 1);

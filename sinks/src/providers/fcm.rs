@@ -852,8 +852,15 @@ mod tests {
     fn params(world: &World) -> Value {
         json!({
             "endpoint": world.simulated.endpoints().fcm, "ca_file": world.files.ca, "credentials_file": world.files.fcm,
-            "connections": 1, "timeout_seconds": 1,
+            "connections": 1, "timeout_seconds": 60,
         })
+    }
+
+    /// For calls that must time out.
+    fn impatient(world: &World) -> Value {
+        let mut params = params(world);
+        params["timeout_seconds"] = json!(1);
+        params
     }
 
     fn script(rules: impl IntoIterator<Item = Rule>) -> Faults {
@@ -913,7 +920,7 @@ mod tests {
             (Fault::Answer { status: 401, reason: "invalid_client".to_owned() }, "paused", "401 invalid_client"),
         ] {
             world.simulated.set_faults(script([Rule::always("fcm_token", fault)]));
-            let outcome = deliver_one(&*world.provider("fcm", params(&world)), &push(TOKEN)).await;
+            let outcome = deliver_one(&*world.provider("fcm", impatient(&world)), &push(TOKEN)).await;
             assert_eq!((outcome.word(), outcome.code().to_string().as_str()), (word, code));
         }
         assert_eq!(world.simulated.counts().addresses.len(), 0);
@@ -937,7 +944,7 @@ mod tests {
     #[tokio::test]
     async fn accepted_then_timed_out_is_maybe_sent_and_the_repeat_has_the_same_tag() {
         let world = World::start().await;
-        let fcm = world.provider("fcm", params(&world));
+        let fcm = world.provider("fcm", impatient(&world));
         world.simulated.set_faults(script([Rule::always("fcm", Fault::NoAnswer).times(1)]));
         assert_eq!(deliver_one(&*fcm, &push(TOKEN)).await, Outcome::unknown(Code::ours("timeout")));
         assert_eq!(deliver_one(&*fcm, &push(TOKEN)).await.word(), "accepted");

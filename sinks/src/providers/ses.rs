@@ -844,8 +844,15 @@ mod tests {
     fn params(world: &World) -> Value {
         json!({
             "endpoint": world.simulated.endpoints().ses, "ca_file": world.files.ca, "region": "us-east-1",
-            "credentials_file": world.files.ses, "from": "App <no-reply@example.com>", "timeout_seconds": 1,
+            "credentials_file": world.files.ses, "from": "App <no-reply@example.com>", "timeout_seconds": 60,
         })
+    }
+
+    /// For calls that must time out.
+    fn impatient(world: &World) -> Value {
+        let mut params = params(world);
+        params["timeout_seconds"] = json!(1);
+        params
     }
 
     fn script(rules: impl IntoIterator<Item = Rule>) -> Faults {
@@ -917,7 +924,7 @@ mod tests {
     #[tokio::test]
     async fn accepted_then_timed_out_is_maybe_sent_for_every_mail_of_the_request() {
         let world = World::start().await;
-        let ses = world.provider("ses", params(&world));
+        let ses = world.provider("ses", impatient(&world));
         world.simulated.set_faults(script([Rule::always("ses", Fault::NoAnswer).times(1)]));
         let outcomes = ses.deliver(&calls(3), NOW).await;
         assert_eq!(outcomes, vec![Outcome::unknown(Code::ours("timeout")); 3]);

@@ -5,7 +5,8 @@
 //! | `GET /` | the page, with `/app.js` and `/style.css`; nothing comes from elsewhere |
 //! | `GET /api/messages?user=&channel=&provider=&after=` | messages, newest first; `x-accepted` counts all |
 //! | `GET /api/messages/{seq}/html` | one mail's HTML, alone in a sandbox |
-//! | `GET /api/counts` | what was counted since the start |
+//! | `GET /api/counts` | what was counted since the start, by listener and address |
+//! | `GET /api/traffic` | the same by listener alone: small, however many addresses there are |
 //! | `GET /api/faults`, `POST /api/faults` | the script of faults; a new one replaces it |
 //! | `POST /api/users` | whose addresses these are, `{"address": "user"}` |
 //!
@@ -49,6 +50,7 @@ fn route(shared: &Shared, request: &Request<Bytes>) -> Response<Full<Bytes>> {
         (&Method::GET, "/style.css") => file("text/css; charset=utf-8", PAGE_POLICY, STYLE),
         (&Method::GET, "/api/messages") => messages(shared, request),
         (&Method::GET, "/api/counts") => json(&shared.state().counts),
+        (&Method::GET, "/api/traffic") => json(&shared.state().counts.providers),
         (&Method::GET, "/api/faults") => json(&shared.state().script.faults),
         (&Method::POST, "/api/faults") => change(request, |faults: Faults| shared.set_faults(faults)),
         (&Method::POST, "/api/users") => {
@@ -184,6 +186,8 @@ mod tests {
         let counts: Value = client.get(format!("{inbox}/api/counts")).send().await.unwrap().json().await.unwrap();
         assert_eq!(counts["addresses"]["aa"]["notifications"][push("aa").notification.to_string()], json!(1));
         assert_eq!(counts["providers"]["apns"]["accepted"], json!(2));
+        let traffic: Value = client.get(format!("{inbox}/api/traffic")).send().await.unwrap().json().await.unwrap();
+        assert_eq!(traffic, counts["providers"]);
         world.simulated.shutdown().await;
     }
 

@@ -393,8 +393,8 @@ impl Simulated {
             keys.write(folder, &fcm_json).map_err(file)?;
         }
         // Apple speaks HTTP/2 only.
-        let http2 = acceptor(&keys, &[b"h2"])?;
-        let either = acceptor(&keys, &[b"h2", b"http/1.1"])?;
+        let http2 = acceptor(&keys, config.host, &[b"h2"])?;
+        let either = acceptor(&keys, config.host, &[b"h2", b"http/1.1"])?;
         let shared = Arc::new(Shared {
             apns_public_key: apns::public_key(&keys.apns_p8)?,
             fcm_public_key: fcm::public_key()?,
@@ -508,8 +508,8 @@ async fn bind(host: IpAddr, port: u16) -> Result<(TcpListener, SocketAddr), Simu
     Ok((listener, at))
 }
 
-fn acceptor(keys: &Keys, protocols: &[&[u8]]) -> Result<TlsAcceptor, SimulatedError> {
-    let (certificates, key) = keys.server_certificate()?;
+fn acceptor(keys: &Keys, host: IpAddr, protocols: &[&[u8]]) -> Result<TlsAcceptor, SimulatedError> {
+    let (certificates, key) = keys.server_certificate(host)?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?

@@ -140,8 +140,8 @@ function render() {
   $("texts").replaceChildren(...texts.map(textBubble));
 }
 
-function showCounts(counts) {
-  const cells = Object.entries(counts.providers).flatMap(([name, traffic]) => [
+function showTraffic(providers) {
+  const cells = Object.entries(providers).flatMap(([name, traffic]) => [
     element("dt", "", name),
     element("dd", "", traffic.faults ? `${traffic.accepted} (${traffic.faults} faults)` : traffic.accepted),
   ]);
@@ -170,7 +170,7 @@ async function poll() {
       render();
       if (first) read(mail);
     }
-    showCounts(await (await fetch("/api/counts")).json());
+    showTraffic(await (await fetch("/api/traffic")).json());
     $("status").textContent = `${total} accepted`;
     document.body.classList.remove("lost");
   } catch {

@@ -5,3 +5,7 @@ pub mod log;
 pub mod render;
 
 pub mod record;
+
+pub mod outcome;
+pub mod providers;
+pub mod simulated;

@@ -90,17 +90,28 @@ fn record(dice: &mut Dice, number: u64, now: Instant) -> (Lot, String, Option<By
         2 | 3 => {
             let channel = if dice.roll(2) == 0 { "push" } else { "email" };
             let key = format!("{user}/{channel}");
-            let address = format!(r#"{{"user_id":"{user}","address_id":"{channel}","channel":"{channel}","address":"x"}}"#);
+            let address =
+                format!(r#"{{"user_id":"{user}","address_id":"{channel}","channel":"{channel}","address":"x"}}"#);
             return (lot(3, 0), key, (dice.roll(6) > 0).then(|| address.into()));
         }
         4 => r#"{"user_id": "broken"#.to_owned(),
         5 => format!(r#"{{"id":"m{number}","type":"marketing_campaign","user_id":"{user}"}}"#),
-        6 => format!(r#"{{"id":"o{number}","type":"order_shipped","user_id":"{user}","data":{{"order_id":{}}}}}"#, dice.roll(50)),
+        6 => format!(
+            r#"{{"id":"o{number}","type":"order_shipped","user_id":"{user}","data":{{"order_id":{}}}}}"#,
+            dice.roll(50)
+        ),
         7 => {
             let at = now.after(Duration::from_secs(dice.roll(7200)));
-            format!(r#"{{"id":"s{}","type":"like","user_id":"{user}","scheduled_at":"{at}","cancel_key":"k{}"}}"#, number, dice.roll(9))
+            format!(
+                r#"{{"id":"s{}","type":"like","user_id":"{user}","scheduled_at":"{at}","cancel_key":"k{}"}}"#,
+                number,
+                dice.roll(9)
+            )
         }
-        8 => format!(r#"{{"id":"c{number}","type":"like","user_id":"{user}","op":"cancel","cancel_key":"k{}"}}"#, dice.roll(9)),
+        8 => format!(
+            r#"{{"id":"c{number}","type":"like","user_id":"{user}","op":"cancel","cancel_key":"k{}"}}"#,
+            dice.roll(9)
+        ),
         9 => format!(r#"{{"id":"v{number}","type":"verification_code","user_id":"{user}"}}"#),
         kind => {
             let op = if kind == 10 { "retract" } else { "notify" };
@@ -217,9 +228,12 @@ fn any_number_of_workers_says_the_same() {
         let reference = run(1, Transport::Memory, &input, &cuts, &state, &from, 1);
         let said: usize = reference.iter().map(|output| output.said.len()).sum();
         assert!(said > 200, "seed {seed}: only {said} outputs, which proves little");
-        for (count, transport, fuel) in
-            [(1, Transport::Memory, 9), (2, Transport::Memory, 2), (4, Transport::Memory, 3), (2, Transport::Serialising, 4)]
-        {
+        for (count, transport, fuel) in [
+            (1, Transport::Memory, 9),
+            (2, Transport::Memory, 2),
+            (4, Transport::Memory, 3),
+            (2, Transport::Serialising, 4),
+        ] {
             let other = run(count, transport, &input, &cuts, &state, &from, fuel);
             assert_same(&format!("seed {seed}, {count} workers, {transport:?}"), &reference, &other);
         }

@@ -401,7 +401,7 @@ mod tests {
     fn entries_have_golden_bytes() {
         let entry = Entry::Checkpoint { generation: 7, name: "7-42".to_owned(), epoch: 42 };
         let hex: String = entry.encode().iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(hex, "010207" .to_owned() + "04372d3432" + "2a" + &hex[hex.len() - 8..]);
+        assert_eq!(hex, "010207".to_owned() + "04372d3432" + "2a" + &hex[hex.len() - 8..]);
         assert_eq!(Entry::decode(0, &entry.encode()).unwrap(), entry);
         let error = Entry::decode(9, b"\x01nonsense").unwrap_err().to_string();
         assert!(error.starts_with("the cut log at offset 9: checksum"), "{error}");

@@ -2,5 +2,6 @@
 
 pub mod checkpoint;
 pub mod cutlog;
+pub mod runtime;
 
 pub mod sources;

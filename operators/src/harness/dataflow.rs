@@ -14,8 +14,8 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError};
 use tidings_schemas::ids::key_group;
 use tidings_schemas::time::Instant;
 use timely::dataflow::channels::pact::Exchange;
-use timely::dataflow::operators::generic::operator::source;
 use timely::dataflow::operators::generic::Operator as _;
+use timely::dataflow::operators::generic::operator::source;
 use timely::{CommunicationConfig, Config, WorkerConfig};
 
 use super::chain::{Block, Chain};
@@ -277,10 +277,13 @@ impl Intake {
         loop {
             match self.commands.try_recv() {
                 Ok(Command::Release(cut)) => self.waiting.push_back(cut),
-                Ok(Command::Stop) | Err(TryRecvError::Disconnected) => {
+                Ok(Command::Stop) => {
                     self.stopping = true;
                     break;
                 }
+                // The host let go without a word: nobody waits for what is open.
+                Err(TryRecvError::Disconnected) if !self.stopping => return Step::Stop,
+                Err(TryRecvError::Disconnected) => break,
                 Err(TryRecvError::Empty) => break,
             }
         }

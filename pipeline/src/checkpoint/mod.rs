@@ -300,7 +300,8 @@ mod tests {
         }
         let state = checkpoints.state(&manifest).unwrap();
         let heads: Vec<_> = state.iter().map(|((_, key), image)| (key.user.to_string(), image.head.clone())).collect();
-        let expected = [("u0", 39), ("u1", 40), ("u2", 38)].map(|(user, byte)| (user.to_owned(), Some((1, vec![byte]))));
+        let expected =
+            [("u0", 39), ("u1", 40), ("u2", 38)].map(|(user, byte)| (user.to_owned(), Some((1, vec![byte]))));
         assert_eq!(heads, expected);
     }
 
@@ -308,8 +309,11 @@ mod tests {
     fn what_a_kept_manifest_names_is_not_deleted() {
         let folder = tempfile::tempdir().unwrap();
         let checkpoints = Checkpoints::in_folder(folder.path()).unwrap();
-        let (one_name, one) = checkpoints.write(0, Manifest { epoch: 1, ..Manifest::default() }, &Delta::from([(key("a"), image(1))])).unwrap();
-        let (_, two) = checkpoints.write(0, Manifest { epoch: 2, ..one.clone() }, &Delta::from([(key("b"), image(2))])).unwrap();
+        let (one_name, one) = checkpoints
+            .write(0, Manifest { epoch: 1, ..Manifest::default() }, &Delta::from([(key("a"), image(1))]))
+            .unwrap();
+        let (_, two) =
+            checkpoints.write(0, Manifest { epoch: 2, ..one.clone() }, &Delta::from([(key("b"), image(2))])).unwrap();
         checkpoints.delete(&one_name, &one, &[&two]).unwrap();
         checkpoints.delete(&one_name, &one, &[&two]).unwrap();
         assert_eq!(checkpoints.state(&two).unwrap().len(), 2);

@@ -5,6 +5,7 @@ pub mod channel;
 pub mod codec;
 pub mod ids;
 pub mod time;
+pub mod units;
 
 pub mod event;
 pub mod profile;

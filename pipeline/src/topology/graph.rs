@@ -1,0 +1,7 @@
+//! x
+/// x
+pub fn dot() {}
+/// x
+pub fn mermaid() {}
+/// x
+pub fn svg() {}

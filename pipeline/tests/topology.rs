@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use tidings_pipeline::topology::{
     Code, FixedEnvironment, Loaded, Loader, OperatorKinds, ProviderKinds, Refused, SourceText, WhenProblem,
-    standard_operators, standard_providers,
+    dot, mermaid, standard_operators, standard_providers, svg,
 };
 
 /// Everything a [`Loader`] borrows.
@@ -124,5 +124,17 @@ fn the_example_topologies_are_right() {
             Ok(loaded) => assert!(loaded.warnings.is_empty(), "{}", loaded.source.render(&loaded.warnings, false)),
             Err(refused) => panic!("{}", refused.render(false)),
         }
+    }
+}
+
+#[test]
+fn the_pictures_of_the_examples_are_golden() {
+    let bench = Bench::new();
+    for name in ["topology", "small"] {
+        let loaded = bench.check(name, &read(&format!("../examples/{name}.yaml"))).unwrap();
+        let topology = &loaded.config.topology;
+        expect(&folder(&format!("tests/topology_graphs/{name}.mmd")), &mermaid(topology, &bench.operators));
+        expect(&folder(&format!("tests/topology_graphs/{name}.dot")), &dot(topology, &bench.operators));
+        expect(&folder(&format!("tests/topology_graphs/{name}.svg")), &svg(topology, &bench.operators));
     }
 }

@@ -82,7 +82,10 @@ impl de::Error for Fault {
     }
 
     fn invalid_type(_: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {
-        Unplaced::fault(Code::WrongType, None, expected.to_string())
+        let expected = expected.to_string();
+        // A type that says nothing itself is named after its Rust struct.
+        let expected = if expected.starts_with("struct ") { "a mapping".to_owned() } else { expected };
+        Unplaced::fault(Code::WrongType, None, expected)
     }
 
     fn invalid_value(_: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {
@@ -96,7 +99,7 @@ impl de::Error for Fault {
     fn unknown_variant(variant: &str, names: &'static [&'static str]) -> Self {
         Self::Found(Box::new(Unplaced {
             code: Code::UnknownWord,
-            found: None,
+            found: Some(format!("unknown word `{variant}`")),
             expected: one_of(names.iter().copied()),
             wrong: Some(variant.to_owned()),
             names,
@@ -114,7 +117,13 @@ impl de::Error for Fault {
     }
 
     fn missing_field(field: &'static str) -> Self {
-        Unplaced::fault(Code::MissingKey, Some(format!("the key `{field}` is missing")), format!("`{field}` here"))
+        Self::Found(Box::new(Unplaced {
+            code: Code::MissingKey,
+            found: Some(format!("the key `{field}` is missing")),
+            expected: format!("`{field}` here"),
+            wrong: Some(field.to_owned()),
+            names: &[],
+        }))
     }
 
     fn duplicate_field(field: &'static str) -> Self {
@@ -142,11 +151,21 @@ impl<'a> Decoder<'a> {
     /// Reports a fault at this node, unless a node below did.
     fn place<T>(&self, result: Result<T, Fault>) -> Result<T, Fault> {
         result.map_err(|fault| {
-            if let Fault::Found(fault) = fault {
-                self.findings.borrow_mut().push(self.finding(*fault));
+            match fault {
+                Fault::Found(fault) if !self.is_misspelt(&fault) => {
+                    let finding = self.finding(*fault);
+                    self.findings.borrow_mut().push(finding);
+                }
+                _ => {}
             }
             Fault::Reported
         })
+    }
+
+    /// Whether a key is missing here only because it is misspelt, which is reported already.
+    fn is_misspelt(&self, fault: &Unplaced) -> bool {
+        fault.code == Code::MissingKey
+            && fault.wrong.as_deref().is_some_and(|key| is_misspelt(self.document, self.node, key, self.findings))
     }
 
     fn finding(&self, fault: Unplaced) -> TopologyError {
@@ -211,6 +230,14 @@ impl<'a> Decoder<'a> {
             }
         }
     }
+}
+
+/// Whether a key of `mapping` was reported as unknown and looks like `key`.
+pub(super) fn is_misspelt(document: &Document, mapping: NodeId, key: &str, findings: &Findings) -> bool {
+    let spans: Vec<Span> = document.entries(mapping).iter().map(|(name, _)| document.node(*name).span).collect();
+    findings.borrow().iter().any(|finding| {
+        finding.code == Code::UnknownKey && finding.nearest.as_deref() == Some(key) && spans.contains(&finding.span)
+    })
 }
 
 /// What stands at a node, without what came from outside.

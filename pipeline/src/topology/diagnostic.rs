@@ -366,11 +366,17 @@ fn distance(a: &str, b: &str) -> usize {
     rows[a.len()][b.len()]
 }
 
+/// More names than this don't help: the nearest one does.
+const NAMES_SHOWN_MAX: usize = 16;
+
 /// `a`, `a or b`, `a, b or c`, each in backticks.
 pub(super) fn one_of<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
     let names: Vec<String> = names.into_iter().map(|name| format!("`{name}`")).collect();
     match names.as_slice() {
         [] => "nothing".to_owned(),
+        many if many.len() > NAMES_SHOWN_MAX => {
+            format!("{}, … ({} in all)", many[..NAMES_SHOWN_MAX / 2].join(", "), many.len())
+        }
         [only] => only.clone(),
         [first @ .., last] => format!("{} or {last}", first.join(", ")),
     }

@@ -273,8 +273,9 @@ impl Params for RateLimit {
             }
             for (name, rate) in &level.rates {
                 if name != "other" && !names.contains(&name.as_str()) {
+                    let named = names.iter().copied().filter(|name| *name != "other");
                     let expected = match names.len() {
-                        0..=8 => format!("{} or `other`", one_of(names.iter().copied())),
+                        0..=8 => one_of(named.chain(["other"])),
                         _ => format!("a {what} of `policies`, or `other`"),
                     };
                     let path = at(Step::KeyItself(name.clone()));

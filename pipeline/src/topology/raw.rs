@@ -19,7 +19,7 @@ use super::decode::{At, Captured, Lenient, Named, OneOrMany, Pairs};
 
 /// The whole file.
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a topology, which begins with `version: 1`")]
 pub(super) struct File {
     #[serde(rename = "$schema")]
     pub(super) _schema: Option<de::IgnoredAny>,
@@ -149,7 +149,7 @@ pub(super) enum Record {
 
 /// One source.
 #[derive(Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a source like `{ topic: notifications.events.high }`")]
 pub(super) struct Source {
     /// A topic of the log.
     #[schemars(with = "Option<String>")]
@@ -188,7 +188,7 @@ pub(super) enum Path {
 
 /// One sink.
 #[derive(Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a sink like `{ input: route, providers: [ses] }`")]
 pub(super) struct Sink {
     /// The operators it reads.
     #[schemars(with = "OneOrManyTexts")]
@@ -269,7 +269,7 @@ pub(super) struct Policies {
 
 /// One test, in virtual time.
 #[derive(Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a test with `name` and `steps`")]
 pub(super) struct Test {
     /// The scenario.
     #[schemars(with = "String")]

@@ -246,12 +246,13 @@ impl Builder<'_> {
             }
             Tree::Sequence(items) => {
                 let items: Vec<_> = items.into_iter().map(|item| self.add(item)).collect();
-                span = self.block_span(span, items.first().copied());
+                span = self.collection_span(span, items.first().copied(), items.last().copied());
                 Content::Sequence(items)
             }
             Tree::Mapping(entries) => {
                 let entries = self.add_entries(entries);
-                span = self.block_span(span, entries.first().map(|(key, _)| *key));
+                let (first, last) = (entries.first(), entries.last());
+                span = self.collection_span(span, first.map(|(key, _)| *key), last.map(|(_, value)| *value));
                 Content::Mapping(entries)
             }
         };
@@ -304,12 +305,19 @@ impl Builder<'_> {
         Span { start, end: start + trimmed }
     }
 
-    /// A block mapping or sequence has no text of its own: it stands where its first entry stands.
-    fn block_span(&self, span: Span, first: Option<NodeId>) -> Span {
-        match first {
-            Some(first) if span.start == span.end => self.nodes[first.0 as usize].span,
-            _ => span,
+    /// The parser gives a collection's first byte only. In flow style it ends behind its last entry;
+    /// in block style it has no text of its own and stands where its first entry stands.
+    fn collection_span(&self, span: Span, first: Option<NodeId>, last: Option<NodeId>) -> Span {
+        let span_of = |id: NodeId| self.nodes[id.0 as usize].span;
+        let flow = matches!(self.source.slice(span), "{" | "[");
+        if !flow {
+            return first.map_or(span, span_of);
         }
+        let inside = last.map_or(span.end, |last| span_of(last).end.max(span.end));
+        let rest = self.source.text().get(inside..).unwrap_or_default();
+        let blank = rest.len() - rest.trim_start_matches([' ', '\n', ',']).len();
+        let closed = rest[blank..].starts_with(['}', ']']);
+        Span { start: span.start, end: if closed { inside + blank + 1 } else { inside } }
     }
 
     /// The text with its variables put in, and the text as written where there were any.

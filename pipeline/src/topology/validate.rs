@@ -16,7 +16,7 @@ use tidings_schemas::topics::PREFIX;
 use tidings_schemas::units::{Period, Share};
 
 use super::config::{self, Config, Deployment, Input, Moment, Place, Role, SideInput, Topology, VERSION};
-use super::decode::{At, Captured, Findings, Lenient, Named, decode, decode_apart, describe};
+use super::decode::{At, Captured, Findings, Lenient, Named, decode, describe, is_misspelt};
 use super::diagnostic::{Code, Source, Span, TopologyError, nearest, one_of};
 use super::kinds::{Context, OperatorKind, Position, Reader};
 use super::params::is_data_path;
@@ -88,9 +88,18 @@ impl<'a> Check<'a> {
         }
     }
 
-    fn missing(&self, at: Span, key: &str, hint: &str) {
+    /// A key that `mapping` must have and has not: unless it is there, misspelt, and reported as such.
+    fn missing_in(&self, mapping: NodeId, at: Span, key: &str, hint: &str) {
+        if is_misspelt(self.document, mapping, key, self.findings) {
+            return;
+        }
         let finding = TopologyError::new(Code::MissingKey, at, format!("the key `{key}` is missing"), format!("`{key}` here"));
         self.report(finding.hint(hint));
+    }
+
+    fn missing(&self, key: &str, hint: &str) {
+        let root = self.document.root;
+        self.missing_in(root, self.document.node(root).span, key, hint);
     }
 
     /// A name that can stand in state keys, topics and columns.
@@ -108,9 +117,8 @@ impl<'a> Check<'a> {
     }
 
     fn file(&self, file: raw::File) -> Option<Config> {
-        let root = self.document.root;
         match &file.version {
-            None => self.missing(self.document.node(root).span, "version", "begin the file with `version: 1`"),
+            None => self.missing("version", "begin the file with `version: 1`"),
             Some(Lenient(Some(version))) if version.value != VERSION => self.report(TopologyError::new(
                 Code::UnsupportedVersion,
                 version.span,
@@ -175,7 +183,7 @@ impl<'a> Check<'a> {
     fn sources(&self, sources: Option<Lenient<Named<Lenient<raw::Source>>>>) -> Vec<SourceDraft> {
         let Some(sources) = sources else {
             let hint = "say where events come from, like `high: { topic: notifications.events.high }`";
-            self.missing(self.document.node(self.document.root).span, "sources", hint);
+            self.missing("sources", hint);
             return Vec::new();
         };
         let (mut drafts, mut topics) = (Vec::new(), BTreeMap::<String, (Span, String)>::new());
@@ -275,7 +283,7 @@ impl<'a> Check<'a> {
     ) -> Vec<Draft<'a>> {
         let Some(operators) = operators else {
             let hint = "at least `validate` and `route`";
-            self.missing(self.document.node(self.document.root).span, "operators", hint);
+            self.missing("operators", hint);
             return Vec::new();
         };
         let mut seen: BTreeMap<String, (Span, &str)> =
@@ -306,52 +314,49 @@ impl<'a> Check<'a> {
             self.report(TopologyError::new(Code::WrongType, here.span, found, expected));
             return None;
         }
+        let kind_at = self.document.get(node, "kind");
+        let kind_name = kind_at.and_then(|(_, kind)| self.read::<String>(kind)).unwrap_or_default();
+        let kind = self.loader.operators.0.get(kind_name.as_str());
+        let params = kind.and_then(|kind| {
+            let reader = Reader { document: self.document, node, findings: self.findings, apart: &APART, context };
+            (kind.read)(&reader)
+        });
         let id = match self.document.get(node, "id") {
-            Some((_, id)) => self.read::<At<String>>(id).unwrap_or(At { span: here.span, value: String::new() }),
+            Some((_, id)) => self.read::<At<String>>(id),
+            None if is_misspelt(self.document, node, "id", self.findings) => None,
             None => {
                 let finding = TopologyError::new(Code::MissingId, here.span, "an operator without `id`", "`id: NAME`");
                 self.report(finding.hint("an id is for ever: state hangs on it, so it is never derived"));
-                At { span: here.span, value: String::new() }
+                None
             }
         };
+        let id = id.unwrap_or(At { span: here.span, value: String::new() });
+        let kind_span = kind_at.map_or(id.span, |(_, kind)| self.document.node(kind).span);
+        if kind_at.is_none() {
+            let hint = format!("one of {}", one_of(self.loader.operators.names()));
+            self.missing_in(node, id.span, "kind", &hint);
+        } else if kind.is_none() && !kind_name.is_empty() {
+            let expected = one_of(self.loader.operators.names());
+            let found = format!("unknown kind of operator `{kind_name}`");
+            let finding = TopologyError::new(Code::UnknownKind, kind_span, found, expected);
+            self.report(finding.nearest(&kind_name, self.loader.operators.names()));
+        }
         let inputs = match self.document.get(node, "input") {
             Some((key, input)) => {
                 let inputs = self.read::<super::decode::OneOrMany<At<String>>>(input).map(|inputs| inputs.0);
                 if inputs.as_ref().is_some_and(Vec::is_empty) {
                     let found = format!("the operator `{}` reads nothing", id.value);
-                    let finding =
-                        TopologyError::new(Code::Unreachable, self.document.node(key).span, found, "at least one input");
-                    self.report(finding);
+                    let span = self.document.node(key).span;
+                    self.report(TopologyError::new(Code::Unreachable, span, found, "at least one input"));
                 }
                 inputs.unwrap_or_default()
             }
             None => {
-                self.missing(id.span, "input", "name a source or an operator, or a list of them");
+                self.missing_in(node, id.span, "input", "name a source or an operator, or a list of them");
                 Vec::new()
             }
         };
         let when = self.document.get(node, "when").and_then(|(_, when)| self.when(when));
-        let kind_at = self.document.get(node, "kind");
-        let kind_name = match kind_at {
-            Some((_, kind)) => self.read::<String>(kind).unwrap_or_default(),
-            None => {
-                self.missing(id.span, "kind", &format!("one of {}", one_of(self.loader.operators.names())));
-                String::new()
-            }
-        };
-        let kind = self.loader.operators.0.get(kind_name.as_str());
-        let kind_span = kind_at.map_or(id.span, |(_, kind)| self.document.node(kind).span);
-        if kind.is_none() && !kind_name.is_empty() {
-            let expected = one_of(self.loader.operators.names());
-            let finding =
-                TopologyError::new(Code::UnknownKind, kind_span, format!("unknown kind of operator `{kind_name}`"), expected);
-            self.report(finding.nearest(&kind_name, self.loader.operators.names()));
-        }
-        let params = kind.and_then(|kind| {
-            let reader =
-                Reader { document: self.document, node, findings: self.findings, apart: &APART, context };
-            (kind.read)(&reader)
-        });
         Some(Draft { id, kind_name, kind, kind_span, inputs, when, params })
     }
 
@@ -391,9 +396,9 @@ impl<'a> Check<'a> {
                 && matches!(kind.position, Position::First | Position::Route)
                 && let Some(first) = firsts.insert(kind.position as u8, draft.kind_span)
             {
-                let found = format!("`{}` occurs twice", draft.kind_name);
-                let finding = TopologyError::new(Code::RepeatedKind, draft.kind_span, found, "it once");
-                self.report(finding.related(first, "here too"));
+                let found = format!("a second `{}`", draft.kind_name);
+                let finding = TopologyError::new(Code::RepeatedKind, draft.kind_span, found, "one in a topology, with several inputs if need be");
+                self.report(finding.related(first, "the first one"));
             }
             let mut seen = BTreeSet::new();
             for input in &draft.inputs {
@@ -540,7 +545,10 @@ impl<'a> Check<'a> {
                 }
             }
         }
-        let Some(sinks) = sinks else { return };
+        // An input that is missing or misspelt says enough: what it would have read is not unused.
+        let unresolved = self.findings.borrow().iter().any(|finding| finding.code == Code::UnknownInput)
+            || operators.iter().any(|draft| draft.inputs.is_empty());
+        let Some(sinks) = sinks.filter(|_| !unresolved) else { return };
         let read: BTreeSet<&str> = operators
             .iter()
             .flat_map(|draft| &draft.inputs)
@@ -550,7 +558,7 @@ impl<'a> Check<'a> {
         let unread = |name: &At<String>, what: &str| {
             if !name.value.is_empty() && !read.contains(name.value.as_str()) {
                 let found = format!("nothing reads the {what} `{}`", name.value);
-                self.report(TopologyError::new(Code::UnusedOutput, name.span, found, "it as somebody's input"));
+                self.report(TopologyError::new(Code::UnusedOutput, name.span, found, "an operator or a sink that has it as `input`"));
             }
         };
         for source in sources {
@@ -616,7 +624,7 @@ impl<'a> Check<'a> {
     ) -> Option<Vec<(Option<Channel>, Vec<At<String>>, config::Sink)>> {
         let Some(sinks) = sinks else {
             let hint = "at least one, like `in_app: { input: route, providers: [inbox] }`";
-            self.missing(self.document.node(self.document.root).span, "sinks", hint);
+            self.missing("sinks", hint);
             return None;
         };
         let (mut all, mut used, mut whole) = (Vec::new(), BTreeSet::new(), true);
@@ -669,7 +677,7 @@ impl<'a> Check<'a> {
                 self.report(finding.warning());
             }
         }
-        Some(all)
+        whole.then_some(all)
     }
 
     fn sink_input(&self, sink: &str, input: &At<String>, sources: &[SourceDraft], operators: &[Draft<'_>]) {
@@ -836,11 +844,10 @@ impl<'a> Check<'a> {
         ),
         providers: BTreeMap<String, (Span, config::Provider)>,
     ) -> Option<Deployment> {
-        let begin = self.document.node(self.document.root).span;
         let log = match log {
             None => {
                 let hint = "`log: { kafka: { brokers: … } }`, or `log: { embedded: { path: ./data } }` on one machine";
-                self.missing(begin, "log", hint);
+                self.missing("log", hint);
                 None
             }
             Some(Lenient(log)) => log,
@@ -853,7 +860,7 @@ impl<'a> Check<'a> {
         // With an embedded log everything is on this machine; with Kafka nobody should have to guess.
         let needs = |key: &str, hint: &str| {
             if embedded.is_none() && log.is_some() {
-                self.missing(begin, key, hint);
+                self.missing(key, hint);
             }
         };
         let checkpoints = match checkpoints {
@@ -937,7 +944,7 @@ impl<'a> Check<'a> {
             if let Some((before, span)) = &last
                 && is_before(&step.at.value, before)
             {
-                let found = format!("{} is before the step before", step.at.value);
+                let found = format!("time goes back to {}", step.at.value);
                 let finding = TopologyError::new(Code::StepOrder, step.at.span, found, "a time that is not earlier");
                 self.report(finding.related(*span, "the step before"));
             }
@@ -1028,7 +1035,7 @@ impl<'a> Check<'a> {
     }
 
     fn event(&self, node: NodeId, context: &Context) -> Option<Event> {
-        let event: Event = decode_apart(self.document, node, self.findings, &[])?;
+        let event: Event = decode(self.document, node, self.findings)?;
         let span = self.document.node(node).span;
         match event.checked() {
             Err(error) => {

@@ -3,9 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use proptest::prelude::*;
 use tidings_pipeline::topology::{
-    Code, FixedEnvironment, Loaded, Loader, OperatorKinds, ProviderKinds, Refused, SourceText, WhenProblem,
-    dot, mermaid, standard_operators, standard_providers, svg,
+    Code, FixedEnvironment, Loaded, Loader, OperatorKinds, ProviderKinds, Refused, Role, SourceText, Store, Topology,
+    WhenProblem, canonical_policies, default_policies, dot, mermaid, policies_from_canonical, schema,
+    standard_operators, standard_providers, svg,
 };
 
 /// Everything a [`Loader`] borrows.
@@ -73,7 +75,7 @@ fn expect(path: &Path, actual: &str) {
     assert_eq!(actual, expected, "{} differs; UPDATE_EXPECT=1 rewrites it", path.display());
 }
 
-/// Each case is written in full or as a patch of `base.yaml`: lines `--- old`, `+++ new`.
+/// The cases by name: each a topology in full, with one fault where its name does not say otherwise.
 fn cases() -> BTreeMap<String, PathBuf> {
     std::fs::read_dir(folder("tests/topology_errors"))
         .unwrap()
@@ -136,5 +138,231 @@ fn the_pictures_of_the_examples_are_golden() {
         expect(&folder(&format!("tests/topology_graphs/{name}.mmd")), &mermaid(topology, &bench.operators));
         expect(&folder(&format!("tests/topology_graphs/{name}.dot")), &dot(topology, &bench.operators));
         expect(&folder(&format!("tests/topology_graphs/{name}.svg")), &svg(topology, &bench.operators));
+    }
+}
+
+#[test]
+fn programs_read_the_same_findings_as_json() {
+    let refused = Bench::new().check("many_at_once.yaml", &read("tests/topology_errors/many_at_once.yaml")).unwrap_err();
+    let json = serde_json::to_string_pretty(&refused.to_json()).unwrap();
+    expect(&folder("tests/topology_errors/many_at_once.json"), &(json + "\n"));
+}
+
+#[test]
+fn what_comes_from_outside_is_used_and_never_shown() {
+    let mut bench = Bench::new();
+    bench.environment.variables.insert("PASSWORD".to_owned(), "hunter2: \n- {x".to_owned());
+    let text = read("../examples/small.yaml").replace(
+        "sources:",
+        "ledger: { redis: \"redis://:${PASSWORD}@db\" }\ndirectory: { redis: \"$${PASSWORD}${EMPTY:-x}\" }\nsources:",
+    );
+    let text = text.replace("window: 5m", "threshold: \"${TEN}\"").replace("./keys/fcm.json", "\"${file:keys/id}\"");
+    let config = bench.check("secret.yaml", &text).unwrap().config;
+    let Store::Redis(ledger) = &config.deployment.ledger else { panic!("not Redis") };
+    assert_eq!(ledger.get(), "redis://:hunter2: \n- {x@db", "a value never changes the document around it");
+    let Store::Redis(directory) = &config.deployment.directory else { panic!("not Redis") };
+    assert_eq!(directory.get(), "${PASSWORD}x");
+    assert_eq!(config.topology.operator("aggregate").unwrap().params["threshold"], 10);
+    assert_eq!(config.deployment.providers["fcm"].params.get()["credentials_file"], "KEYFROMFILE");
+    let everything = format!("{config:?}{}", String::from_utf8(config.topology.canonical()).unwrap());
+    assert!(!everything.contains("hunter2") && !everything.contains("KEYFROMFILE"));
+    for place in ["version: 1", "window: 24h", "side_input: profile", "channels: [push]", "user_id: u1", "at: \"2026-06-01 12:00 Europe/Berlin\"", "input: dedup", "kind: route", "30/h"] {
+        let key = place.split(": ").next().unwrap();
+        let wrong = match place {
+            "30/h" => "${PASSWORD}".to_owned(),
+            _ => format!("{key}: \"${{PASSWORD}}\""),
+        };
+        let text = read("../examples/small.yaml").replace(place, &wrong);
+        let said = match bench.check("secret.yaml", &text) {
+            Err(refused) => refused.render(false) + &refused.to_json().to_string(),
+            Ok(loaded) => format!("{loaded:?}").replace(loaded.source.text(), ""),
+        };
+        assert!(!said.contains("hunter2") || place == "user_id: u1", "{place}: {said}");
+    }
+}
+
+#[test]
+fn the_wiring_is_what_the_example_says() {
+    let loaded = Bench::new().check("topology.yaml", &read("../examples/topology.yaml")).unwrap();
+    let topology = &loaded.config.topology;
+    let chain: Vec<&str> = topology.operators.iter().map(|operator| operator.id.as_str()).collect();
+    assert_eq!(
+        chain,
+        ["validate", "dedup", "schedule", "preferences", "aggregate", "route", "quiet_hours", "rate_limit"]
+    );
+    let ports: Vec<&str> = topology.operator("dedup").unwrap().inputs.iter().map(|input| input.name()).collect();
+    assert_eq!(ports, ["validate", "returned"], "ports are numbered in the order written");
+    assert_eq!(topology.source("critical").unwrap().role, Role::Critical);
+    assert_eq!(topology.operator("aggregate").unwrap().params["window"], "5m");
+    assert_eq!(loaded.config.tests.len(), 10);
+}
+
+#[test]
+fn operators_come_in_topological_order_however_they_are_written() {
+    let (bench, text) = (Bench::new(), read("../examples/small.yaml"));
+    let (head, rest) = text.split_once("operators:\n").unwrap();
+    let (list, tail) = rest.split_once("\nsinks:").unwrap();
+    let mut lines: Vec<&str> = list.lines().collect();
+    lines.reverse();
+    let turned = format!("{head}operators:\n{}\n\nsinks:{tail}", lines.join("\n"));
+    let hash = |text: &str| bench.check("small.yaml", text).unwrap().config.topology.hash();
+    assert_eq!(hash(&turned), hash(&text));
+}
+
+#[test]
+fn the_built_in_policies_are_the_tables_of_the_example() {
+    let mut policies = Bench::new().check("topology.yaml", &read("../examples/topology.yaml")).unwrap().config.policies;
+    policies.types.remove("like");
+    policies.types.get_mut("order_shipped").unwrap().dedup_key = None;
+    assert_eq!(policies, default_policies());
+}
+
+#[test]
+fn canonical_bytes_are_golden_and_read_back() {
+    let loaded = Bench::new().check("small.yaml", &read("../examples/small.yaml")).unwrap();
+    let topology = &loaded.config.topology;
+    let bytes = topology.canonical();
+    expect(&folder("tests/topology_graphs/small.canonical.json"), &(String::from_utf8(bytes.clone()).unwrap() + "\n"));
+    assert_eq!(&Topology::from_canonical(&bytes).unwrap(), topology);
+    assert_eq!(
+        topology.hash().to_string(),
+        "79425a7667d66af6692541cfa96c6b208755e9bf4b054815e9404cd4190fd2a3"
+    );
+    let bytes = canonical_policies(&loaded.config.policies);
+    assert_eq!(policies_from_canonical(&bytes).unwrap(), loaded.config.policies);
+    assert!(Topology::from_canonical(&bytes).is_err());
+}
+
+#[test]
+fn what_does_not_decide_does_not_change_the_hash() {
+    let (bench, text) = (Bench::new(), read("../examples/small.yaml"));
+    let hash = |from: &str, to: &str| {
+        assert!(text.contains(from));
+        bench.check("small.yaml", &text.replace(from, to)).unwrap().config.topology.hash()
+    };
+    let before = hash("version", "version");
+    assert_eq!(hash("./data }", "/elsewhere }"), before);
+    assert_eq!(hash("127.0.0.1:2443", "fcm.googleapis.com"), before);
+    assert_eq!(hash("window: 5m", "window: 300s"), before, "two spellings of one value");
+    assert_ne!(hash("window: 5m", "window: 6m"), before);
+    assert_ne!(hash("30/h", "31/h"), before);
+}
+
+#[test]
+fn the_schema_is_golden_and_knows_every_key_of_the_examples() {
+    let bench = Bench::new();
+    let schema = schema(&bench.operators, &bench.providers);
+    let text = serde_json::to_string_pretty(&schema).unwrap() + "\n";
+    expect(&folder("tests/topology_graphs/schema.json"), &text);
+    assert_eq!(schema["$schema"], "http://json-schema.org/draft-07/schema#");
+    let mut known = BTreeSet::new();
+    keys(&schema, &mut known);
+    // Names that users choose, and data of events.
+    let free = ["data", "sources", "types", "categories", "levels", "providers"];
+    for name in ["topology.yaml", "small.yaml"] {
+        let example: serde_json::Value = serde_saphyr::from_str(&read(&format!("../examples/{name}"))).unwrap();
+        let mut used = BTreeSet::new();
+        keys_below(&example, &free, &mut used);
+        let unknown: Vec<_> = used.difference(&known).collect();
+        assert!(unknown.is_empty(), "{name} uses {unknown:?}, which the schema does not know");
+    }
+}
+
+/// The names of all properties in a schema, and of all words that may be keys.
+fn keys(schema: &serde_json::Value, out: &mut BTreeSet<String>) {
+    match schema {
+        serde_json::Value::Array(items) => items.iter().for_each(|item| keys(item, out)),
+        serde_json::Value::Object(map) => {
+            if let Some(properties) = map.get("properties").and_then(|properties| properties.as_object()) {
+                out.extend(properties.keys().cloned());
+            }
+            for word in map.get("enum").and_then(|words| words.as_array()).into_iter().flatten() {
+                out.extend(word.as_str().map(str::to_owned));
+            }
+            out.extend(map.get("const").and_then(|word| word.as_str()).map(str::to_owned));
+            map.values().for_each(|value| keys(value, out));
+        }
+        _ => {}
+    }
+}
+
+/// All keys of a document but those directly below a mapping of names.
+fn keys_below(value: &serde_json::Value, free: &[&str], out: &mut BTreeSet<String>) {
+    match value {
+        serde_json::Value::Array(items) => items.iter().for_each(|item| keys_below(item, free, out)),
+        serde_json::Value::Object(map) => {
+            for (key, value) in map {
+                out.insert(key.clone());
+                match value {
+                    serde_json::Value::Object(named) if free.contains(&key.as_str()) => {
+                        named.values().for_each(|value| keys_below(value, free, out));
+                    }
+                    serde_json::Value::Array(_) if free.contains(&key.as_str()) => {}
+                    _ => keys_below(value, free, out),
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
+/// One change of a text: what a slip of the hand or a bad merge does.
+fn mutate(text: &str, (at, kind, other): (usize, u8, usize)) -> String {
+    let mut lines: Vec<&str> = text.lines().collect();
+    let count = lines.len();
+    match kind % 8 {
+        0 => drop(lines.remove(at % count)),
+        1 => lines.swap(at % count, other % count),
+        2 => lines.insert(at % count, lines[other % count]),
+        3 => lines.truncate(at % count),
+        kind => {
+            let chars: Vec<char> = text.chars().collect();
+            let at = at % chars.len();
+            let put = ['{', '}', '[', ':', '"', '-', ' ', '0', '*', '&', '!', '$', '\n', 'ü', '\'', '%', '|', '~', '#', '<'];
+            let mut out: String = chars[..at].iter().collect();
+            if kind % 2 == 0 {
+                out.push(put[other % put.len()]);
+            }
+            let skip = if kind > 5 { 1 + other % 12 } else { usize::from(kind == 5) };
+            out.extend(chars.iter().skip(at + skip));
+            return out;
+        }
+    }
+    lines.join("\n")
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 384, ..ProptestConfig::default() })]
+
+    /// Whatever stands in the file, the loader answers; what it accepts can be stored and read back;
+    /// what it refuses can be shown.
+    #[test]
+    fn a_mutated_topology_is_accepted_whole_or_refused_with_reasons(
+        small in any::<bool>(),
+        changes in prop::collection::vec((any::<usize>(), any::<u8>(), any::<usize>()), 1..4),
+    ) {
+        let mut text = read(if small { "../examples/small.yaml" } else { "../examples/topology.yaml" });
+        for change in changes {
+            if !text.trim().is_empty() {
+                text = mutate(&text, change);
+            }
+        }
+        let bench = Bench::new();
+        match bench.check("mutated.yaml", &text) {
+            Ok(loaded) => {
+                let topology = &loaded.config.topology;
+                let back = Topology::from_canonical(&topology.canonical()).unwrap();
+                prop_assert_eq!(&back, topology);
+                prop_assert_eq!(back.hash(), topology.hash());
+                let policies = &loaded.config.policies;
+                prop_assert_eq!(&policies_from_canonical(&canonical_policies(policies)).unwrap(), policies);
+                prop_assert!(svg(topology, &bench.operators).ends_with("</svg>\n"));
+            }
+            Err(refused) => {
+                prop_assert!(!refused.findings.is_empty());
+                prop_assert!(refused.render(false).contains("error["));
+                prop_assert_eq!(refused.to_json().as_array().unwrap().len(), refused.findings.len());
+            }
+        }
     }
 }

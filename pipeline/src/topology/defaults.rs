@@ -55,16 +55,19 @@ pub fn policies() -> Policies {
         ("digest", category(false, &[], false)),
         ("other", category(false, &[], false)),
     ];
-    let night = |in_app| {
-        let quiet = [Channel::Push, Channel::Email, Channel::Sms, Channel::Webhook].map(|c| (c, QuietRule::Defer));
-        QuietRules::ByChannel(quiet.into_iter().chain([(Channel::InApp, in_app)]).collect())
-    };
+    // A webhook wakes nobody: what is not named passes.
+    let night = [
+        (Channel::Push, QuietRule::Defer),
+        (Channel::Sms, QuietRule::Defer),
+        (Channel::Email, QuietRule::Defer),
+        (Channel::InApp, QuietRule::Silent),
+    ];
     Policies {
         types: types.collect(),
         categories: categories.into_iter().map(|(name, policy)| (name.to_owned(), policy)).collect(),
         quiet_hours: BTreeMap::from([
             (Priority::High, QuietRules::All(QuietRule::InApp)),
-            (Priority::Medium, night(QuietRule::Silent)),
+            (Priority::Medium, QuietRules::ByChannel(night.into())),
             (Priority::Low, QuietRules::All(QuietRule::Defer)),
         ]),
     }

@@ -158,7 +158,7 @@ fn summary(params: &Value) -> Vec<String> {
         Value::Array(items) if items.is_empty() => None,
         Value::Array(items) => match items.iter().map(Value::as_str).collect::<Option<Vec<_>>>() {
             Some(words) => Some(format!("{key} {}", words.join(", "))),
-            None => Some(format!("{} {key}", items.len())),
+            None => Some(format!("{key} × {}", items.len())),
         },
         Value::Object(inner) => {
             let inner: Vec<String> = inner.iter().map(|(name, value)| format!("{name} {}", plain(value))).collect();
@@ -249,6 +249,8 @@ const ROUNDS: usize = 24;
 /// A place in a layer: a box, or a placeholder through which a line passes.
 struct Slot {
     node: Option<usize>,
+    /// Whether it is an operator.
+    spine: bool,
     layer: usize,
     width: f64,
     height: f64,
@@ -273,7 +275,8 @@ impl Layout {
             let widest = node.lines.iter().map(|line| line.chars().count() as f64 * 6.1);
             let width = widest.fold(node.title.chars().count() as f64 * 8.2, f64::max) + 2.0 * PADDING;
             let height = TITLE_HEIGHT + LINE_HEIGHT * node.lines.len() as f64 + PADDING;
-            layout.slot(Some(index), layer_of[index], width.max(96.0), height);
+            let slot = layout.slot(Some(index), layer_of[index], width.max(96.0), height);
+            layout.slots[slot].spine = node.shape == Shape::Operator;
         }
         for edge in &graph.edges {
             let mut route = vec![edge.from];
@@ -295,7 +298,7 @@ impl Layout {
 
     fn slot(&mut self, node: Option<usize>, layer: usize, width: f64, height: f64) -> usize {
         let (above, below) = (Vec::new(), Vec::new());
-        self.slots.push(Slot { node, layer, width, height, x: 0.0, above, below });
+        self.slots.push(Slot { node, spine: false, layer, width, height, x: 0.0, above, below });
         self.layers[layer].push(self.slots.len() - 1);
         self.slots.len() - 1
     }
@@ -358,7 +361,6 @@ impl Layout {
     /// pooled and moved together (isotonic regression).
     fn place(&mut self) {
         for round in 0..ROUNDS {
-            let last = round + 1 == ROUNDS;
             for at in 0..self.layers.len() {
                 let layer = self.layers[if round % 2 == 0 { at } else { self.layers.len() - 1 - at }].clone();
                 let (mut offsets, mut offset) = (Vec::new(), 0.0);
@@ -371,13 +373,13 @@ impl Layout {
                 // (sum of what its members want, weight, members)
                 let mut pools: Vec<(f64, f64, usize)> = Vec::new();
                 for (index, slot) in layer.iter().enumerate() {
-                    let near: Vec<usize> = self.slots[*slot].above.iter().chain(&self.slots[*slot].below).copied().collect();
-                    let wanted = match near.len() {
-                        0 => offsets[index] - offset / 2.0,
-                        count => near.iter().map(|other| self.slots[*other].x).sum::<f64>() / count as f64,
-                    };
-                    // Lines should run straight: a placeholder insists more than a box.
-                    let weight = if self.slots[*slot].node.is_none() && last { 2.0 } else { 1.0 };
+                    let near = self.slots[*slot].above.iter().chain(&self.slots[*slot].below);
+                    let (sum, weight) = near.fold((0.0, 0.0), |(sum, total), other| {
+                        let pull = pull(&self.slots[*slot], &self.slots[*other]);
+                        (sum + pull * self.slots[*other].x, total + pull)
+                    });
+                    let (wanted, weight) =
+                        if weight > 0.0 { (sum / weight, weight) } else { (offsets[index] - offset / 2.0, 1.0) };
                     pools.push(((wanted - offsets[index]) * weight, weight, 1));
                     while let [.., a, b] = pools.as_slice()
                         && a.0 / a.1 >= b.0 / b.1
@@ -397,6 +399,16 @@ impl Layout {
         for slot in &mut self.slots {
             slot.x = (slot.x - left + MARGIN).round();
         }
+    }
+}
+
+/// How strongly two slots want to stand in one line: the chain of operators is the picture's spine,
+/// and a line that skips layers should run straight.
+fn pull(a: &Slot, b: &Slot) -> f64 {
+    match (a.spine && b.spine, a.node.is_none() && b.node.is_none()) {
+        (true, _) => 16.0,
+        (_, true) => 4.0,
+        _ => 1.0,
     }
 }
 
@@ -446,12 +458,24 @@ pub fn svg(topology: &Topology, kinds: &OperatorKinds) -> String {
     );
     out.push_str(&style());
     out.push_str(
-        "<defs><marker id=\"arrow\" viewBox=\"0 0 8 8\" refX=\"7\" refY=\"4\" markerWidth=\"7\" markerHeight=\"7\" orient=\"auto\"><path d=\"M0 0L8 4L0 8z\" class=\"head\"/></marker></defs>\n",
+        "<defs>",
     );
+    for head in ["head", "critical-head"] {
+        let _ = write!(
+            out,
+            "<marker id=\"{head}\" viewBox=\"0 0 8 8\" refX=\"7\" refY=\"4\" markerWidth=\"7\" markerHeight=\"7\" orient=\"auto\"><path d=\"M0 0L8 4L0 8z\" class=\"{head}\"/></marker>"
+        );
+    }
+    out.push_str("</defs>\n");
     for (edge, route) in graph.edges.iter().zip(&layout.routes) {
         let critical = graph.nodes[edge.from].shape == Shape::Critical;
-        let class = if edge.dashed { "edge side-edge" } else if critical { "edge critical-edge" } else { "edge" };
-        let _ = writeln!(out, "<path class=\"{class}\" marker-end=\"url(#arrow)\" d=\"{}\"/>", path(&layout, &tops, route));
+        let (class, head) = match (edge.dashed, critical) {
+            (true, _) => ("edge side-edge", "head"),
+            (_, true) => ("edge critical-edge", "critical-head"),
+            _ => ("edge", "head"),
+        };
+        let d = path(&layout, &tops, route);
+        let _ = writeln!(out, "<path class=\"{class}\" marker-end=\"url(#{head})\" d=\"{d}\"/>");
     }
     for slot in &layout.slots {
         let Some(node) = slot.node.map(|node| &graph.nodes[node]) else { continue };
@@ -506,7 +530,7 @@ fn style() -> String {
         "<style>text{font:12px system-ui,-apple-system,\"Segoe UI\",Helvetica,Arial,sans-serif;text-anchor:middle;fill:#5a5a66}\
          .title{font-size:14px;font-weight:600;fill:#1c1c21}rect{stroke-width:1.4}\
          .edge{fill:none;stroke:#7a7a86;stroke-width:1.5}.side-edge{stroke-dasharray:4 4;stroke:#a5a5b0}.critical-edge{stroke:#c8412f}\
-         .head{fill:#7a7a86}",
+         .head{fill:#7a7a86}.critical-head{fill:#c8412f}",
     );
     let (mut day, mut night) = (String::new(), String::new());
     for shape in Shape::ALL {

@@ -80,7 +80,13 @@ impl Document {
                 // The library repeats the place at the end of its message; the snippet shows it.
                 let message = message.rfind(" at line ").map_or(message.as_str(), |end| &message[..end]);
                 let span = Span { start: at, end: (at + 1).min(source.text().len()) };
-                findings.push(TopologyError::new(Code::Syntax, span, message, "one YAML document"));
+                let finding = TopologyError::new(Code::Syntax, span, message, "one YAML document");
+                let (line, _) = source.line_and_column(at);
+                let unquoted = source.text().lines().nth(line - 1).is_some_and(|line| line.contains("${"));
+                findings.push(match unquoted {
+                    true => finding.hint("between `{` and `}`, put `${…}` in quotes"),
+                    false => finding,
+                });
                 None
             }
             Ok(tree) => {
@@ -93,6 +99,14 @@ impl Document {
 
     pub(super) fn node(&self, id: NodeId) -> &Node {
         &self.nodes[id.0 as usize]
+    }
+
+    /// Every scalar that has a value from outside: where it stands, its value, what is written.
+    pub(super) fn from_outside(&self) -> impl Iterator<Item = (Span, &str, &str)> {
+        self.nodes.iter().filter_map(|node| match (&node.content, &node.written) {
+            (Content::Text(value), Some(written)) => Some((node.span, value.as_str(), written.as_str())),
+            _ => None,
+        })
     }
 
     /// The value under `key` of a mapping.

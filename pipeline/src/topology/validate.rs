@@ -36,11 +36,35 @@ pub(super) fn check(loader: &Loader<'_>, source: &Source) -> (Option<Config>, Ve
     let mut syntax = Vec::new();
     let document = Document::parse(source, loader.environment, &mut syntax);
     let findings = Findings::new(syntax);
-    let config = document.and_then(|document| {
-        let file: raw::File = decode(&document, document.root, &findings)?;
-        Check { loader, source, document: &document, findings: &findings }.file(file)
+    let config = document.as_ref().and_then(|document| {
+        let file: raw::File = decode(document, document.root, &findings)?;
+        Check { loader, source, document, findings: &findings }.file(file)
     });
-    (config, findings.into_inner())
+    let mut findings = findings.into_inner();
+    if let Some(document) = &document {
+        findings.iter_mut().for_each(|finding| hide_values(document, finding));
+    }
+    (config, findings)
+}
+
+/// Shorter values are hidden at their own place only: elsewhere they are part of ordinary words.
+const HIDDEN_EVERYWHERE_MIN: usize = 6;
+
+/// Puts what is written where a finding would show what came from outside.
+fn hide_values(document: &Document, finding: &mut TopologyError) {
+    for (span, value, written) in document.from_outside() {
+        let here = span == finding.span;
+        if value.is_empty() || !(here || value.len() >= HIDDEN_EVERYWHERE_MIN) {
+            continue;
+        }
+        let texts = [Some(&mut finding.found), Some(&mut finding.expected), finding.hint.as_mut()];
+        for text in texts.into_iter().flatten().filter(|text| text.contains(value)) {
+            *text = text.replace(value, written);
+        }
+        if here {
+            finding.nearest = None;
+        }
+    }
 }
 
 struct Check<'a> {

@@ -143,7 +143,8 @@ fn the_pictures_of_the_examples_are_golden() {
 
 #[test]
 fn programs_read_the_same_findings_as_json() {
-    let refused = Bench::new().check("many_at_once.yaml", &read("tests/topology_errors/many_at_once.yaml")).unwrap_err();
+    let refused =
+        Bench::new().check("many_at_once.yaml", &read("tests/topology_errors/many_at_once.yaml")).unwrap_err();
     let json = serde_json::to_string_pretty(&refused.to_json()).unwrap();
     expect(&folder("tests/topology_errors/many_at_once.json"), &(json + "\n"));
 }
@@ -166,7 +167,17 @@ fn what_comes_from_outside_is_used_and_never_shown() {
     assert_eq!(config.deployment.providers["fcm"].params.get()["credentials_file"], "KEYFROMFILE");
     let everything = format!("{config:?}{}", String::from_utf8(config.topology.canonical()).unwrap());
     assert!(!everything.contains("hunter2") && !everything.contains("KEYFROMFILE"));
-    for place in ["version: 1", "window: 24h", "side_input: profile", "channels: [push]", "user_id: u1", "at: \"2026-06-01 12:00 Europe/Berlin\"", "input: dedup", "kind: route", "30/h"] {
+    for place in [
+        "version: 1",
+        "window: 24h",
+        "side_input: profile",
+        "channels: [push]",
+        "user_id: u1",
+        "at: \"2026-06-01 12:00 Europe/Berlin\"",
+        "input: dedup",
+        "kind: route",
+        "30/h",
+    ] {
         let key = place.split(": ").next().unwrap();
         let wrong = match place {
             "30/h" => "${PASSWORD}".to_owned(),
@@ -224,10 +235,7 @@ fn canonical_bytes_are_golden_and_read_back() {
     let bytes = topology.canonical();
     expect(&folder("tests/topology_graphs/small.canonical.json"), &(String::from_utf8(bytes.clone()).unwrap() + "\n"));
     assert_eq!(&Topology::from_canonical(&bytes).unwrap(), topology);
-    assert_eq!(
-        topology.hash().to_string(),
-        "79425a7667d66af6692541cfa96c6b208755e9bf4b054815e9404cd4190fd2a3"
-    );
+    assert_eq!(topology.hash().to_string(), "79425a7667d66af6692541cfa96c6b208755e9bf4b054815e9404cd4190fd2a3");
     let bytes = canonical_policies(&loaded.config.policies);
     assert_eq!(policies_from_canonical(&bytes).unwrap(), loaded.config.policies);
     assert!(Topology::from_canonical(&bytes).is_err());
@@ -318,7 +326,8 @@ fn mutate(text: &str, (at, kind, other): (usize, u8, usize)) -> String {
         kind => {
             let chars: Vec<char> = text.chars().collect();
             let at = at % chars.len();
-            let put = ['{', '}', '[', ':', '"', '-', ' ', '0', '*', '&', '!', '$', '\n', 'ü', '\'', '%', '|', '~', '#', '<'];
+            let put =
+                ['{', '}', '[', ':', '"', '-', ' ', '0', '*', '&', '!', '$', '\n', 'ü', '\'', '%', '|', '~', '#', '<'];
             let mut out: String = chars[..at].iter().collect();
             if kind % 2 == 0 {
                 out.push(put[other % put.len()]);

@@ -105,7 +105,7 @@ impl FromStr for Size {
 
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (name, bytes) = SIZE_UNITS.into_iter().find(|(_, bytes)| self.0 % bytes == 0).unwrap_or(("B", 1));
+        let (name, bytes) = SIZE_UNITS.into_iter().find(|(_, bytes)| self.0.is_multiple_of(*bytes)).unwrap_or(("B", 1));
         if self.0 == 0 { f.write_str("0B") } else { write!(f, "{}{name}", self.0 / bytes) }
     }
 }
@@ -205,7 +205,8 @@ mod tests {
         for (text, normal) in [("65536B", "64KiB"), ("64KiB", "64KiB"), ("1024MiB", "1GiB"), ("0B", "0B")] {
             assert_eq!(text.parse::<Size>().unwrap().to_string(), normal);
         }
-        for (text, normal) in [("10/h", "10/h"), ("1/d", "1/d"), ("5/10m", "5/10m"), ("5/60m", "5/h"), ("3/24h", "3/d")] {
+        for (text, normal) in [("10/h", "10/h"), ("1/d", "1/d"), ("5/10m", "5/10m"), ("5/60m", "5/h"), ("3/24h", "3/d")]
+        {
             assert_eq!(text.parse::<Rate>().unwrap().to_string(), normal);
         }
         assert_eq!("20%".parse::<Share>().unwrap(), Share(20));

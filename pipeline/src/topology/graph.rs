@@ -111,7 +111,8 @@ impl Graph {
                 }
             }
         }
-        let critical: Vec<usize> = (0..graph.nodes.len()).filter(|n| graph.nodes[*n].shape == Shape::Critical).collect();
+        let critical: Vec<usize> =
+            (0..graph.nodes.len()).filter(|n| graph.nodes[*n].shape == Shape::Critical).collect();
         let beside = (!critical.is_empty()).then(|| {
             let lines = vec!["validate, preferences, route".to_owned(), "one by one, beside the dataflow".to_owned()];
             graph.add("critical_path", "path", Shape::Critical, "critical path", lines)
@@ -188,9 +189,11 @@ pub fn mermaid(topology: &Topology, kinds: &OperatorKinds) -> String {
     let graph = Graph::of(topology, kinds);
     let mut out = String::from("flowchart TD\n");
     for node in &graph.nodes {
-        let text = |text: &str| text.replace('&', "#amp;").replace('"', "#quot;").replace('<', "#lt;").replace('>', "#gt;");
-        let label: Vec<String> =
-            std::iter::once(format!("<b>{}</b>", text(&node.title))).chain(node.lines.iter().map(|l| text(l))).collect();
+        let text =
+            |text: &str| text.replace('&', "#amp;").replace('"', "#quot;").replace('<', "#lt;").replace('>', "#gt;");
+        let label: Vec<String> = std::iter::once(format!("<b>{}</b>", text(&node.title)))
+            .chain(node.lines.iter().map(|l| text(l)))
+            .collect();
         let (open, close) = match node.shape {
             Shape::Source | Shape::SideInput => ("([", "])"),
             Shape::Critical | Shape::Operator => ("[", "]"),
@@ -214,17 +217,14 @@ pub fn mermaid(topology: &Topology, kinds: &OperatorKinds) -> String {
 #[must_use]
 pub fn dot(topology: &Topology, kinds: &OperatorKinds) -> String {
     let graph = Graph::of(topology, kinds);
-    let mut out = String::from("digraph topology {\n  node [shape=box, style=\"rounded,filled\", fontname=\"sans-serif\"];\n");
+    let mut out =
+        String::from("digraph topology {\n  node [shape=box, style=\"rounded,filled\", fontname=\"sans-serif\"];\n");
     for node in &graph.nodes {
         let text = |text: &str| text.replace('\\', "\\\\").replace('"', "\\\"");
         let lines: Vec<String> = std::iter::once(&node.title).chain(&node.lines).map(|line| text(line)).collect();
         let [fill, line, ..] = node.shape.colours();
-        let _ = writeln!(
-            out,
-            "  {} [label=\"{}\", fillcolor=\"{fill}\", color=\"{line}\"];",
-            node.key,
-            lines.join("\\n")
-        );
+        let _ =
+            writeln!(out, "  {} [label=\"{}\", fillcolor=\"{fill}\", color=\"{line}\"];", node.key, lines.join("\\n"));
     }
     for edge in &graph.edges {
         let style = if edge.dashed { " [style=dashed]" } else { "" };
@@ -320,7 +320,8 @@ impl Layout {
                         count => near.iter().map(|other| position[*other] as f64).sum::<f64>() / count as f64,
                     }
                 };
-                let mut ordered: Vec<(f64, usize)> = self.layers[layer].iter().map(|slot| (mean(*slot), *slot)).collect();
+                let mut ordered: Vec<(f64, usize)> =
+                    self.layers[layer].iter().map(|slot| (mean(*slot), *slot)).collect();
                 ordered.sort_by(|a, b| a.0.total_cmp(&b.0));
                 self.layers[layer] = ordered.into_iter().map(|(_, slot)| slot).collect();
             }
@@ -351,7 +352,8 @@ impl Layout {
                 .flat_map(|slot| self.slots[*slot].below.iter().map(|to| (position[*slot], position[*to])))
                 .collect();
             for (at, a) in lines.iter().enumerate() {
-                count += lines[at + 1..].iter().filter(|b| (a.0 < b.0 && a.1 > b.1) || (a.0 > b.0 && a.1 < b.1)).count();
+                count +=
+                    lines[at + 1..].iter().filter(|b| (a.0 < b.0 && a.1 > b.1) || (a.0 > b.0 && a.1 < b.1)).count();
             }
         }
         count
@@ -389,7 +391,8 @@ impl Layout {
                         pools.push(merged);
                     }
                 }
-                let starts = pools.iter().flat_map(|(sum, weight, members)| std::iter::repeat_n(sum / weight, *members));
+                let starts =
+                    pools.iter().flat_map(|(sum, weight, members)| std::iter::repeat_n(sum / weight, *members));
                 for ((slot, offset), start) in layer.iter().zip(&offsets).zip(starts) {
                     self.slots[*slot].x = start + offset;
                 }
@@ -457,9 +460,7 @@ pub fn svg(topology: &Topology, kinds: &OperatorKinds) -> String {
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width:.0}\" height=\"{height:.0}\" viewBox=\"0 0 {width:.0} {height:.0}\" role=\"img\" aria-label=\"topology\">"
     );
     out.push_str(&style());
-    out.push_str(
-        "<defs>",
-    );
+    out.push_str("<defs>");
     for head in ["head", "critical-head"] {
         let _ = write!(
             out,
@@ -539,7 +540,8 @@ fn style() -> String {
         let _ = write!(night, ".{} rect{{fill:{night_fill};stroke:{night_line}}}", shape.class());
     }
     out.push_str(&day);
-    let _ = writeln!(out, "@media(prefers-color-scheme:dark){{text{{fill:#b4b4c0}}.title{{fill:#f2f2f5}}{night}}}</style>");
+    let _ =
+        writeln!(out, "@media(prefers-color-scheme:dark){{text{{fill:#b4b4c0}}.title{{fill:#f2f2f5}}{night}}}</style>");
     out
 }
 

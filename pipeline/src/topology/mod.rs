@@ -132,8 +132,8 @@ impl Loader<'_> {
     /// # Errors
     /// When it can't be read, or is refused: then with all findings.
     pub fn load(&self, path: &Path) -> Result<Loaded, LoadError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| LoadError::Unreadable { path: path.to_owned(), source })?;
+        let text =
+            std::fs::read_to_string(path).map_err(|source| LoadError::Unreadable { path: path.to_owned(), source })?;
         Ok(self.check(SourceText::new(path.display().to_string(), text))?)
     }
 

@@ -65,7 +65,11 @@ pub(super) struct Document {
 
 impl Document {
     /// Parses a source. What is found on the way goes to `findings`; without a tree there is `None`.
-    pub(super) fn parse(source: &Source, environment: &dyn Environment, findings: &mut Vec<TopologyError>) -> Option<Self> {
+    pub(super) fn parse(
+        source: &Source,
+        environment: &dyn Environment,
+        findings: &mut Vec<TopologyError>,
+    ) -> Option<Self> {
         let mut options = Options::default();
         options.duplicate_keys = DuplicateKeyPolicy::PassThrough;
         options.strict_booleans = true;
@@ -73,9 +77,9 @@ impl Document {
         options.with_snippet = false;
         match serde_saphyr::from_str_with_options::<Spanned<Tree>>(source.text(), options) {
             Err(error) => {
-                let at = error.location().map_or(0, |location| {
-                    source.byte_at(usize_of(location.line()), usize_of(location.column()))
-                });
+                let at = error
+                    .location()
+                    .map_or(0, |location| source.byte_at(usize_of(location.line()), usize_of(location.column())));
                 let message = error.without_snippet().to_string();
                 // The library repeats the place at the end of its message; the snippet shows it.
                 let message = message.rfind(" at line ").map_or(message.as_str(), |end| &message[..end]);

@@ -117,7 +117,8 @@ impl<'a> Check<'a> {
         if is_misspelt(self.document, mapping, key, self.findings) {
             return;
         }
-        let finding = TopologyError::new(Code::MissingKey, at, format!("the key `{key}` is missing"), format!("`{key}` here"));
+        let finding =
+            TopologyError::new(Code::MissingKey, at, format!("the key `{key}` is missing"), format!("`{key}` here"));
         self.report(finding.hint(hint));
     }
 
@@ -132,9 +133,14 @@ impl<'a> Check<'a> {
             && name.value.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
             && name.value.len() <= NAME_BYTES_MAX;
         if !good {
-            let expected = format!("lower-case letters, digits and `_`, a letter first, at most {NAME_BYTES_MAX} bytes");
-            let finding =
-                TopologyError::new(Code::InvalidName, name.span, format!("`{}` is no name for {what}", name.value), expected);
+            let expected =
+                format!("lower-case letters, digits and `_`, a letter first, at most {NAME_BYTES_MAX} bytes");
+            let finding = TopologyError::new(
+                Code::InvalidName,
+                name.span,
+                format!("`{}` is no name for {what}", name.value),
+                expected,
+            );
             let normal = normal_type(&name.value);
             self.report(if normal == name.value { finding } else { finding.hint(format!("write `{normal}`")) });
         }
@@ -421,7 +427,12 @@ impl<'a> Check<'a> {
                 && let Some(first) = firsts.insert(kind.position as u8, draft.kind_span)
             {
                 let found = format!("a second `{}`", draft.kind_name);
-                let finding = TopologyError::new(Code::RepeatedKind, draft.kind_span, found, "one in a topology, with several inputs if need be");
+                let finding = TopologyError::new(
+                    Code::RepeatedKind,
+                    draft.kind_span,
+                    found,
+                    "one in a topology, with several inputs if need be",
+                );
                 self.report(finding.related(first, "the first one"));
             }
             let mut seen = BTreeSet::new();
@@ -463,7 +474,8 @@ impl<'a> Check<'a> {
             }
             (Some(Role::Events), Some(false)) => {
                 let found = format!("events of `{}` reach `{}` unvalidated", input.value, draft.id.value);
-                let finding = TopologyError::new(Code::ValidateFirst, input.span, found, "the `validate` operator first");
+                let finding =
+                    TopologyError::new(Code::ValidateFirst, input.span, found, "the `validate` operator first");
                 self.report(finding.hint("make the source an input of `validate`"));
             }
             (Some(Role::Returned), Some(true)) => {
@@ -480,7 +492,8 @@ impl<'a> Check<'a> {
         let legs = matches!(other_kind.position, Position::Route | Position::Legs);
         let (found, expected) = match (kind.position, legs) {
             (Position::First, _) => {
-                let found = format!("`{}` comes after `{}`, but nothing may come before it", draft.id.value, other.id.value);
+                let found =
+                    format!("`{}` comes after `{}`, but nothing may come before it", draft.id.value, other.id.value);
                 self.report(TopologyError::new(Code::ValidateFirst, input.span, found, "sources of events"));
                 return;
             }
@@ -582,7 +595,12 @@ impl<'a> Check<'a> {
         let unread = |name: &At<String>, what: &str| {
             if !name.value.is_empty() && !read.contains(name.value.as_str()) {
                 let found = format!("nothing reads the {what} `{}`", name.value);
-                self.report(TopologyError::new(Code::UnusedOutput, name.span, found, "an operator or a sink that has it as `input`"));
+                self.report(TopologyError::new(
+                    Code::UnusedOutput,
+                    name.span,
+                    found,
+                    "an operator or a sink that has it as `input`",
+                ));
             }
         };
         for source in sources {
@@ -611,9 +629,7 @@ impl<'a> Check<'a> {
         for (name, Captured(node)) in named.0 {
             self.name(&name, "a provider");
             let (kind_name, kind_span) = match self.document.get(node, "kind") {
-                Some((_, kind)) => {
-                    (self.read::<String>(kind).unwrap_or_default(), self.document.node(kind).span)
-                }
+                Some((_, kind)) => (self.read::<String>(kind).unwrap_or_default(), self.document.node(kind).span),
                 None => (name.value.clone(), name.span),
             };
             let mut params = serde_json::Value::Null;
@@ -627,9 +643,11 @@ impl<'a> Check<'a> {
                     let expected = one_of(self.loader.providers.names());
                     let found = format!("unknown kind of provider `{kind_name}`");
                     let finding = TopologyError::new(Code::UnknownProvider, kind_span, found, expected);
-                    self.report(finding.nearest(&kind_name, self.loader.providers.names()).hint(
-                        "a provider's name is its kind; with another name, add `kind: …`",
-                    ));
+                    self.report(
+                        finding
+                            .nearest(&kind_name, self.loader.providers.names())
+                            .hint("a provider's name is its kind; with another name, add `kind: …`"),
+                    );
                 }
             }
             let provider = config::Provider { kind: kind_name, params: config::Private::new(params) };
@@ -973,7 +991,8 @@ impl<'a> Check<'a> {
                 self.report(finding.related(*span, "the step before"));
             }
             last = Some((step.at.value.clone(), step.at.span));
-            let all = |one: Option<Captured>, many: Option<Vec<Captured>>| one.into_iter().chain(many.into_iter().flatten());
+            let all =
+                |one: Option<Captured>, many: Option<Vec<Captured>>| one.into_iter().chain(many.into_iter().flatten());
             let mut inputs = Vec::new();
             inputs.extend(
                 all(step.profile, step.profiles)
@@ -1011,8 +1030,12 @@ impl<'a> Check<'a> {
 
     fn zone(&self, zone: &str, span: Span) {
         if !self.loader.zones.contains(&zone) {
-            let finding =
-                TopologyError::new(Code::UnknownZone, span, format!("no time zone is called `{zone}`"), "an IANA name like `Europe/Berlin`");
+            let finding = TopologyError::new(
+                Code::UnknownZone,
+                span,
+                format!("no time zone is called `{zone}`"),
+                "an IANA name like `Europe/Berlin`",
+            );
             self.report(finding.nearest(zone, self.loader.zones.iter().copied()));
         }
     }
@@ -1088,7 +1111,8 @@ impl<'a> Check<'a> {
         let (span, raw) = (expectation.span, expectation.value);
         if let Some(event) = raw.event.as_ref().filter(|event| !events.contains(&event.value)) {
             let found = format!("no step up to here brings an event `{}`", event.value);
-            let finding = TopologyError::new(Code::UnknownEvent, event.span, found, "the `id` of an event of this test");
+            let finding =
+                TopologyError::new(Code::UnknownEvent, event.span, found, "the `id` of an event of this test");
             self.report(finding.nearest(&event.value, events.iter().map(String::as_str)));
         }
         if let Some(kind) = raw.event_type.as_ref().filter(|kind| !types.contains(&kind.value)) {

@@ -4,17 +4,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
+use tidings_operators::calendar::Calendar;
 use tidings_pipeline::topology::{
     Code, FixedEnvironment, Loaded, Loader, OperatorKinds, ProviderKinds, Refused, Role, SourceText, Store, Topology,
-    WhenProblem, canonical_policies, default_policies, dot, mermaid, policies_from_canonical, schema,
-    standard_operators, standard_providers, svg,
+    canonical_policies, default_policies, dot, mermaid, policies_from_canonical, schema, standard_operators,
+    standard_providers, svg,
 };
 
 /// Everything a [`Loader`] borrows.
 struct Bench {
     operators: OperatorKinds,
     providers: ProviderKinds,
-    zones: Vec<&'static str>,
+    calendar: Calendar,
     environment: FixedEnvironment,
 }
 
@@ -26,7 +27,7 @@ impl Bench {
         Self {
             operators: standard_operators(),
             providers: standard_providers(),
-            zones: chrono_tz::TZ_VARIANTS.iter().map(|zone| zone.name()).collect(),
+            calendar: Calendar::bundled(),
             environment: FixedEnvironment { variables: variables.into(), files: files.into() },
         }
     }
@@ -35,27 +36,11 @@ impl Bench {
         let loader = Loader {
             operators: &self.operators,
             providers: &self.providers,
-            when: &when,
-            zones: &self.zones,
+            calendar: &self.calendar,
             environment: &self.environment,
         };
         loader.check(SourceText::new(name, text))
     }
-}
-
-/// As much of a condition's compiler as the loader's own tests need: names must be known.
-fn when(text: &str) -> Result<(), WhenProblem> {
-    const NAMES: [&str; 8] = ["user_id", "type", "category", "priority", "channel", "tenant", "actors", "activities"];
-    let word = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').next().unwrap_or_default();
-    if NAMES.contains(&word) {
-        return Ok(());
-    }
-    Err(WhenProblem {
-        at: 0..word.len(),
-        found: format!("unknown name `{word}`"),
-        expected: "a field of an item".to_owned(),
-        nearest: tidings_pipeline::topology::nearest(word, NAMES).map(str::to_owned),
-    })
 }
 
 fn folder(path: &str) -> PathBuf {
@@ -135,9 +120,9 @@ fn the_pictures_of_the_examples_are_golden() {
     for name in ["topology", "small"] {
         let loaded = bench.check(name, &read(&format!("../examples/{name}.yaml"))).unwrap();
         let topology = &loaded.config.topology;
-        expect(&folder(&format!("tests/topology_graphs/{name}.mmd")), &mermaid(topology, &bench.operators));
-        expect(&folder(&format!("tests/topology_graphs/{name}.dot")), &dot(topology, &bench.operators));
-        expect(&folder(&format!("tests/topology_graphs/{name}.svg")), &svg(topology, &bench.operators));
+        expect(&folder(&format!("tests/topology_golden/{name}.mmd")), &mermaid(topology, &bench.operators));
+        expect(&folder(&format!("tests/topology_golden/{name}.dot")), &dot(topology, &bench.operators));
+        expect(&folder(&format!("tests/topology_golden/{name}.svg")), &svg(topology, &bench.operators));
     }
 }
 
@@ -206,6 +191,8 @@ fn the_wiring_is_what_the_example_says() {
     assert_eq!(topology.source("critical").unwrap().role, Role::Critical);
     assert_eq!(topology.operator("aggregate").unwrap().params["window"], "5m");
     assert_eq!(loaded.config.tests.len(), 10);
+    let new_york = &loaded.config.tests[3].steps[0].at;
+    assert_eq!(new_york.at.to_string(), "2026-11-01T02:00:00Z", "tests are written in local time");
 }
 
 #[test]
@@ -233,7 +220,7 @@ fn canonical_bytes_are_golden_and_read_back() {
     let loaded = Bench::new().check("small.yaml", &read("../examples/small.yaml")).unwrap();
     let topology = &loaded.config.topology;
     let bytes = topology.canonical();
-    expect(&folder("tests/topology_graphs/small.canonical.json"), &(String::from_utf8(bytes.clone()).unwrap() + "\n"));
+    expect(&folder("tests/topology_golden/small.canonical.json"), &(String::from_utf8(bytes.clone()).unwrap() + "\n"));
     assert_eq!(&Topology::from_canonical(&bytes).unwrap(), topology);
     assert_eq!(topology.hash().to_string(), "79425a7667d66af6692541cfa96c6b208755e9bf4b054815e9404cd4190fd2a3");
     let bytes = canonical_policies(&loaded.config.policies);
@@ -261,7 +248,7 @@ fn the_schema_is_golden_and_knows_every_key_of_the_examples() {
     let bench = Bench::new();
     let schema = schema(&bench.operators, &bench.providers);
     let text = serde_json::to_string_pretty(&schema).unwrap() + "\n";
-    expect(&folder("tests/topology_graphs/schema.json"), &text);
+    expect(&folder("tests/topology_golden/schema.json"), &text);
     assert_eq!(schema["$schema"], "http://json-schema.org/draft-07/schema#");
     let mut known = BTreeSet::new();
     keys(&schema, &mut known);

@@ -433,27 +433,13 @@ pub struct Provider {
     pub params: Private<Value>,
 }
 
-/// An instant as a test writes it: `2026-03-28 23:10 Europe/Berlin`, or RFC 3339.
+/// An instant of a test, and how it is written there.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Moment {
-    /// Wall-clock time somewhere. In a gap or a repeat, the calendar's rule for deadlines holds.
-    Local {
-        /// The wall clock.
-        at: jiff::civil::DateTime,
-        /// Where.
-        zone: String,
-    },
-    /// An instant.
-    Exact(Instant),
-}
-
-impl fmt::Display for Moment {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Local { at, zone } => write!(f, "{} {zone}", at.strftime("%F %T")),
-            Self::Exact(instant) => write!(f, "{instant}"),
-        }
-    }
+pub struct Moment {
+    /// The instant, by the calendar of this build.
+    pub at: Instant,
+    /// As written: `2026-03-28 23:10 Europe/Berlin`, or RFC 3339.
+    pub written: String,
 }
 
 /// One test: what is known at its start, then steps in virtual time.

@@ -24,8 +24,9 @@ mod tree;
 mod validate;
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
+
+use tidings_operators::calendar::Calendar;
 
 pub use config::{
     Checkpoints, Config, ContentHash, Deployment, Expectation, Expected, Fate, Format, Input, InvalidCanonical, Log,
@@ -40,19 +41,6 @@ pub use params::{operators as standard_operators, providers as standard_provider
 pub use schema::schema;
 pub use tree::{Environment, Step};
 
-/// Why a `when` does not compile: a place inside its text, and what would do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct WhenProblem {
-    /// Bytes of the condition's text.
-    pub at: Range<usize>,
-    /// What was found.
-    pub found: String,
-    /// What was expected.
-    pub expected: String,
-    /// The valid name that looks most like what was found.
-    pub nearest: Option<String>,
-}
-
 /// Everything a topology is checked against.
 #[derive(Clone, Copy)]
 pub struct Loader<'a> {
@@ -60,10 +48,8 @@ pub struct Loader<'a> {
     pub operators: &'a OperatorKinds,
     /// The kinds of providers.
     pub providers: &'a ProviderKinds,
-    /// Compiles a `when`.
-    pub when: &'a dyn Fn(&str) -> Result<(), WhenProblem>,
-    /// The names of all time zones.
-    pub zones: &'a [&'a str],
+    /// The zones of the world.
+    pub calendar: &'a Calendar,
     /// Where `${…}` gets its values.
     pub environment: &'a dyn Environment,
 }

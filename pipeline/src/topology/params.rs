@@ -150,7 +150,7 @@ impl Params for Aggregate {
 }
 
 /// Whether `text` is `data.` and a dotted path of names.
-pub(super) fn is_data_path(text: &str) -> bool {
+fn is_data_path(text: &str) -> bool {
     text.strip_prefix("data.").is_some_and(|path| {
         path.split('.').all(|name| !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_'))
     })

@@ -5,16 +5,17 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::marker::PhantomData;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, de};
 use tidings_schemas::channel::{Channel, Priority};
 use tidings_schemas::policy::{CategoryPolicy, QuietRules, TypePolicy};
+use tidings_schemas::profile::MinuteOfDay;
 use tidings_schemas::reason::Reason;
+use tidings_schemas::time::Instant;
 use tidings_schemas::units::{Period, Rate, Share};
 
-use super::config::{Format, Moment, SideInput, UnknownFields};
+use super::config::{Format, SideInput, UnknownFields};
 use super::decode::{At, Captured, Lenient, Named, OneOrMany, Pairs};
 
 /// The whole file.
@@ -220,6 +221,7 @@ pub(super) enum ProvidersSchema {
 }
 
 pub(super) enum Providers {
+    One(String),
     InOrder(Vec<At<String>>),
     ByPlatform(Vec<(At<String>, OneOrMany<At<String>>)>),
 }
@@ -231,6 +233,9 @@ impl<'de> Deserialize<'de> for Providers {
             type Value = Providers;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a list like `[ses]`, or one by platform like `{ ios: apns, android: fcm }`")
+            }
+            fn visit_str<E>(self, name: &str) -> Result<Providers, E> {
+                Ok(Providers::One(name.to_owned()))
             }
             fn visit_seq<A: de::SeqAccess<'de>>(self, mut items: A) -> Result<Providers, A::Error> {
                 let mut all = Vec::new();
@@ -415,27 +420,46 @@ pub(super) enum ChannelsSchema {
     Many(Vec<Channel>),
 }
 
+/// An instant as a test writes it.
+#[derive(Clone, Debug)]
+pub(super) enum Moment {
+    /// Wall-clock time somewhere: days since 1970-01-01, the minute, the second, the zone.
+    Local { day: i64, minute: MinuteOfDay, second: u8, zone: String },
+    /// RFC 3339.
+    Exact(Instant),
+}
+
+impl Moment {
+    fn parse(text: &str) -> Option<Self> {
+        if let Ok(instant) = text.parse() {
+            return Some(Self::Exact(instant));
+        }
+        let (local, zone) = text.rsplit_once(' ')?;
+        let read = |format: &str| jiff::civil::DateTime::strptime(format, local).ok();
+        let wall = read("%Y-%m-%d %H:%M").or_else(|| read("%Y-%m-%d %H:%M:%S"))?;
+        let day = jiff::civil::date(1970, 1, 1).until(wall.date()).ok()?.get_days();
+        let minute = i32::from(wall.hour()) * 60 + i32::from(wall.minute());
+        Some(Self::Local {
+            day: i64::from(day),
+            minute: MinuteOfDay(u16::try_from(minute).ok()?),
+            second: u8::try_from(wall.second()).ok()?,
+            zone: zone.to_owned(),
+        })
+    }
+}
+
 impl<'de> Deserialize<'de> for Moment {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Text(PhantomData<()>);
+        struct Text;
         impl de::Visitor<'_> for Text {
             type Value = Moment;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a time like `2026-03-28 23:10 Europe/Berlin` or `2026-03-28T22:10:00Z`")
             }
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Moment, E> {
-                if let Ok(instant) = text.parse() {
-                    return Ok(Moment::Exact(instant));
-                }
-                let invalid = || E::invalid_value(de::Unexpected::Str(text), &self);
-                let (local, zone) = text.rsplit_once(' ').ok_or_else(invalid)?;
-                let at = ["%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S"]
-                    .into_iter()
-                    .find_map(|format| jiff::civil::DateTime::strptime(format, local).ok())
-                    .ok_or_else(invalid)?;
-                Ok(Moment::Local { at, zone: zone.to_owned() })
+                Moment::parse(text).ok_or_else(|| E::invalid_value(de::Unexpected::Str(text), &self))
             }
         }
-        deserializer.deserialize_str(Text(PhantomData))
+        deserializer.deserialize_str(Text)
     }
 }

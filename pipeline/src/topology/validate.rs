@@ -8,10 +8,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
+use tidings_operators::calendar::Fold;
+use tidings_operators::when::{self, WhenError};
 use tidings_schemas::channel::{Channel, Priority};
 use tidings_schemas::event::{Event, normal_type};
 use tidings_schemas::policy::{Policies, QuietRule, QuietRules, TypePolicy};
 use tidings_schemas::profile::{Address, Profile};
+use tidings_schemas::time::Instant;
 use tidings_schemas::topics::PREFIX;
 use tidings_schemas::units::{Period, Share};
 
@@ -19,7 +22,6 @@ use super::config::{self, Config, Deployment, Input, Moment, Place, Role, SideIn
 use super::decode::{At, Captured, Findings, Lenient, Named, decode, describe, is_misspelt};
 use super::diagnostic::{Code, Source, Span, TopologyError, nearest, one_of};
 use super::kinds::{Context, OperatorKind, Position, Reader};
-use super::params::is_data_path;
 use super::tree::{Content, Document, NodeId, Step};
 use super::{Loader, defaults, raw};
 
@@ -102,6 +104,11 @@ impl<'a> Check<'a> {
     fn span(&self, path: &[&str]) -> Span {
         let steps: Vec<Step> = path.iter().map(|key| Step::Key((*key).to_owned())).collect();
         self.document.span_at(self.document.root, &steps)
+    }
+
+    /// The node that a path of keys leads to.
+    fn node(&self, path: &[&str]) -> Option<NodeId> {
+        path.iter().try_fold(self.document.root, |at, key| self.document.get(at, key).map(|(_, value)| value))
     }
 
     /// The span of a top-level key, or of the file's beginning.
@@ -396,21 +403,25 @@ impl<'a> Check<'a> {
 
     fn when(&self, node: NodeId) -> Option<String> {
         let text = self.read::<String>(node)?;
-        if let Err(problem) = (self.loader.when)(&text) {
-            let here = self.document.node(node);
-            // Inside the scalar, where its text is written as it is: not folded, escaped or from outside.
-            let written = self.source.slice(here.span);
-            let span = match written.find(&text) {
-                Some(at) if here.written.is_none() && text.get(problem.at.clone()).is_some() => {
-                    let start = here.span.start + at;
-                    Span { start: start + problem.at.start, end: start + problem.at.end }
-                }
-                _ => here.span,
-            };
-            let finding = TopologyError::new(Code::InvalidWhen, span, problem.found, problem.expected);
-            self.report(TopologyError { nearest: problem.nearest, ..finding });
+        if let Err(error) = when::compile(&text) {
+            self.expression(node, &text, error);
         }
         Some(text)
+    }
+
+    /// Reports what is wrong with an expression, at its place inside the scalar `node`: where its
+    /// text is written as it is, not folded, escaped or from outside.
+    fn expression(&self, node: NodeId, text: &str, error: WhenError) {
+        let here = self.document.node(node);
+        let span = match self.source.slice(here.span).find(text) {
+            Some(at) if here.written.is_none() && text.get(error.span.clone()).is_some() => {
+                let start = here.span.start + at;
+                Span { start: start + error.span.start, end: start + error.span.end }
+            }
+            _ => here.span,
+        };
+        let finding = TopologyError::new(Code::InvalidWhen, span, format!("found {}", error.found), error.expected);
+        self.report(TopologyError { nearest: error.nearest, ..finding });
     }
 
     // ── wiring ──────────────────────────────────────────────────────────────────────────────────
@@ -686,6 +697,11 @@ impl<'a> Check<'a> {
                 self.sink_input(&name.value, input, sources, operators);
             }
             let choice = match sink.providers.value {
+                raw::Providers::One(name) => {
+                    let one = [At { span: sink.providers.span, value: name }];
+                    self.sink_providers(channel, sink.providers.span, &one, providers, &mut used);
+                    config::Providers::InOrder(one.into_iter().map(|name| name.value).collect())
+                }
                 raw::Providers::InOrder(list) => {
                     self.sink_providers(channel, sink.providers.span, &list, providers, &mut used);
                     config::Providers::InOrder(list.into_iter().map(|name| name.value).collect())
@@ -821,12 +837,10 @@ impl<'a> Check<'a> {
             self.report(finding.nearest(category, names()).hint(hint));
         }
         if let Some(key) = &policy.dedup_key
-            && !is_data_path(key)
-            && !["id", "object.id", "actor.id"].contains(&key.as_str())
+            && let Err(error) = when::compile_value(key)
+            && let Some(node) = self.node(&["policies", "types", name, "dedup_key"])
         {
-            let expected = "`id`, `object.id`, `actor.id`, or a path like `data.order_id`";
-            let found = format!("`{key}` names nothing of an event");
-            self.report(TopologyError::new(Code::InvalidValue, span("dedup_key"), found, expected));
+            self.expression(node, key, error);
         }
         for (key, channels) in [("channels", &policy.channels), ("fallback_channels", &policy.fallback_channels)] {
             let Some(channels) = channels else { continue };
@@ -980,17 +994,18 @@ impl<'a> Check<'a> {
     fn test(&self, test: raw::Test, context: &Context) -> config::Test {
         let given = test.given.unwrap_or(raw::Given { profiles: Vec::new(), addresses: Vec::new() });
         let (mut events, mut types) = (BTreeSet::new(), BTreeSet::new());
-        let (mut steps, mut last): (Vec<config::TestStep>, Option<(Moment, Span)>) = (Vec::new(), None);
+        let (mut steps, mut last): (Vec<config::TestStep>, Option<(Instant, Span)>) = (Vec::new(), None);
         for step in test.steps.into_iter().filter_map(|step| step.0) {
-            self.moment(&step.at);
-            if let Some((before, span)) = &last
-                && is_before(&step.at.value, before)
+            // A time that can't be understood is reported; the step's other faults are too.
+            let at = self.moment(&step.at);
+            if let (Some(at), Some((before, span))) = (&at, &last)
+                && at.at < *before
             {
-                let found = format!("time goes back to {}", step.at.value);
+                let found = format!("time goes back to {}", at.written);
                 let finding = TopologyError::new(Code::StepOrder, step.at.span, found, "a time that is not earlier");
                 self.report(finding.related(*span, "the step before"));
             }
-            last = Some((step.at.value.clone(), step.at.span));
+            last = at.as_ref().map(|at| (at.at, step.at.span)).or(last);
             let all =
                 |one: Option<Captured>, many: Option<Vec<Captured>>| one.into_iter().chain(many.into_iter().flatten());
             let mut inputs = Vec::new();
@@ -1017,7 +1032,7 @@ impl<'a> Check<'a> {
                 .into_iter()
                 .filter_map(|expectation| self.expectation(expectation.0?, &events, &types))
                 .collect();
-            steps.push(config::TestStep { at: step.at.value, span: step.at.span, inputs, expect });
+            steps.extend(at.map(|at| config::TestStep { at, span: step.at.span, inputs, expect }));
         }
         config::Test {
             name: test.name.value,
@@ -1029,26 +1044,34 @@ impl<'a> Check<'a> {
     }
 
     fn zone(&self, zone: &str, span: Span) {
-        if !self.loader.zones.contains(&zone) {
-            let finding = TopologyError::new(
-                Code::UnknownZone,
-                span,
-                format!("no time zone is called `{zone}`"),
-                "an IANA name like `Europe/Berlin`",
-            );
-            self.report(finding.nearest(zone, self.loader.zones.iter().copied()));
+        if self.loader.calendar.zone(zone).is_none() {
+            let found = format!("no time zone is called `{zone}`");
+            let finding = TopologyError::new(Code::UnknownZone, span, found, "an IANA name like `Europe/Berlin`");
+            let nearest = self.loader.calendar.nearest(zone).map(str::to_owned);
+            self.report(TopologyError { nearest, ..finding });
         }
     }
 
-    fn moment(&self, moment: &At<Moment>) {
-        if let Moment::Local { zone, .. } = &moment.value {
-            let written = self.source.slice(moment.span);
-            let span = match written.rfind(zone.as_str()) {
-                Some(at) => Span { start: moment.span.start + at, end: moment.span.start + at + zone.len() },
-                None => moment.span,
-            };
-            self.zone(zone, span);
+    /// The instant that is meant. A wall time that a clock shows twice means the first time; one
+    /// that it never shows is refused.
+    fn moment(&self, moment: &At<raw::Moment>) -> Option<Moment> {
+        let written = self.source.slice(moment.span).trim_matches(['"', '\'']).to_owned();
+        let (day, minute, second, zone) = match &moment.value {
+            raw::Moment::Exact(at) => return Some(Moment { at: *at, written }),
+            raw::Moment::Local { day, minute, second, zone } => (*day, *minute, *second, zone),
+        };
+        let Some(known) = self.loader.calendar.zone(zone) else {
+            let at = self.source.slice(moment.span).rfind(zone.as_str()).map(|at| moment.span.start + at);
+            self.zone(zone, at.map_or(moment.span, |start| Span { start, end: start + zone.len() }));
+            return None;
+        };
+        let at = known.instant(day, minute, Fold::Earlier);
+        if known.local(at).minute != minute {
+            let found = format!("clocks in `{zone}` never show this time: they go forward over it");
+            self.report(TopologyError::new(Code::InvalidValue, moment.span, found, "a time that exists"));
+            return None;
         }
+        Some(Moment { at: at.after(Duration::from_secs(u64::from(second))), written })
     }
 
     fn profile(&self, Captured(node): Captured) -> Option<Profile> {
@@ -1120,14 +1143,15 @@ impl<'a> Check<'a> {
             let finding = TopologyError::new(Code::UnknownType, kind.span, found, "the type of an event of this test");
             self.report(finding.nearest(&kind.value, types.iter().map(String::as_str)));
         }
-        if let Some(until) = &raw.parked_until {
-            self.moment(until);
-        }
+        let until = match &raw.parked_until {
+            None => None,
+            Some(until) => Some(self.moment(until)?),
+        };
         let flag = |flag: Option<bool>, fate: config::Fate| flag.filter(|flag| *flag).map(|_| fate);
         let fates: Vec<config::Fate> = [
             flag(raw.queued, config::Fate::Queued),
             flag(raw.parked, config::Fate::Parked),
-            raw.parked_until.map(|until| config::Fate::ParkedUntil(until.value)),
+            until.map(config::Fate::ParkedUntil),
             raw.suppressed.map(config::Fate::Suppressed),
             raw.rejected.map(config::Fate::Rejected),
             flag(raw.merged, config::Fate::Merged),
@@ -1164,15 +1188,6 @@ impl<'a> Check<'a> {
             (None, true, _) => return wrong("an expectation with several fates"),
         };
         Some(config::Expectation { span, expected })
-    }
-}
-
-/// Whether `a` is surely before `b`: two clocks are only compared in one zone.
-fn is_before(a: &Moment, b: &Moment) -> bool {
-    match (a, b) {
-        (Moment::Exact(a), Moment::Exact(b)) => a < b,
-        (Moment::Local { at: a, zone: one }, Moment::Local { at: b, zone: other }) => one == other && a < b,
-        _ => false,
     }
 }
 

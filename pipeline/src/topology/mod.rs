@@ -129,7 +129,7 @@ impl Loader<'_> {
     /// When it is refused, with all findings.
     pub fn check(&self, source: SourceText) -> Result<Loaded, Box<Refused>> {
         let (config, mut findings) = validate::check(self, &source);
-        findings.sort_by(|a, b| (a.span, a.code).cmp(&(b.span, b.code)));
+        findings.sort_by_key(|finding| (finding.span, finding.code));
         findings.dedup();
         let refused = findings.iter().any(|finding| finding.severity == Severity::Error);
         match config {

@@ -106,7 +106,7 @@ impl Document {
     }
 
     /// Every scalar that has a value from outside: where it stands, its value, what is written.
-    pub(super) fn from_outside(&self) -> impl Iterator<Item = (Span, &str, &str)> {
+    pub(super) fn values_from_outside(&self) -> impl Iterator<Item = (Span, &str, &str)> {
         self.nodes.iter().filter_map(|node| match (&node.content, &node.written) {
             (Content::Text(value), Some(written)) => Some((node.span, value.as_str(), written.as_str())),
             _ => None,

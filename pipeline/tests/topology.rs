@@ -301,6 +301,28 @@ fn keys_below(value: &serde_json::Value, free: &[&str], out: &mut BTreeSet<Strin
     }
 }
 
+#[test]
+fn a_hostile_document_is_refused_within_bounds() {
+    let bench = Bench::new();
+    let deep = |open: &str, close: &str| format!("version: 1\nlog: {}1{}\n", open.repeat(50_000), close.repeat(50_000));
+    let bomb = (1..30).fold("a0: &a0 [x, x, x, x, x, x, x, x, x]\n".to_owned(), |text, n| {
+        let before = format!("*a{}, ", n - 1).repeat(9);
+        text + &format!("a{n}: &a{n} [{before}]\n")
+    });
+    for text in [
+        deep("[", "]"),
+        deep("{a: ", "}"),
+        format!("{}1{}", "{a: ".repeat(60), "}".repeat(60)),
+        "- ".repeat(50_000),
+        "? ".repeat(50_000),
+        bomb,
+        "\0".to_owned(),
+        "\u{feff}".to_owned(),
+    ] {
+        assert!(bench.check("hostile.yaml", &text).is_err());
+    }
+}
+
 /// One change of a text: what a slip of the hand or a bad merge does.
 fn mutate(text: &str, (at, kind, other): (usize, u8, usize)) -> String {
     let mut lines: Vec<&str> = text.lines().collect();

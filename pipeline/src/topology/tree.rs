@@ -19,6 +19,13 @@ use serde_saphyr::{DuplicateKeyPolicy, Options, Spanned};
 
 use super::diagnostic::{Code, Source, Span, TopologyError, nearest};
 
+/// Deepest nesting. A topology needs ten levels, and a level costs up to 40 KB of stack in a debug
+/// build, where a thread has 2 MB. Beyond it the file is refused as such.
+const DEPTH_MAX: usize = 24;
+/// Most values in a file, aliases written out: a hundred times the complete example. Beyond it the
+/// file is refused as such.
+const NODES_MAX: usize = 100_000;
+
 /// Where `${…}` gets its values.
 pub trait Environment {
     /// The variable, if it is set.
@@ -75,14 +82,22 @@ impl Document {
         options.strict_booleans = true;
         options.leading_zero_numbers_as_strings = true;
         options.with_snippet = false;
+        options.budget = serde_saphyr::budget! { max_depth: DEPTH_MAX, max_nodes: NODES_MAX };
         match serde_saphyr::from_str_with_options::<Spanned<Tree>>(source.text(), options) {
             Err(error) => {
                 let at = error
                     .location()
                     .map_or(0, |location| source.byte_at(usize_of(location.line()), usize_of(location.column())));
+                // The library repeats the place and names its own functions; the snippet shows where.
                 let message = error.without_snippet().to_string();
-                // The library repeats the place at the end of its message; the snippet shows it.
                 let message = message.rfind(" at line ").map_or(message.as_str(), |end| &message[..end]);
+                let message = match message {
+                    breach if breach.starts_with("budget breached") => {
+                        format!("more than {DEPTH_MAX} levels or {NODES_MAX} values")
+                    }
+                    many if many.starts_with("multiple YAML documents") => "a second document begins".to_owned(),
+                    other => other.to_owned(),
+                };
                 let span = Span { start: at, end: (at + 1).min(source.text().len()) };
                 let finding = TopologyError::new(Code::Syntax, span, message, "one YAML document");
                 let (line, _) = source.line_and_column(at);

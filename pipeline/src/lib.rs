@@ -5,3 +5,5 @@ pub mod cutlog;
 pub mod runtime;
 
 pub mod sources;
+
+pub mod topology;

@@ -6,6 +6,7 @@ pub mod codec;
 pub mod ids;
 pub mod span;
 pub mod time;
+pub mod units;
 
 pub mod cloudevents;
 pub mod event;

@@ -78,6 +78,9 @@ const RESERVED: [&str; 16] = [
     "transactional.id",
 ];
 
+/// A topic's settings, by Kafka's names.
+type Settings = BTreeMap<String, String>;
+
 /// How to reach the brokers.
 #[derive(Clone, Debug)]
 pub struct KafkaParams {
@@ -492,7 +495,7 @@ impl Kafka {
     }
 
     /// The settings of the topics that exist among `names`.
-    fn settings(&self, names: &[String]) -> Result<BTreeMap<String, BTreeMap<String, String>>, LogError> {
+    fn settings(&self, names: &[String]) -> Result<BTreeMap<String, Settings>, LogError> {
         let resources: Vec<_> = names.iter().map(|name| ResourceSpecifier::Topic(name)).collect();
         if resources.is_empty() {
             return Ok(BTreeMap::new());
@@ -513,7 +516,7 @@ impl Kafka {
         Ok(settings)
     }
 
-    fn describe(&self, names: &[String]) -> Result<Vec<(TopicSpec, BTreeMap<String, String>)>, LogError> {
+    fn describe(&self, names: &[String]) -> Result<Vec<(TopicSpec, Settings)>, LogError> {
         let metadata = self.desk.fetch_metadata(None, self.params.patience).map_err(|error| unreachable(&error))?;
         let found =
             |name: &String| metadata.topics().iter().find(|it| it.name() == name && !it.partitions().is_empty());
@@ -706,7 +709,7 @@ const fn is_missing(code: RDKafkaErrorCode) -> bool {
     )
 }
 
-fn number(settings: &BTreeMap<String, String>, name: &str) -> Option<i64> {
+fn number(settings: &Settings, name: &str) -> Option<i64> {
     settings.get(name)?.parse().ok()
 }
 
@@ -714,7 +717,7 @@ fn span(millis: i64) -> Duration {
     Duration::from_millis(unsigned(millis))
 }
 
-fn retention_of(settings: &BTreeMap<String, String>) -> Retention {
+fn retention_of(settings: &Settings) -> Retention {
     let policy = settings.get("cleanup.policy").map_or("delete", String::as_str);
     if policy.split(',').any(|it| it.trim() == "compact") {
         let lag = number(settings, "min.compaction.lag.ms").unwrap_or(0);
@@ -751,7 +754,7 @@ fn settings_for(topic: &TopicSpec) -> Vec<(&'static str, String)> {
 }
 
 /// Settings of Kafka's own that make a topic weaker, whatever it should be like.
-fn own_weaknesses(name: &str, settings: &BTreeMap<String, String>) -> Vec<String> {
+fn own_weaknesses(name: &str, settings: &Settings) -> Vec<String> {
     let mut found = Vec::new();
     let setting = |name: &str| settings.get(name).map_or("", String::as_str);
     if setting("unclean.leader.election.enable") == "true" {
@@ -1164,7 +1167,7 @@ impl KafkaMember {
                 };
                 self.positions.iter().find_map(outside)
             }
-            Some(RDKafkaErrorCode::PollExceeded) => {
+            Some(RDKafkaErrorCode::PollExceeded | RDKafkaErrorCode::FencedInstanceId | RDKafkaErrorCode::Fatal) => {
                 self.lose();
                 Some(LogError::Fenced(self.group.clone()))
             }

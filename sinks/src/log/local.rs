@@ -42,10 +42,16 @@ pub(super) struct Placed<'a> {
     pub(super) superseded_until: Option<Instant>,
 }
 
+/// A topic with the range of each of its partitions.
+pub(super) struct Found {
+    pub(super) spec: TopicSpec,
+    pub(super) ranges: Vec<Range<u64>>,
+}
+
 /// What a log on one machine is kept in. Calls that write come one at a time.
 pub(super) trait Store: Send + Sync + 'static {
-    /// Every topic with the range of each of its partitions.
-    fn topics(&self) -> Result<Vec<(TopicSpec, Vec<Range<u64>>)>, LogError>;
+    /// Every topic that is there.
+    fn topics(&self) -> Result<Vec<Found>, LogError>;
     fn write_topics(&self, topics: &[TopicSpec]) -> Result<(), LogError>;
     /// All of the records or none; durable after the next [`Store::sync`].
     fn write(&self, records: &[Placed<'_>]) -> Result<(), LogError>;
@@ -129,7 +135,7 @@ pub(super) struct Local<S> {
 impl<S: Store> Local<S> {
     pub(super) fn open(store: S, clock: Clock) -> Result<Arc<Self>, LogError> {
         let mut state = State::default();
-        for (spec, ranges) in store.topics()? {
+        for Found { spec, ranges } in store.topics()? {
             let name: Arc<str> = spec.name.as_str().into();
             let partitions = ranges.into_iter().map(Ends::of).collect();
             state.topics.insert(Arc::clone(&name), Topic { spec, name, partitions });

@@ -175,8 +175,9 @@ struct Partition {
     superseded: BTreeMap<(Instant, u64), Option<bytes::Bytes>>,
 }
 
+/// What the log in memory is kept in.
 #[derive(Default)]
-struct Memory {
+pub(super) struct Memory {
     partitions: Mutex<BTreeMap<TopicPartition, Partition>>,
     commits: Mutex<BTreeMap<(String, TopicPartition), Commit>>,
 }

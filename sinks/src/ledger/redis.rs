@@ -86,7 +86,7 @@ local kept = ARGV[2]
 local out = {}
 for i = 0, (#KEYS - 1) / 2 - 1 do
   local bucket, own = KEYS[2 + 2 * i], KEYS[3 + 2 * i]
-  local field, owner, line, keep, refound, until_ = unpack(ARGV, 3 + 6 * i, 8 + 6 * i)
+  local field, owner, line, keep, refound, left = unpack(ARGV, 3 + 6 * i, 8 + 6 * i)
   local home, value = find(bucket, own, field)
   local before, ours = '', false
   if not value then
@@ -116,7 +116,7 @@ for i = 0, (#KEYS - 1) / 2 - 1 do
       end
       if home == own then
         redis.call('SET', own, write, 'PX', kept)
-        if until_ ~= '' then redis.call('PEXPIREAT', own, until_) end
+        if left ~= '' then redis.call('PEXPIRE', own, left) end
       else
         redis.call('HSET', home, field, write)
       end
@@ -274,7 +274,8 @@ impl Ledger for RedisLedger {
                 call.arg(&settle.key.delivery.0[..]).arg(&*settle.owner);
                 call.arg(settle.attempt.as_ref().map(Attempt::line).unwrap_or_default());
                 call.arg(u8::from(settle.keep)).arg(u8::from(settle.refound));
-                call.arg(if ended { own_until(now).0.to_string() } else { String::new() });
+                // As a span: the store's clock need not be ours.
+                call.arg(if ended { millis(own_until(now).since(now)).to_string() } else { String::new() });
             }
             let answers: Vec<String> = self.run(&call).await?;
             expect(answers.len(), settles.len())?;

@@ -22,6 +22,22 @@ use std::time::Duration;
 use bytes::Bytes;
 use tidings_schemas::time::Instant;
 
+mod groups;
+mod local;
+pub mod memory;
+
+/// What time it is: the logs on one machine stamp their records with it.
+pub type Clock = Arc<dyn Fn() -> Instant + Send + Sync>;
+
+/// Most bytes of one record, key, value and headers together. A block of an epoch's rows is the
+/// largest thing that is appended, and its writer splits at a quarter of this; beyond it an append
+/// is [`LogError::TooLarge`].
+pub const RECORD_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// Bytes after which a poll returns what it has, so that memory stays bounded whatever
+/// `records_max` says: a poll holds at most this and one more record.
+const READ_BYTES_MAX: usize = RECORD_BYTES_MAX;
+
 /// A partition of a topic.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TopicPartition {
@@ -76,6 +92,19 @@ impl Record {
     }
 }
 
+impl Append {
+    /// Key, value and headers, in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        bytes_of(self.key.as_ref(), self.value.as_ref(), &self.headers)
+    }
+}
+
+fn bytes_of(key: Option<&Bytes>, value: Option<&Bytes>, headers: &Headers) -> usize {
+    let headers: usize = headers.iter().map(|(name, value)| name.len() + value.len()).sum();
+    key.map_or(0, Bytes::len) + value.map_or(0, Bytes::len) + headers
+}
+
 /// What one poll of a [`Reader`] brought.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
@@ -115,13 +144,18 @@ pub trait Assignment: Send + Sync {
     fn revoked(&self, partitions: &[TopicPartition]) -> Vec<(TopicPartition, Commit)>;
 }
 
-/// A member of a consumer group.
+/// A member of a consumer group. Dropping it leaves the group: its partitions are revoked first,
+/// and what [`Assignment::revoked`] returns is committed.
+///
+/// After [`LogError::Fenced`] it is no member any more: its partitions were revoked, nothing of them
+/// could be committed, and whoever wants to go on drops it and joins again.
 pub trait GroupReader: Send {
     /// Up to `records_max` further records of any assigned partition that is not paused; waits at
     /// most `wait`.
     ///
     /// # Errors
-    /// When the log cannot be reached, or a position is out of range.
+    /// When the log cannot be reached, a position is out of range, or the member is no longer in
+    /// the group.
     fn poll(&mut self, records_max: usize, wait: Duration) -> Result<Vec<(TopicPartition, Record)>, LogError>;
 
     /// Stops fetching these partitions, and no others.

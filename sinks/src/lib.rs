@@ -4,3 +4,6 @@ mod table;
 
 pub mod ledger;
 pub mod log;
+pub mod outcome;
+pub mod providers;
+pub mod simulated;

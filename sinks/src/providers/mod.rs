@@ -1,0 +1,187 @@
+//! The providers: one file each, top to bottom in one order (header with the answer table,
+//! constants, parameters, wire types, `build_request`, `classify`, the client, tests), and one line
+//! in [`registry`].
+//!
+//! An adapter makes calls and says what came of them. It never waits before a retry, never schedules
+//! one and never writes a row: that is the lane's. What it may do within one `deliver` is try a
+//! second time at once where the provider's table says that the first try cannot count (a refused
+//! stream, an expired token, the other environment).
+
+pub mod apns;
+pub mod content;
+mod http;
+mod jwt;
+#[cfg(test)]
+pub(crate) mod samples;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use schemars::Schema;
+use serde::de::DeserializeOwned;
+use tidings_schemas::channel::{Channel, Priority};
+use tidings_schemas::ids::{DeliveryId, NotificationId};
+use tidings_schemas::profile::Address;
+use tidings_schemas::time::Instant;
+
+use crate::outcome::{MassInvalidationGuard, Outcome};
+use content::Content;
+
+/// One delivery, ready to be carried.
+#[derive(Clone, Debug)]
+pub struct Call {
+    /// One notification on one channel to one address: every attempt carries the same.
+    pub delivery: DeliveryId,
+    /// What it is part of.
+    pub notification: NotificationId,
+    /// Whom it is for.
+    pub user: String,
+    /// Where it goes.
+    pub address: Address,
+    /// What it shows.
+    pub content: Content,
+    /// What replaces an earlier one on the screen; the notification alone where absent.
+    pub collapse_key: Option<String>,
+    /// Not to be shown after this.
+    pub expires_at: Option<Instant>,
+    /// How urgent.
+    pub priority: Priority,
+    /// The category, for lists, tags and statistics.
+    pub category: String,
+}
+
+/// Who carries messages of one channel.
+pub trait Provider: Send + Sync {
+    /// Its name in the topology, in metrics and in rows.
+    fn name(&self) -> &'static str;
+
+    /// The channel it serves.
+    fn channel(&self) -> Channel;
+
+    /// Most calls that one `deliver` turns into one request; 1 where the provider has no request for
+    /// several (run many `deliver` at once instead, they share connections).
+    fn batch_max(&self) -> usize;
+
+    /// How long one request may take. `deliver` may make two, so a lease outlasts twice this.
+    fn timeout(&self) -> Duration;
+
+    /// Carries `calls` and says what came of each, in their order. `now` is the clock that
+    /// `expires_at` is written in.
+    fn deliver<'a>(&'a self, calls: &'a [Call], now: Instant) -> BoxFuture<'a, Vec<Outcome>>;
+}
+
+/// The wall clock: what signatures are dated by, whatever clock the graph runs on.
+pub type WallClock = Arc<dyn Fn() -> Instant + Send + Sync>;
+
+/// Looks a variable of the environment up.
+pub type Environment = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
+
+/// What every provider is built with.
+#[derive(Clone)]
+pub struct Context {
+    /// Relative paths in parameters start here: the topology's folder.
+    pub folder: PathBuf,
+    /// Certificates (PEM) to trust beside the system's, for all providers.
+    pub extra_ca_pem: Option<Vec<u8>>,
+    /// The wall clock.
+    pub wall_clock: WallClock,
+    /// The environment.
+    pub environment: Environment,
+}
+
+impl Context {
+    fn path(&self, path: &Path) -> PathBuf {
+        self.folder.join(path)
+    }
+
+    fn read(&self, provider: &'static str, field: &'static str, path: &Path) -> Result<Vec<u8>, BuildError> {
+        let path = self.path(path);
+        std::fs::read(&path).map_err(|error| BuildError {
+            provider,
+            problem: format!("`{field}` {}: {error}; give the path of a file that can be read", path.display()),
+        })
+    }
+}
+
+/// Why a provider could not be built: names the field, the expectation and the remedy.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("provider `{provider}`: {problem}")]
+pub struct BuildError {
+    /// The provider.
+    pub provider: &'static str,
+    /// Place, expectation and remedy.
+    pub problem: String,
+}
+
+/// A kind of provider: its name, its parameters and how it is made of them.
+pub struct ProviderKind {
+    /// Its name in the topology.
+    pub name: &'static str,
+    /// The channel it serves.
+    pub channel: Channel,
+    /// The schema of its parameters.
+    pub schema: fn() -> Schema,
+    make: fn(serde_json::Value, &Context) -> Result<Box<dyn Provider>, BuildError>,
+}
+
+impl ProviderKind {
+    /// A provider of this kind with these parameters, the guard against mass invalidation behind it.
+    ///
+    /// # Errors
+    /// When a parameter is unknown, missing or wrong, or a file that it names cannot be used.
+    pub fn build(&self, params: serde_json::Value, context: &Context) -> Result<Arc<dyn Provider>, BuildError> {
+        let provider = (self.make)(params, context)?;
+        Ok(Arc::new(Guarded { provider, guard: Mutex::default() }))
+    }
+}
+
+/// Every kind of provider, one line each.
+#[must_use]
+pub fn registry() -> &'static [ProviderKind] {
+    &[apns::KIND]
+}
+
+/// The kind called `name`.
+#[must_use]
+pub fn kind(name: &str) -> Option<&'static ProviderKind> {
+    registry().iter().find(|kind| kind.name == name)
+}
+
+fn params<P: DeserializeOwned>(provider: &'static str, params: serde_json::Value) -> Result<P, BuildError> {
+    serde_json::from_value(params).map_err(|error| BuildError { provider, problem: error.to_string() })
+}
+
+/// A provider whose dead addresses are believed only while they are few.
+struct Guarded {
+    provider: Box<dyn Provider>,
+    guard: Mutex<MassInvalidationGuard>,
+}
+
+impl Provider for Guarded {
+    fn name(&self) -> &'static str {
+        self.provider.name()
+    }
+
+    fn channel(&self) -> Channel {
+        self.provider.channel()
+    }
+
+    fn batch_max(&self) -> usize {
+        self.provider.batch_max()
+    }
+
+    fn timeout(&self) -> Duration {
+        self.provider.timeout()
+    }
+
+    fn deliver<'a>(&'a self, calls: &'a [Call], now: Instant) -> BoxFuture<'a, Vec<Outcome>> {
+        Box::pin(async move {
+            let outcomes = self.provider.deliver(calls, now).await;
+            // The guard holds counts only: they are whole even if a holder panicked.
+            let mut guard = self.guard.lock().unwrap_or_else(PoisonError::into_inner);
+            outcomes.into_iter().map(|outcome| guard.judge(outcome)).collect()
+        })
+    }
+}

@@ -2,8 +2,14 @@
 
 mod table;
 
-pub mod ledger;
 pub mod log;
+
+pub mod consent;
+pub mod directory;
+pub mod lane;
+pub mod ledger;
+pub mod retry;
+
 pub mod outcome;
 pub mod providers;
 pub mod simulated;

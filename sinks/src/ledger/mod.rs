@@ -188,6 +188,19 @@ impl Entry {
         &self.0[self.0.len() - 1]
     }
 
+    /// An entry of one attempt.
+    pub(crate) fn of(attempt: Attempt) -> Self {
+        Self(vec![attempt])
+    }
+
+    /// The entry with its newest attempt in `phase`.
+    pub(crate) fn ended(mut self, phase: Phase) -> Self {
+        if let Some(newest) = self.0.last_mut() {
+            newest.phase = phase;
+        }
+        self
+    }
+
     /// Whether it ended.
     #[must_use]
     pub fn is_settled(&self) -> bool {

@@ -69,12 +69,6 @@ fn called(attempt: &Attempt) -> bool {
     }
 }
 
-/// Whether any attempt but the newest may have called.
-pub(crate) fn called_before(entry: &Entry) -> bool {
-    let attempts = entry.attempts();
-    attempts[0].number > 1 || attempts[..attempts.len() - 1].iter().any(called)
-}
-
 /// The rows of all attempts above `said`, except of a newest one that is still pending. Attempts that the
 /// ledger lost are said as lost leases.
 pub(crate) fn of_entry(record: &LaneRecord, delivery: DeliveryId, entry: &Entry, said: u32, now: Instant) -> Vec<Row> {

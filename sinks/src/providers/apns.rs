@@ -283,7 +283,7 @@ fn payload(call: &Call, push: &Push) -> Bytes {
 }
 
 /// The delivery id as a canonical UUID (version 8: the other bits are ours).
-pub(crate) fn apns_id(delivery: DeliveryId) -> String {
+fn apns_id(delivery: DeliveryId) -> String {
     let mut bytes = delivery.0;
     bytes[6] = bytes[6] & 0x0f | 0x80;
     bytes[8] = bytes[8] & 0x3f | 0x80;
@@ -292,7 +292,7 @@ pub(crate) fn apns_id(delivery: DeliveryId) -> String {
 }
 
 /// A collapse key that fits; one that is too long or not plain is hashed to as many hex digits as fit.
-fn collapse_id(key: &str) -> String {
+pub(super) fn collapse_id(key: &str) -> String {
     if (1..=COLLAPSE_ID_BYTES_MAX).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic()) {
         return key.to_owned();
     }
@@ -424,7 +424,7 @@ struct Environment {
 
 struct Apns {
     topic: String,
-    timeout: Duration,
+    request_timeout: Duration,
     server_error_retry: Option<Duration>,
     wall_clock: WallClock,
     tokens: Tokens,
@@ -463,7 +463,7 @@ impl Apns {
             production: environment("endpoint", &params.endpoint)?,
             development: development.map(|endpoint| environment("sandbox_endpoint", endpoint)).transpose()?,
             topic: params.topic,
-            timeout,
+            request_timeout: timeout,
             server_error_retry: params.server_error_retry_seconds.map(Duration::from_secs),
             wall_clock: context.wall_clock.clone(),
             tokens: Tokens {
@@ -573,7 +573,7 @@ impl Provider for Apns {
     }
 
     fn timeout(&self) -> Duration {
-        self.timeout
+        self.request_timeout * 2
     }
 
     fn deliver<'a>(&'a self, calls: &'a [Call], _now: Instant) -> BoxFuture<'a, Vec<Outcome>> {
@@ -782,8 +782,15 @@ mod tests {
         json!({
             "endpoint": endpoints.apns, "sandbox_endpoint": endpoints.apns_sandbox, "ca_file": world.files.ca,
             "key_file": world.files.apns, "key_id": "ABC1234567", "team_id": "DEF1234567", "topic": "com.example.app",
-            "connections": 1, "timeout_seconds": 1,
+            "connections": 1, "timeout_seconds": 60,
         })
+    }
+
+    /// For calls that must time out.
+    fn impatient(world: &World) -> Value {
+        let mut params = params(world);
+        params["timeout_seconds"] = json!(1);
+        params
     }
 
     fn script(rules: impl IntoIterator<Item = Rule>) -> Faults {
@@ -831,7 +838,7 @@ mod tests {
     #[tokio::test]
     async fn accepted_then_timed_out_is_maybe_sent_and_the_repeat_carries_the_same_ids() {
         let world = World::start().await;
-        let apns = world.provider("apns", params(&world));
+        let apns = world.provider("apns", impatient(&world));
         world.simulated.set_faults(script([Rule::always("apns", Fault::NoAnswer).times(1)]));
         let call = push(TOKEN);
         assert_eq!(deliver_one(&*apns, &call).await, Outcome::unknown(Code::ours("timeout")));
@@ -843,6 +850,16 @@ mod tests {
             (&messages[0].provider_id, &messages[0].collapse_key),
             (&messages[1].provider_id, &messages[1].collapse_key)
         );
+        world.simulated.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_comes_too_late_is_no_answer() {
+        let world = World::start().await;
+        let apns = world.provider("apns", impatient(&world));
+        world.simulated.set_faults(script([Rule::always("apns", Fault::Slow { ms: 60_000 })]));
+        assert_eq!(deliver_one(&*apns, &push(TOKEN)).await, Outcome::unknown(Code::ours("timeout")));
+        assert_eq!(world.simulated.counts().providers["apns"].accepted, 1);
         world.simulated.shutdown().await;
     }
 

@@ -51,18 +51,20 @@ impl ClientOptions {
         ca_file: Option<&PathBuf>,
         timeout: Duration,
     ) -> Result<Self, BuildError> {
-        let mut pems = Vec::new();
-        pems.extend(context.extra_ca_pem.clone());
+        let mut pems: Vec<_> = context.extra_ca_pem.iter().map(|pem| ("the extra certificates", pem.clone())).collect();
         if let Some(path) = ca_file {
-            pems.push(context.read(provider, "ca_file", path)?);
+            pems.push(("`ca_file`", context.read(provider, "ca_file", path)?));
         }
         let mut roots = Vec::new();
-        for pem in pems {
-            let bundle = Certificate::from_pem_bundle(&pem).map_err(|error| BuildError {
-                provider,
-                problem: format!("`ca_file`: {error}; expected certificates in PEM form"),
-            })?;
-            roots.extend(bundle);
+        for (place, pem) in pems {
+            // A file without any certificate reads as none: that must not pass for trust.
+            match Certificate::from_pem_bundle(&pem) {
+                Ok(bundle) if !bundle.is_empty() => roots.extend(bundle),
+                Ok(_) | Err(_) => {
+                    let problem = format!("{place}: expected certificates in PEM form, found something else");
+                    return Err(BuildError { provider, problem });
+                }
+            }
         }
         Ok(Self { timeout, http2_only: false, idle: Duration::from_secs(90), ping: None, roots })
     }
@@ -215,7 +217,7 @@ pub(crate) fn by_status(code: Code, after: Option<Duration>) -> Outcome {
     match code.status {
         Some(408 | 409 | 425 | 429 | 500..=599) => Outcome::retryable(code, after),
         Some(400 | 404..=407 | 410..=428) => Outcome::permanent(code, "the provider refuses this message"),
-        Some(401 | 402 | 403) => Outcome::paused(code, "the provider refuses us: check credentials and account"),
+        Some(401..=403) => Outcome::paused(code, "the provider refuses us: check credentials and account"),
         _ => Outcome::paused(code, "not an answer of this provider: check the endpoint"),
     }
 }
@@ -265,6 +267,16 @@ mod tests {
             assert_eq!(of(value), seconds, "{value}");
         }
         assert_eq!(retry_after(&HeaderMap::new(), now), None);
+    }
+
+    #[test]
+    fn a_file_without_certificates_is_no_root_of_trust() {
+        let mut context = crate::providers::samples::context(PathBuf::new(), &crate::providers::samples::Clock::new());
+        context.extra_ca_pem = Some(b"hello".to_vec());
+        let error = ClientOptions::new("ses", &context, None, CONNECT_TIMEOUT).unwrap_err().to_string();
+        let expected =
+            "provider `ses`: the extra certificates: expected certificates in PEM form, found something else";
+        assert_eq!(error, expected);
     }
 
     #[test]

@@ -48,3 +48,50 @@ impl Signer {
         Some(format!("{message}.{}", URL_SAFE_NO_PAD.encode(signature)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use base64::engine::general_purpose::STANDARD;
+    use ring::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
+    use serde_json::json;
+
+    use super::*;
+
+    /// Apple's `.p8` names the curve twice: once more inside the private key.
+    fn as_apple_writes_it(pem: &str) -> String {
+        let der = PrivatePkcs8KeyDer::from_pem_slice(pem.as_bytes()).unwrap();
+        let der = der.secret_pkcs8_der();
+        assert_eq!((der.len(), der[2], der[28], der[30]), (138, 0x87, 0x6d, 0x6b), "the layout that is extended here");
+        let curve = [0xa0, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
+        let mut long = [&der[..68], &curve, &der[68..]].concat();
+        for length in [2, 28, 30] {
+            long[length] += 12;
+        }
+        let text = STANDARD.encode(long);
+        assert!(text.starts_with("MIGTAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBHkwdwIBAQQg"), "as Apple's files start");
+        format!("-----BEGIN PRIVATE KEY-----\n{text}\n-----END PRIVATE KEY-----\n")
+    }
+
+    #[test]
+    fn keys_are_read_in_both_forms_and_sign_raw_unpadded_tokens() {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let pem = key.serialize_pem();
+        for pem in [as_apple_writes_it(&pem), pem] {
+            let token = Signer::es256(pem.as_bytes()).unwrap().sign(&json!({ "alg": "ES256" }), &json!({})).unwrap();
+            let (message, signature) = token.rsplit_once('.').unwrap();
+            assert_eq!(message, "eyJhbGciOiJFUzI1NiJ9.e30");
+            let signature = URL_SAFE_NO_PAD.decode(signature).unwrap();
+            assert_eq!(signature.len(), 64);
+            let public = UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, key.public_key_raw());
+            public.verify(message.as_bytes(), &signature).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_no_such_key_is_named() {
+        let error = |signer: Result<Signer, String>| signer.err().unwrap();
+        let ec = rcgen::KeyPair::generate().unwrap().serialize_pem();
+        assert!(error(Signer::es256(b"hello")).ends_with("; expected a PKCS#8 PEM"));
+        assert!(error(Signer::rs256(ec.as_bytes())).ends_with("; expected an RSA private key of 2048 bits or more"));
+    }
+}

@@ -9,10 +9,14 @@
 
 pub mod apns;
 pub mod content;
+pub mod fcm;
 mod http;
 mod jwt;
 #[cfg(test)]
 pub(crate) mod samples;
+pub mod ses;
+pub(crate) mod sigv4;
+pub mod unsubscribe;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -64,7 +68,7 @@ pub trait Provider: Send + Sync {
     /// several (run many `deliver` at once instead, they share connections).
     fn batch_max(&self) -> usize;
 
-    /// How long one request may take. `deliver` may make two, so a lease outlasts twice this.
+    /// How long one `deliver` takes at most, second tries included: a lease outlasts it.
     fn timeout(&self) -> Duration;
 
     /// Carries `calls` and says what came of each, in their order. `now` is the clock that
@@ -123,8 +127,10 @@ pub struct ProviderKind {
     pub channel: Channel,
     /// The schema of its parameters.
     pub schema: fn() -> Schema,
-    make: fn(serde_json::Value, &Context) -> Result<Box<dyn Provider>, BuildError>,
+    make: Make,
 }
+
+type Make = fn(serde_json::Value, &Context) -> Result<Box<dyn Provider>, BuildError>;
 
 impl ProviderKind {
     /// A provider of this kind with these parameters, the guard against mass invalidation behind it.
@@ -140,7 +146,7 @@ impl ProviderKind {
 /// Every kind of provider, one line each.
 #[must_use]
 pub fn registry() -> &'static [ProviderKind] {
-    &[apns::KIND]
+    &[apns::KIND, fcm::KIND, ses::KIND]
 }
 
 /// The kind called `name`.
@@ -183,5 +189,51 @@ impl Provider for Guarded {
             let mut guard = self.guard.lock().unwrap_or_else(PoisonError::into_inner);
             outcomes.into_iter().map(|outcome| guard.judge(outcome)).collect()
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::outcome::{Code, GUARD_INVALID_MIN};
+    use crate::simulated::{Fault, Faults, Rule};
+    use samples::{NOW, World, push};
+
+    #[test]
+    fn every_kind_has_its_own_name_and_documents_each_parameter() {
+        let names: BTreeSet<_> = registry().iter().map(|kind| kind.name).collect();
+        assert_eq!(names.len(), registry().len());
+        for kind in registry() {
+            let schema = serde_json::to_value((kind.schema)()).unwrap();
+            assert_eq!(schema["additionalProperties"], json!(false), "{}", kind.name);
+            for (field, property) in schema["properties"].as_object().unwrap() {
+                assert!(property["description"].is_string(), "{}.{field}", kind.name);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_wrong_environment_pauses_instead_of_striking_every_device() {
+        let world = World::start().await;
+        let apns = world.provider(
+            "apns",
+            json!({
+                "endpoint": world.simulated.endpoints().apns, "ca_file": world.files.ca, "key_file": world.files.apns,
+                "key_id": "ABC1234567", "team_id": "DEF1234567", "topic": "com.example.app",
+            }),
+        );
+        let bad = Fault::Answer { status: 400, reason: "BadDeviceToken".to_owned() };
+        world.simulated.set_faults(Faults { latency_ms: 0, rules: vec![Rule::always("apns", bad)] });
+        let calls: Vec<_> = (0..100).map(|device| push(&format!("{device:064x}"))).collect();
+        let outcomes = apns.deliver(&calls, NOW).await;
+        let struck = outcomes.iter().filter(|outcome| outcome.word() == "invalid_address").count();
+        let paused = outcomes.iter().filter(|outcome| outcome.word() == "paused").count();
+        assert_eq!((struck, paused), (GUARD_INVALID_MIN - 1, 100 - struck));
+        assert_eq!(outcomes[99].code(), &Code::new(400, "BadDeviceToken"));
+        world.simulated.shutdown().await;
     }
 }

@@ -44,12 +44,12 @@ pub(super) fn handle(shared: &Shared, which: Listener, request: &Request<Bytes>)
     let token = match check(shared, request) {
         Ok(token) => token,
         Err((status, reason)) => {
-            return (Duration::ZERO, refuse(request.headers(), status, json!({ "reason": reason })));
+            return (Duration::ZERO, refuse(shared, request.headers(), status, json!({ "reason": reason })));
         }
     };
     let no_wait = |reply| (Duration::ZERO, reply);
-    let refuse = |status, body| no_wait(refuse(request.headers(), status, body));
-    match shared.strike(which, Some(token)) {
+    let refuse = |status, body| no_wait(refuse(shared, request.headers(), status, body));
+    match shared.strike(which, Some(token), true) {
         None => no_wait(accept(shared, which, token, request)),
         Some(Fault::Slow { ms }) => (Duration::from_millis(ms), accept(shared, which, token, request)),
         Some(Fault::NoAnswer) => {
@@ -148,7 +148,7 @@ fn accept(shared: &Shared, which: Listener, token: &str, request: &Request<Bytes
     let payload: Value = serde_json::from_slice(request.body()).unwrap_or_default();
     let string = |value: &Value| value.as_str().map(str::to_owned);
     let (aps, alert) = (&payload["aps"], &payload["aps"]["alert"]);
-    let id = apns_id(headers);
+    let id = apns_id(shared, headers);
     let content = Content::Push(Push {
         title: string(&alert["title"]).unwrap_or_default(),
         subtitle: string(&alert["subtitle"]),
@@ -184,8 +184,8 @@ fn accept(shared: &Shared, which: Listener, token: &str, request: &Request<Bytes
     respond(&id, 200, Bytes::new()).into()
 }
 
-fn refuse(headers: &HeaderMap, status: u16, body: Value) -> Reply {
-    let mut response = respond(&apns_id(headers), status, body.to_string().into());
+fn refuse(shared: &Shared, headers: &HeaderMap, status: u16, body: Value) -> Reply {
+    let mut response = respond(&apns_id(shared, headers), status, body.to_string().into());
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response.into()
 }
@@ -199,9 +199,10 @@ fn respond(id: &str, status: u16, body: Bytes) -> Response<Full<Bytes>> {
     response
 }
 
-/// The caller's id, echoed.
-fn apns_id(headers: &HeaderMap) -> String {
-    text(headers, "apns-id").unwrap_or("00000000-0000-0000-0000-000000000000").to_owned()
+/// The caller's id, echoed, or a new one.
+fn apns_id(shared: &Shared, headers: &HeaderMap) -> String {
+    let made = || format!("00000000-0000-4000-8000-{:012x}", shared.number());
+    text(headers, "apns-id").map_or_else(made, str::to_owned)
 }
 
 fn is_uuid(id: &str) -> bool {

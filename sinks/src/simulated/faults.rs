@@ -23,7 +23,7 @@ pub struct Faults {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
-    /// Only requests to `apns`, `apns_sandbox`, `fcm` or `ses`; all where absent.
+    /// Only requests to `apns`, `apns_sandbox`, `fcm`, `fcm_token` or `ses`; all where absent.
     #[serde(default)]
     pub provider: Option<String>,
     /// Only requests for this device token or e-mail address; all where absent.
@@ -79,7 +79,7 @@ impl Rule {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Fault {
-    /// Accepts after this long.
+    /// Accepts, and answers after this long.
     Slow {
         /// In milliseconds.
         ms: u64,
@@ -128,11 +128,12 @@ impl Script {
         Self { seen: vec![(0, 0); faults.rules.len()], faults }
     }
 
-    /// What goes wrong with a request to `provider`, about `address` or (`None`) as a whole.
-    pub(super) fn strike(&mut self, provider: &str, address: Option<&str>) -> Option<Fault> {
+    /// What goes wrong at `provider`: with a request as a whole (rules that name no address), with
+    /// what it wants for `address` (rules that name it), or with both at once.
+    pub(super) fn strike(&mut self, provider: &str, address: Option<&str>, whole: bool) -> Option<Fault> {
         for (rule, (seen, struck)) in self.faults.rules.iter().zip(&mut self.seen) {
             let matches = rule.provider.as_deref().is_none_or(|wanted| wanted == provider)
-                && rule.address.as_deref().is_none_or(|wanted| Some(wanted) == address);
+                && rule.address.as_deref().map_or(whole, |wanted| Some(wanted) == address);
             if !matches || rule.every == 0 {
                 continue;
             }
@@ -153,7 +154,7 @@ mod tests {
 
     fn strikes(rule: Rule, requests: u64) -> Vec<u64> {
         let mut script = Script::new(Faults { latency_ms: 0, rules: vec![rule] });
-        (1..=requests).filter(|_| script.strike("apns", Some("a")).is_some()).collect()
+        (1..=requests).filter(|_| script.strike("apns", Some("a"), true).is_some()).collect()
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! that a topology can name the files and a restart does not invalidate them.
 
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
@@ -120,14 +121,18 @@ impl Keys {
         Ok(files)
     }
 
-    /// A server certificate for this machine's names, signed by the authority.
+    /// A server certificate for this machine's names and `host`, signed by the authority.
     pub(super) fn server_certificate(
         &self,
+        host: IpAddr,
     ) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), SimulatedError> {
         // Rebuilt of the same name and key, the authority signs what the certificate on disk vouches for.
         let issuer = Issuer::new(ca_params(), KeyPair::from_pem(&self.ca_key_pem)?);
         let key = KeyPair::generate()?;
-        let names = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).to_vec();
+        let mut names = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).to_vec();
+        if !host.is_loopback() {
+            names.push(host.to_string());
+        }
         let mut params = CertificateParams::new(names)?;
         params.distinguished_name.push(DnType::CommonName, "tidings simulated provider");
         params.use_authority_key_identifier_extension = true;

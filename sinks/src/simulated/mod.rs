@@ -9,8 +9,11 @@
 
 mod apns;
 mod faults;
+mod fcm;
+mod inbox;
 mod keys;
 mod server;
+mod ses;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -31,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::providers::WallClock;
 use crate::providers::content::Content;
+use crate::providers::sigv4::Credentials;
 pub use faults::{Fault, Faults, Rule};
 pub use keys::{KeyFiles, Keys};
 use server::Reply;
@@ -205,6 +209,8 @@ enum Listener {
     Apns,
     ApnsSandbox,
     Fcm,
+    /// Google's token endpoint, on FCM's listener.
+    FcmToken,
     Ses,
     Inbox,
 }
@@ -215,6 +221,7 @@ impl Listener {
             Self::Apns => "apns",
             Self::ApnsSandbox => "apns_sandbox",
             Self::Fcm => "fcm",
+            Self::FcmToken => "fcm_token",
             Self::Ses => "ses",
             Self::Inbox => "inbox",
         }
@@ -225,6 +232,8 @@ impl Listener {
 struct Shared {
     config: Config,
     apns_public_key: Vec<u8>,
+    fcm_public_key: Vec<u8>,
+    ses_credentials: Credentials,
     state: Mutex<State>,
 }
 
@@ -232,9 +241,22 @@ struct Shared {
 struct State {
     messages: VecDeque<Message>,
     accepted: u64,
+    numbered: u64,
     counts: Counts,
     script: faults::Script,
     users: BTreeMap<String, String>,
+    access_tokens: BTreeMap<String, Instant>,
+    access_tokens_sold: u64,
+}
+
+impl State {
+    /// The messages that are kept, newest first, with the users as they are known now.
+    fn listed(&self) -> impl Iterator<Item = Message> {
+        self.messages.iter().map(|message| {
+            let user = self.users.get(&message.address).cloned();
+            Message { user, ..message.clone() }
+        })
+    }
 }
 
 /// A message before it is numbered and counted.
@@ -259,30 +281,41 @@ impl Shared {
         (self.config.wall_clock)()
     }
 
+    /// A number that no other message has, for a provider's id.
+    fn number(&self) -> u64 {
+        let mut state = self.state();
+        state.numbered += 1;
+        state.numbered
+    }
+
     fn connected(&self, which: Listener) {
+        if which == Listener::Inbox {
+            return; // whoever looks is no traffic
+        }
         self.state().counts.providers.entry(which.name()).or_default().connections += 1;
     }
 
     /// Answers one request, after the latency that goes with it.
-    fn handle(&self, which: Listener, request: Request<Bytes>) -> (Duration, Reply) {
-        let latency = {
-            let mut state = self.state();
-            state.counts.providers.entry(which.name()).or_default().requests += 1;
-            Duration::from_millis(state.script.faults.latency_ms)
+    fn handle(&self, which: Listener, request: &Request<Bytes>) -> (Duration, Reply) {
+        let (slow, reply) = match which {
+            Listener::Inbox => return (Duration::ZERO, inbox::handle(self, request)),
+            Listener::Apns | Listener::ApnsSandbox => apns::handle(self, which, request),
+            Listener::Fcm | Listener::FcmToken => fcm::handle(self, request),
+            Listener::Ses => ses::handle(self, request),
         };
-        match which {
-            Listener::Apns | Listener::ApnsSandbox => {
-                let (slow, reply) = apns::handle(self, which, &request);
-                (latency + slow, reply)
-            }
-            Listener::Fcm | Listener::Ses | Listener::Inbox => (latency, Reply::Never),
-        }
+        let mut state = self.state();
+        state.counts.providers.entry(which.name()).or_default().requests += 1;
+        (slow + Duration::from_millis(state.script.faults.latency_ms), reply)
     }
 
-    /// The fault that strikes a request, about one address or as a whole.
-    fn strike(&self, which: Listener, address: Option<&str>) -> Option<Fault> {
+    fn set_faults(&self, faults: Faults) {
+        self.state().script = faults::Script::new(faults);
+    }
+
+    /// The fault that strikes a request as a whole, what it wants for one address, or both at once.
+    fn strike(&self, which: Listener, address: Option<&str>, whole: bool) -> Option<Fault> {
         let mut state = self.state();
-        let fault = state.script.strike(which.name(), address)?;
+        let fault = state.script.strike(which.name(), address, whole)?;
         state.counts.providers.entry(which.name()).or_default().faults += 1;
         Some(fault)
     }
@@ -308,7 +341,7 @@ impl Shared {
             at,
             provider: which.name(),
             channel: arrival.channel,
-            user: state.users.get(&arrival.address).cloned(),
+            user: None,
             address: arrival.address,
             notification: arrival.notification,
             delivery: arrival.delivery,
@@ -360,10 +393,19 @@ impl Simulated {
             keys.write(folder, &fcm_json).map_err(file)?;
         }
         // Apple speaks HTTP/2 only.
-        let http2 = acceptor(&keys, &[b"h2"])?;
-        let either = acceptor(&keys, &[b"h2", b"http/1.1"])?;
-        let shared =
-            Arc::new(Shared { apns_public_key: apns::public_key(&keys.apns_p8)?, config, state: Mutex::default() });
+        let http2 = acceptor(&keys, config.host, &[b"h2"])?;
+        let either = acceptor(&keys, config.host, &[b"h2", b"http/1.1"])?;
+        let shared = Arc::new(Shared {
+            apns_public_key: apns::public_key(&keys.apns_p8)?,
+            fcm_public_key: fcm::public_key()?,
+            ses_credentials: Credentials {
+                access_key_id: keys.ses_access_key_id.clone(),
+                secret_access_key: keys.ses_secret_access_key.clone(),
+                session_token: None,
+            },
+            config,
+            state: Mutex::default(),
+        });
         let stop = CancellationToken::new();
         let mut listeners = JoinSet::new();
         for (which, listener, tls) in [
@@ -413,7 +455,7 @@ impl Simulated {
     /// The messages that are kept, newest first.
     #[must_use]
     pub fn messages(&self) -> Vec<Message> {
-        self.shared.state().messages.iter().cloned().collect()
+        self.shared.state().listed().collect()
     }
 
     /// What was counted since the start.
@@ -424,7 +466,18 @@ impl Simulated {
 
     /// Replaces the faults; their counters start anew.
     pub fn set_faults(&self, faults: Faults) {
-        self.shared.state().script = faults::Script::new(faults);
+        self.shared.set_faults(faults);
+    }
+
+    /// Makes every access token that FCM's token endpoint has sold invalid.
+    pub fn revoke_access_tokens(&self) {
+        self.shared.state().access_tokens.clear();
+    }
+
+    /// How many access tokens FCM's token endpoint has sold.
+    #[must_use]
+    pub fn access_tokens_sold(&self) -> u64 {
+        self.shared.state().access_tokens_sold
     }
 
     /// Says whose addresses these are, for the inbox: (address, user).
@@ -455,8 +508,8 @@ async fn bind(host: IpAddr, port: u16) -> Result<(TcpListener, SocketAddr), Simu
     Ok((listener, at))
 }
 
-fn acceptor(keys: &Keys, protocols: &[&[u8]]) -> Result<TlsAcceptor, SimulatedError> {
-    let (certificates, key) = keys.server_certificate()?;
+fn acceptor(keys: &Keys, host: IpAddr, protocols: &[&[u8]]) -> Result<TlsAcceptor, SimulatedError> {
+    let (certificates, key) = keys.server_certificate(host)?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?

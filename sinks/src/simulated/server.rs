@@ -31,7 +31,7 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a listener does with a request.
 pub(super) enum Reply {
-    Answer(Response<Full<Bytes>>),
+    Answer(Box<Response<Full<Bytes>>>),
     /// Never answers; ends with the connection.
     Never,
     /// Tears the connection.
@@ -42,7 +42,7 @@ pub(super) enum Reply {
 
 impl From<Response<Full<Bytes>>> for Reply {
     fn from(response: Response<Full<Bytes>>) -> Self {
-        Self::Answer(response)
+        Self::Answer(Box::new(response))
     }
 }
 
@@ -117,12 +117,12 @@ async fn respond(
     let Ok(body) = Limited::new(body, REQUEST_BYTES_MAX).collect().await else {
         return Ok(plain(StatusCode::PAYLOAD_TOO_LARGE, "the request is too large or was cut short"));
     };
-    let (latency, reply) = shared.handle(which, Request::from_parts(parts, body.to_bytes()));
+    let (latency, reply) = shared.handle(which, &Request::from_parts(parts, body.to_bytes()));
     if !latency.is_zero() {
         tokio::time::sleep(latency).await;
     }
     match reply {
-        Reply::Answer(response) => Ok(response),
+        Reply::Answer(response) => Ok(*response),
         Reply::Never => match std::future::pending::<Infallible>().await {},
         Reply::Reset => {
             torn.cancel();

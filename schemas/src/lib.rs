@@ -6,6 +6,7 @@ pub mod codec;
 pub mod ids;
 pub mod time;
 
+pub mod cloudevents;
 pub mod event;
 pub mod profile;
 

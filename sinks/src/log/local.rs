@@ -1,7 +1,7 @@
 //! The log on one machine, over any [`Store`]: offsets, readers that block, groups, lazy retention.
 //!
 //! # Protocol of an append
-//! 1. Under the lock: offsets are given and the records handed to the store, so that order in the
+//! 1. One at a time: offsets are given and the records handed to the store, so that order in the
 //!    store is order of offsets.
 //! 2. Whoever finds no sync under way that covers its records makes one for everybody who wrote so
 //!    far; the others wait for it.
@@ -24,7 +24,7 @@ use tidings_schemas::time::Instant;
 use super::groups::{Duty, Group, MemberId};
 use super::{
     Append, Assignment, Batch, Clock, Commit, GroupReader, LogError, RECORD_BYTES_MAX, Reader, Record, Retention,
-    TopicPartition, TopicSpec,
+    TopicPartition, TopicSpec, all_weaknesses,
 };
 
 /// Least time between two rounds of giving up old records; a round runs inside an append.
@@ -62,15 +62,15 @@ pub(super) trait Store: Send + Sync + 'static {
     fn committed(&self, group: &str, partition: &TopicPartition) -> Result<Option<Commit>, LogError>;
     /// Gives up records of `range`, remembers that `range.end` is the oldest offset.
     fn trim(&self, partition: &TopicPartition, range: Range<u64>) -> Result<(), LogError>;
-    /// The first offset of `range` whose record is not older than `instant`, looking at no more than
-    /// `records_max`.
+    /// The first record of `range` that is not older than `instant`, its offset and time, looking at no
+    /// more than `records_max`; beyond them the next one, beyond the last one the range's end.
     fn first_since(
         &self,
         partition: &TopicPartition,
         range: Range<u64>,
         instant: Instant,
         records_max: usize,
-    ) -> Result<u64, LogError>;
+    ) -> Result<(u64, Option<Instant>), LogError>;
     /// Gives up to `records_max` superseded records whose time has come.
     fn compact(&self, now: Instant, records_max: usize) -> Result<(), LogError>;
 }
@@ -81,12 +81,26 @@ struct Topic {
     partitions: Vec<Ends>,
 }
 
+impl Topic {
+    fn partition(&self, partition: u32) -> TopicPartition {
+        TopicPartition { topic: Arc::clone(&self.name), partition }
+    }
+}
+
 struct Ends {
     oldest: u64,
     /// What readers see.
     end: u64,
     /// What the next record gets.
     next: u64,
+    /// No record is too old before this; asked again then.
+    young_until: Instant,
+}
+
+impl Ends {
+    const fn of(range: Range<u64>) -> Self {
+        Self { oldest: range.start, end: range.end, next: range.end, young_until: Instant(i64::MIN) }
+    }
 }
 
 #[derive(Default)]
@@ -105,6 +119,7 @@ struct State {
 pub(super) struct Local<S> {
     store: S,
     clock: Clock,
+    turn: Mutex<()>,
     state: Mutex<State>,
     changed: Condvar,
     /// How many writes are durable. Held while syncing.
@@ -116,17 +131,34 @@ impl<S: Store> Local<S> {
         let mut state = State::default();
         for (spec, ranges) in store.topics()? {
             let name: Arc<str> = spec.name.as_str().into();
-            let ends = |range: Range<u64>| Ends { oldest: range.start, end: range.end, next: range.end };
-            let partitions = ranges.into_iter().map(ends).collect();
+            let partitions = ranges.into_iter().map(Ends::of).collect();
             state.topics.insert(Arc::clone(&name), Topic { spec, name, partitions });
         }
-        let (state, changed, synced) = (Mutex::new(state), Condvar::new(), Mutex::new(0));
-        Ok(Arc::new(Self { store, clock, state, changed, synced }))
+        let (turn, state, changed, synced) = (Mutex::new(()), Mutex::new(state), Condvar::new(), Mutex::new(0));
+        Ok(Arc::new(Self { store, clock, turn, state, changed, synced }))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         // Every change of the state is complete before anything that could panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whoever holds it writes; nobody else's write comes between its looking and its writing.
+    fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts a write and makes it known, or breaks the log where it failed.
+    fn wrote(&self, done: Result<(), LogError>, known: impl FnOnce(&mut State)) -> Result<u64, LogError> {
+        let mut state = self.state();
+        if let Err(error) = done {
+            state.broken = Some(error.to_string());
+            self.changed.notify_all();
+            return Err(LogError::Ambiguous(error.to_string()));
+        }
+        known(&mut state);
+        state.written += 1;
+        Ok(state.written)
     }
 
     pub(super) fn append(&self, records: &[Append]) -> Result<Vec<u64>, LogError> {
@@ -138,19 +170,16 @@ impl<S: Store> Local<S> {
         }
         let now = (self.clock)();
         // Step 1.
-        let (write, offsets) = {
-            let mut state = self.state();
-            state.usable()?;
-            let placed = state.place(records, now)?;
-            let offsets = placed.iter().map(|record| record.offset).collect();
-            let written = self.store.write(&placed);
-            state.wrote(written)?;
+        let turn = self.turn();
+        let placed = self.state().place(records, now)?;
+        let offsets = placed.iter().map(|record| record.offset).collect();
+        let write = self.wrote(self.store.write(&placed), |state| {
             for Placed { append, offset, .. } in &placed {
-                state.ends_mut(&append.to)?.next = offset + 1;
+                state.advance(&append.to, |ends| ends.next = offset + 1);
                 state.unseen.push((append.to.clone(), offset + 1));
             }
-            (state.written, offsets)
-        };
+        })?;
+        drop(turn);
         self.sync(write)?;
         self.give_up_old(now);
         Ok(offsets)
@@ -177,7 +206,7 @@ impl<S: Store> Local<S> {
             return Err(LogError::Ambiguous(error.to_string()));
         }
         for (partition, end) in unseen {
-            state.ends_mut(&partition)?.end = end;
+            state.advance(&partition, |ends| ends.end = end);
         }
         *synced = written;
         drop(state);
@@ -188,36 +217,47 @@ impl<S: Store> Local<S> {
     /// A round of retention and compaction, where one is due. Its failure breaks the log, but is
     /// not the append's.
     fn give_up_old(&self, now: Instant) {
-        let mut state = self.state();
-        if now < state.round_at || state.broken.is_some() {
-            return;
+        let _turn = self.turn();
+        {
+            let mut state = self.state();
+            if now < state.round_at || state.broken.is_some() {
+                return;
+            }
+            state.round_at = now.after(ROUND_EVERY);
         }
-        state.round_at = now.after(ROUND_EVERY);
-        if let Err(error) = self.round(&mut state, now) {
+        let done = self.expire(now).and_then(|()| self.store.compact(now, ROUND_RECORDS_MAX));
+        if let Err(error) = self.wrote(done, |_| ()) {
             tracing::error!(%error, "could not give up old records; the log takes no more until it is opened again");
-            state.broken = Some(error.to_string());
-            self.changed.notify_all();
         }
     }
 
-    fn round(&self, state: &mut State, now: Instant) -> Result<(), LogError> {
-        for topic in state.topics.values_mut() {
-            let Retention::For(span) = topic.spec.retention else { continue };
-            for (partition, ends) in (0..).zip(&mut topic.partitions) {
-                let partition = TopicPartition { topic: Arc::clone(&topic.name), partition };
-                let range = ends.oldest..ends.end;
-                let kept = self.store.first_since(&partition, range, now.before(span), ROUND_RECORDS_MAX)?;
-                if kept > ends.oldest {
-                    self.store.trim(&partition, ends.oldest..kept)?;
-                    ends.oldest = kept;
-                }
+    fn expire(&self, now: Instant) -> Result<(), LogError> {
+        let due: Vec<(TopicPartition, Range<u64>, Duration)> = {
+            let state = self.state();
+            let of = |topic: &Topic| {
+                let Retention::For(span) = topic.spec.retention else { return Vec::new() };
+                let old = |ends: &Ends| ends.oldest < ends.end && ends.young_until <= now;
+                let due = (0..).zip(&topic.partitions).filter(|(_, ends)| old(ends));
+                due.map(|(index, ends)| (topic.partition(index), ends.oldest..ends.end, span)).collect()
+            };
+            state.topics.values().flat_map(of).collect()
+        };
+        for (partition, range, span) in due {
+            let (kept, time) =
+                self.store.first_since(&partition, range.clone(), now.before(span), ROUND_RECORDS_MAX)?;
+            self.state().advance(&partition, |ends| {
+                ends.oldest = kept;
+                ends.young_until = time.map_or(now, |time| time.after(span));
+            });
+            if kept > range.start {
+                self.store.trim(&partition, range.start..kept)?;
             }
         }
-        self.store.compact(now, ROUND_RECORDS_MAX)
+        Ok(())
     }
 
     pub(super) fn range(&self, partition: &TopicPartition) -> Result<Range<u64>, LogError> {
-        self.state().ends(partition).map(|ends| ends.oldest..ends.end)
+        self.state().range(partition)
     }
 
     pub(super) fn describe(&self, names: &[String]) -> Vec<TopicSpec> {
@@ -225,60 +265,67 @@ impl<S: Store> Local<S> {
         names.iter().filter_map(|name| state.topics.get(name.as_str())).map(|topic| topic.spec.clone()).collect()
     }
 
+    /// One machine has one copy, whatever is asked for.
+    pub(super) fn weaknesses(&self, wanted: &[TopicSpec]) -> Vec<String> {
+        let single = |topic: &TopicSpec| TopicSpec { replication: 1, min_insync: 1, ..topic.clone() };
+        let names: Vec<String> = wanted.iter().map(|topic| topic.name.clone()).collect();
+        all_weaknesses(&self.describe(&names), &wanted.iter().map(single).collect::<Vec<_>>())
+    }
+
     pub(super) fn create(&self, topics: &[TopicSpec]) -> Result<(), LogError> {
-        let write = {
-            let mut state = self.state();
+        let turn = self.turn();
+        let mut missing: Vec<TopicSpec> = Vec::new();
+        for spec in topics {
+            if spec.partitions == 0 {
+                return Err(LogError::Refused(format!("topic `{}` needs at least one partition", spec.name)));
+            }
+            let state = self.state();
             state.usable()?;
-            let mut missing: Vec<TopicSpec> = Vec::new();
-            for spec in topics {
-                if spec.partitions == 0 {
-                    return Err(LogError::Refused(format!("topic `{}` needs at least one partition", spec.name)));
-                }
-                let known = state.topics.contains_key(spec.name.as_str());
-                if !known && !missing.iter().any(|it| it.name == spec.name) {
-                    // One machine has one copy, whatever is asked for.
-                    missing.push(TopicSpec { replication: 1, min_insync: 1, ..spec.clone() });
-                }
+            let known = state.topics.contains_key(spec.name.as_str());
+            if !known && !missing.iter().any(|it| it.name == spec.name) {
+                // One machine has one copy, whatever is asked for.
+                missing.push(TopicSpec { replication: 1, min_insync: 1, ..spec.clone() });
             }
-            if missing.is_empty() {
-                return Ok(());
-            }
-            let written = self.store.write_topics(&missing);
-            state.wrote(written)?;
-            for spec in missing {
+        }
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let write = self.wrote(self.store.write_topics(&missing), |state| {
+            for spec in missing.iter().cloned() {
                 let name: Arc<str> = spec.name.as_str().into();
-                let partitions = (0..spec.partitions).map(|_| Ends { oldest: 0, end: 0, next: 0 }).collect();
+                let partitions = (0..spec.partitions).map(|_| Ends::of(0..0)).collect();
                 state.topics.insert(Arc::clone(&name), Topic { spec, name, partitions });
             }
             state.deal();
-            state.written
-        };
-        self.sync(write)?;
+        })?;
+        drop(turn);
         self.changed.notify_all();
-        Ok(())
+        self.sync(write)
     }
 
     pub(super) fn trim(&self, partition: &TopicPartition, before: u64) -> Result<(), LogError> {
-        let write = {
-            let mut state = self.state();
+        let turn = self.turn();
+        let Range { start: oldest, end } = {
+            let state = self.state();
             state.usable()?;
-            let Ends { oldest, end, .. } = *state.ends(partition)?;
-            if before > end {
-                return Err(LogError::OutOfRange { partition: partition.clone(), offset: before, oldest, end });
-            }
-            if before <= oldest {
-                return Ok(());
-            }
-            let trimmed = self.store.trim(partition, oldest..before);
-            state.wrote(trimmed)?;
-            state.ends_mut(partition)?.oldest = before;
-            state.written
+            state.range(partition)?
         };
+        if before > end {
+            return Err(LogError::OutOfRange { partition: partition.clone(), offset: before, oldest, end });
+        }
+        if before <= oldest {
+            return Ok(());
+        }
+        // Readers hear of it first, so that none takes the gap for the log's own.
+        self.state().advance(partition, |ends| ends.oldest = before);
+        let write = self.wrote(self.store.trim(partition, oldest..before), |_| ())?;
+        drop(turn);
+        self.changed.notify_all();
         self.sync(write)
     }
 
     pub(super) fn committed(&self, group: &str, partition: &TopicPartition) -> Result<Option<Commit>, LogError> {
-        self.state().ends(partition)?;
+        self.state().range(partition)?;
         self.store.committed(group, partition)
     }
 
@@ -287,8 +334,8 @@ impl<S: Store> Local<S> {
     }
 
     pub(super) fn reader(self: &Arc<Self>, partition: &TopicPartition, from: u64) -> Result<LocalReader<S>, LogError> {
-        self.state().ends(partition)?;
-        Ok(LocalReader { log: Arc::clone(self), partition: partition.clone(), position: from })
+        self.state().range(partition)?;
+        Ok(LocalReader { log: Arc::clone(self), partition: partition.clone(), position: from, at_end: false })
     }
 
     pub(super) fn join(
@@ -319,6 +366,7 @@ impl<S: Store> Local<S> {
 
     /// Declares every member of `group` dead, as a broker does with members that stopped polling.
     pub(super) fn evict(&self, group: &str) {
+        let _turn = self.turn();
         let mut state = self.state();
         let partitions = state.partitions();
         if let Some(group) = state.groups.get_mut(group) {
@@ -333,14 +381,14 @@ impl<S: Store> Local<S> {
     /// What is there from `position` on; the range is looked at again afterwards, because records
     /// may be given up while they are read.
     fn read(&self, partition: &TopicPartition, position: u64, records_max: usize) -> Result<Batch, LogError> {
-        let Ends { oldest, end, .. } = *self.state().ends(partition)?;
+        let Range { start: oldest, end } = self.state().range(partition)?;
         let out_of_range =
             |oldest, end| LogError::OutOfRange { partition: partition.clone(), offset: position, oldest, end };
         if position < oldest || position > end {
             return Err(out_of_range(oldest, end));
         }
         let (records, position) = self.store.read(partition, position..end, records_max)?;
-        let Ends { oldest, end, .. } = *self.state().ends(partition)?;
+        let Range { start: oldest, end } = self.state().range(partition)?;
         if records.first().map_or(position, |first| first.offset) < oldest {
             return Err(out_of_range(oldest, end));
         }
@@ -356,33 +404,30 @@ impl State {
         }
     }
 
-    /// Counts a write, or breaks the log where it failed.
-    fn wrote(&mut self, done: Result<(), LogError>) -> Result<(), LogError> {
-        if let Err(error) = done {
-            self.broken = Some(error.to_string());
-            return Err(LogError::Ambiguous(error.to_string()));
+    fn ends(&self, partition: &TopicPartition) -> Option<&Ends> {
+        self.topics.get(&partition.topic)?.partitions.get(usize::try_from(partition.partition).ok()?)
+    }
+
+    fn range(&self, partition: &TopicPartition) -> Result<Range<u64>, LogError> {
+        let ends = self.ends(partition).ok_or_else(|| LogError::MissingTopic(partition.to_string()))?;
+        Ok(ends.oldest..ends.end)
+    }
+
+    /// Topics are never removed, so a partition that was there still is.
+    fn advance(&mut self, partition: &TopicPartition, change: impl FnOnce(&mut Ends)) {
+        let topic = self.topics.get_mut(&partition.topic);
+        let index = usize::try_from(partition.partition).ok();
+        if let Some(ends) = topic.zip(index).and_then(|(topic, index)| topic.partitions.get_mut(index)) {
+            change(ends);
         }
-        self.written += 1;
-        Ok(())
-    }
-
-    fn ends(&self, partition: &TopicPartition) -> Result<&Ends, LogError> {
-        (self.topics.get(&partition.topic))
-            .and_then(|topic| topic.partitions.get(usize::try_from(partition.partition).ok()?))
-            .ok_or_else(|| LogError::MissingTopic(partition.to_string()))
-    }
-
-    fn ends_mut(&mut self, partition: &TopicPartition) -> Result<&mut Ends, LogError> {
-        (self.topics.get_mut(&partition.topic))
-            .and_then(|topic| topic.partitions.get_mut(usize::try_from(partition.partition).ok()?))
-            .ok_or_else(|| LogError::MissingTopic(partition.to_string()))
     }
 
     fn place<'a>(&self, records: &'a [Append], timestamp: Instant) -> Result<Vec<Placed<'a>>, LogError> {
+        self.usable()?;
         let mut next: BTreeMap<&TopicPartition, u64> = BTreeMap::new();
         let mut placed = Vec::with_capacity(records.len());
         for append in records {
-            let first = self.ends(&append.to)?.next;
+            let first = self.ends(&append.to).ok_or_else(|| LogError::MissingTopic(append.to.to_string()))?.next;
             let superseded_until = match self.topics.get(&append.to.topic).map(|topic| topic.spec.retention) {
                 Some(Retention::Compacted(_)) if append.key.is_none() => {
                     let why = format!("a record without a key for the compacted topic `{}`", append.to.topic);
@@ -399,10 +444,7 @@ impl State {
     }
 
     fn partitions(&self) -> Vec<TopicPartition> {
-        let of = |topic: &Topic| {
-            let name = Arc::clone(&topic.name);
-            (0..topic.spec.partitions).map(move |partition| TopicPartition { topic: Arc::clone(&name), partition })
-        };
+        let of = |topic: &Topic| (0..topic.spec.partitions).map(|index| topic.partition(index)).collect::<Vec<_>>();
         self.topics.values().flat_map(of).collect()
     }
 
@@ -419,13 +461,17 @@ pub(super) struct LocalReader<S> {
     log: Arc<Local<S>>,
     partition: TopicPartition,
     position: u64,
+    /// Whether it was said that the position is the end.
+    at_end: bool,
 }
 
 impl<S: Store> Reader for LocalReader<S> {
     fn poll(&mut self, records_max: usize, wait: Duration) -> Result<Batch, LogError> {
-        let position = self.position;
+        let (position, at_end) = (self.position, self.at_end);
         let idle = |state: &mut State| {
-            state.broken.is_none() && state.ends(&self.partition).is_ok_and(|ends| ends.end == position)
+            at_end
+                && state.broken.is_none()
+                && state.ends(&self.partition).is_some_and(|ends| ends.end == position && ends.oldest <= position)
         };
         let state = self.log.state();
         let (state, _) =
@@ -433,7 +479,7 @@ impl<S: Store> Reader for LocalReader<S> {
         state.usable()?;
         drop(state);
         let batch = self.log.read(&self.partition, self.position, records_max)?;
-        self.position = batch.position;
+        (self.position, self.at_end) = (batch.position, batch.at_end);
         Ok(batch)
     }
 }
@@ -568,7 +614,7 @@ impl<S: Store> GroupReader for LocalMember<S> {
             let group = state.groups.get(&self.group);
             let steady = group.is_some_and(|it| it.has(self.member) && it.duty(self.member).is_empty());
             let news = |(partition, position): (&TopicPartition, &u64)| {
-                !self.paused.contains(partition) && state.ends(partition).is_ok_and(|ends| ends.end != *position)
+                !self.paused.contains(partition) && state.ends(partition).is_some_and(|ends| ends.end != *position)
             };
             steady && state.broken.is_none() && !self.positions.iter().any(news)
         };
@@ -594,17 +640,17 @@ impl<S: Store> GroupReader for LocalMember<S> {
         if commits.is_empty() {
             return Ok(());
         }
-        let write = {
-            let mut state = self.log.state();
+        let turn = self.log.turn();
+        {
+            let state = self.log.state();
             state.usable()?;
             let group = state.groups.get(&self.group);
             if !commits.iter().all(|(partition, _)| group.is_some_and(|it| it.owns(self.member, partition))) {
                 return Err(self.fenced());
             }
-            let written = self.log.store.write_commits(&self.group, commits);
-            state.wrote(written)?;
-            state.written
-        };
+        }
+        let write = self.log.wrote(self.log.store.write_commits(&self.group, commits), |_| ())?;
+        drop(turn);
         self.log.sync(write)
     }
 }

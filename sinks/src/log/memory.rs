@@ -135,6 +135,10 @@ impl Log for MemoryLog {
         Ok(self.local.describe(names))
     }
 
+    fn weaknesses(&self, wanted: &[TopicSpec]) -> Result<Vec<String>, LogError> {
+        Ok(self.local.weaknesses(wanted))
+    }
+
     fn create(&self, topics: &[TopicSpec]) -> Result<(), LogError> {
         self.local.create(topics)
     }
@@ -281,12 +285,13 @@ impl Store for Memory {
         range: Range<u64>,
         instant: Instant,
         records_max: usize,
-    ) -> Result<u64, LogError> {
+    ) -> Result<(u64, Option<Instant>), LogError> {
         let partitions = self.partitions();
-        let Some(partition) = partitions.get(partition) else { return Ok(range.start) };
+        let Some(partition) = partitions.get(partition) else { return Ok((range.start, None)) };
         let mut records = partition.records.range(range.clone());
         let kept = records.by_ref().take(records_max).find(|(_, record)| record.timestamp >= instant);
-        Ok(kept.or_else(|| records.next()).map_or(range.end, |(offset, _)| *offset))
+        let kept = kept.or_else(|| records.next());
+        Ok(kept.map_or((range.end, None), |(offset, record)| (*offset, Some(record.timestamp))))
     }
 
     fn compact(&self, now: Instant, records_max: usize) -> Result<(), LogError> {

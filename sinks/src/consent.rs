@@ -36,9 +36,8 @@ pub fn objection(
         return Some(Reason::OptedOut);
     }
     let needed = policy.is_some_and(|policy| policy.needs_consent.contains(&channel));
-    let given = |consent: &tidings_schemas::profile::Consent| {
-        consent.channel == channel && consent.category == record.category
-    };
+    let given =
+        |consent: &tidings_schemas::profile::Consent| consent.channel == channel && consent.category == record.category;
     (needed && !profile.consents.iter().any(given)).then_some(Reason::NoConsent)
 }
 
@@ -53,7 +52,8 @@ mod tests {
     fn precedence_case_by_case() {
         use Priority::{Critical, Medium};
         let stop = r#"{"stops":[{"channel":"sms","source":"STOP","at":"2026-01-03T00:00:00Z"}]}"#;
-        let consent = r#"{"consents":[{"channel":"sms","category":"marketing","source":"form","at":"2026-01-03T00:00:00Z"}]}"#;
+        let consent =
+            r#"{"consents":[{"channel":"sms","category":"marketing","source":"form","at":"2026-01-03T00:00:00Z"}]}"#;
         let cases = [
             ("{}", Medium, "social", None),
             (stop, Critical, "security", Some(Reason::LegalStop)),

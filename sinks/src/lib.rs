@@ -1,5 +1,6 @@
 //! Everything between a decision and a person: logs, lanes, ledger, providers, the record.
 
+mod connection;
 mod table;
 
 pub mod log;

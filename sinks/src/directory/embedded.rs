@@ -37,11 +37,7 @@ impl EmbeddedDirectory {
 }
 
 impl Directory for EmbeddedDirectory {
-    fn look<'a>(
-        &'a self,
-        channel: Channel,
-        users: &'a [&'a str],
-    ) -> BoxFuture<'a, Result<Vec<Known>, DirectoryError>> {
+    fn look<'a>(&'a self, channel: Channel, users: &'a [&'a str]) -> BoxFuture<'a, Result<Vec<Known>, DirectoryError>> {
         let users = owned(users);
         self.on_disk(move |table| table.look(channel, &users)).boxed()
     }
@@ -78,11 +74,7 @@ impl Default for MemoryDirectory {
 }
 
 impl Directory for MemoryDirectory {
-    fn look<'a>(
-        &'a self,
-        channel: Channel,
-        users: &'a [&'a str],
-    ) -> BoxFuture<'a, Result<Vec<Known>, DirectoryError>> {
+    fn look<'a>(&'a self, channel: Channel, users: &'a [&'a str]) -> BoxFuture<'a, Result<Vec<Known>, DirectoryError>> {
         ready(self.0.look(channel, &owned(users))).boxed()
     }
 

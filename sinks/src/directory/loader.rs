@@ -77,8 +77,9 @@ impl Loader {
     /// Follows from where the view stands; returns when it was lost or it is time to stop.
     async fn follow(&self, stop: &CancellationToken) -> Result<(), LoaderError> {
         let mut followed = self.open().await?;
+        let partitions: Vec<_> = followed.iter().map(|it| it.partition.clone()).collect();
         let mut loaded = false;
-        let mut rounds = 0;
+        let mut rounds: u32 = 0;
         while !stop.is_cancelled() {
             let mut any = false;
             for index in 0..followed.len() {
@@ -102,8 +103,8 @@ impl Loader {
                 self.directory.loaded().await?;
                 loaded = true;
             }
-            rounds += 1;
-            if loaded && rounds % ROUNDS_PER_CHECK == 0 && self.is_lost(&followed).await? {
+            rounds = rounds.wrapping_add(1);
+            if loaded && rounds % ROUNDS_PER_CHECK == 0 && self.is_lost(partitions.clone()).await? {
                 tracing::warn!("the directory's view was lost and is loaded anew");
                 return Ok(());
             }
@@ -123,9 +124,7 @@ impl Loader {
         let mut partitions = Vec::new();
         for topic in topics {
             let name: Arc<str> = topic.name.into();
-            partitions.extend(
-                (0..topic.partitions).map(|partition| TopicPartition { topic: name.clone(), partition }),
-            );
+            partitions.extend((0..topic.partitions).map(|partition| TopicPartition { topic: name.clone(), partition }));
         }
         let positions = self.directory.positions(&partitions).await?;
         let mut followed = Vec::new();
@@ -138,8 +137,7 @@ impl Loader {
         Ok(followed)
     }
 
-    async fn is_lost(&self, followed: &[Followed]) -> Result<bool, LoaderError> {
-        let partitions: Vec<_> = followed.iter().map(|it| it.partition.clone()).collect();
+    async fn is_lost(&self, partitions: Vec<TopicPartition>) -> Result<bool, LoaderError> {
         let positions = self.directory.positions(&partitions).await?;
         Ok(positions.iter().any(Option::is_none))
     }

@@ -76,11 +76,7 @@ pub type Position = (TopicPartition, u64);
 /// A directory.
 pub trait Directory: Send + Sync {
     /// What is known about each of `users` on `channel`, in order.
-    fn look<'a>(
-        &'a self,
-        channel: Channel,
-        users: &'a [&'a str],
-    ) -> BoxFuture<'a, Result<Vec<Known>, DirectoryError>>;
+    fn look<'a>(&'a self, channel: Channel, users: &'a [&'a str]) -> BoxFuture<'a, Result<Vec<Known>, DirectoryError>>;
 
     /// Takes changes in, in order, and remembers `positions` with them, all or nothing.
     fn apply<'a>(
@@ -103,7 +99,9 @@ pub trait Directory: Send + Sync {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DirectoryError {
     /// The loader has not come to the end of the topics yet, or the view was lost.
-    #[error("the directory is not loaded yet; it answers once the addresses and preferences topics were read to the end")]
+    #[error(
+        "the directory is not loaded yet; it answers once the addresses and preferences topics were read to the end"
+    )]
     NotLoaded,
     /// The store cannot be reached.
     #[error("the directory cannot be reached: {0}")]

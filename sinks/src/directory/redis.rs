@@ -8,12 +8,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FutureExt};
-use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::{AsyncCommands, RedisError};
 use tidings_schemas::channel::Channel;
 use tidings_schemas::profile::Profile;
 
 use super::{Change, Directory, DirectoryError, Known, Listed, Position};
+use crate::connection::Connection;
 use crate::log::TopicPartition;
 
 /// How long an answer may take; beyond it the lane waits and asks again.
@@ -21,7 +21,7 @@ const ANSWER_MAX: Duration = Duration::from_secs(2);
 
 /// A directory in Redis.
 pub struct RedisDirectory {
-    connection: ConnectionManager,
+    connection: Connection,
     prefix: String,
 }
 
@@ -31,15 +31,7 @@ impl RedisDirectory {
     /// # Errors
     /// When the URL is not one.
     pub fn new(url: &str, prefix: &str) -> Result<Self, DirectoryError> {
-        let refused = |error: RedisError| {
-            DirectoryError::Unreachable(format!("`{url}`: {error}; expected a URL like `redis://127.0.0.1:6379`"))
-        };
-        let client = redis::Client::open(url).map_err(refused)?;
-        let config = ConnectionManagerConfig::new()
-            .set_response_timeout(Some(ANSWER_MAX))
-            .set_connection_timeout(Some(ANSWER_MAX))
-            .set_number_of_retries(1);
-        let connection = ConnectionManager::new_lazy_with_config(client, config).map_err(refused)?;
+        let connection = Connection::new(url, ANSWER_MAX).map_err(DirectoryError::Unreachable)?;
         Ok(Self { connection, prefix: prefix.to_owned() })
     }
 
@@ -53,13 +45,9 @@ impl RedisDirectory {
 }
 
 impl Directory for RedisDirectory {
-    fn look<'a>(
-        &'a self,
-        channel: Channel,
-        users: &'a [&'a str],
-    ) -> BoxFuture<'a, Result<Vec<Known>, DirectoryError>> {
+    fn look<'a>(&'a self, channel: Channel, users: &'a [&'a str]) -> BoxFuture<'a, Result<Vec<Known>, DirectoryError>> {
         async move {
-            let mut connection = self.connection.clone();
+            let mut connection = self.connection.get().map_err(unreachable)?;
             let mut pipe = redis::pipe();
             pipe.exists(self.name("l"));
             for user in users {
@@ -82,7 +70,7 @@ impl Directory for RedisDirectory {
         positions: &'a [Position],
     ) -> BoxFuture<'a, Result<(), DirectoryError>> {
         async move {
-            let mut connection = self.connection.clone();
+            let mut connection = self.connection.get().map_err(unreachable)?;
             let mut pipe = redis::pipe();
             pipe.atomic();
             for change in changes {
@@ -112,7 +100,7 @@ impl Directory for RedisDirectory {
         partitions: &'a [TopicPartition],
     ) -> BoxFuture<'a, Result<Vec<Option<u64>>, DirectoryError>> {
         async move {
-            let mut connection = self.connection.clone();
+            let mut connection = self.connection.get().map_err(unreachable)?;
             let known: BTreeMap<String, u64> = connection.hgetall(self.name("o")).await.map_err(unreachable)?;
             Ok(partitions.iter().map(|partition| known.get(&partition.to_string()).copied()).collect())
         }
@@ -121,7 +109,7 @@ impl Directory for RedisDirectory {
 
     fn loaded(&self) -> BoxFuture<'_, Result<(), DirectoryError>> {
         async move {
-            let mut connection = self.connection.clone();
+            let mut connection = self.connection.get().map_err(unreachable)?;
             connection.set::<_, _, ()>(self.name("l"), 1).await.map_err(unreachable)
         }
         .boxed()
@@ -129,7 +117,8 @@ impl Directory for RedisDirectory {
 }
 
 fn known(channel: Channel, user: &str, fields: redis::Value) -> Result<Known, DirectoryError> {
-    let damaged = |error: serde_json::Error| DirectoryError::Damaged { user: user.to_owned(), cause: error.to_string() };
+    let damaged =
+        |error: serde_json::Error| DirectoryError::Damaged { user: user.to_owned(), cause: error.to_string() };
     let fields: BTreeMap<String, String> = redis::from_redis_value(fields).map_err(strange)?;
     let mut known = Known::default();
     for (field, json) in fields {

@@ -47,7 +47,8 @@ impl<T: Table> TableDirectory<T> {
                 (profile_key(user), profile.as_ref().and_then(|profile| serde_json::to_vec(profile).ok()))
             }
         };
-        let positions = positions.iter().map(|(partition, offset)| (position_key(partition), Some(offset.to_be_bytes().to_vec())));
+        let positions =
+            positions.iter().map(|(partition, offset)| (position_key(partition), Some(offset.to_be_bytes().to_vec())));
         let changes: Vec<TableChange> = changes.iter().map(entry).chain(positions).collect();
         self.0.write(changes).map_err(unreachable)
     }

@@ -316,8 +316,9 @@ impl Deliverer {
         let mut deliveries = Vec::new();
         for (leg, known) in legs.iter().zip(known) {
             let found = self.deliveries(leg, &known);
-            let (mut live, gone): (Vec<_>, Vec<_>) =
-                found.into_iter().partition(|it| leg.retry.is_some() || it.listed.as_ref().is_some_and(Listed::is_live));
+            let (mut live, gone): (Vec<_>, Vec<_>) = found
+                .into_iter()
+                .partition(|it| leg.retry.is_some() || it.listed.as_ref().is_some_and(Listed::is_live));
             if live.is_empty() && !gone.is_empty() {
                 // Deliveries that were called before their address died still have to be accounted for.
                 let keys: Vec<_> = gone.iter().map(|it| it.key.clone()).collect();
@@ -451,7 +452,9 @@ impl Deliverer {
                         let slot = calls.entry(provider.name()).or_insert_with(|| (provider.clone(), Vec::new()));
                         slot.1.push((granted, content));
                     }
-                    Err((note, detail)) => verdicts.push(Verdict { granted, phase: Some(Phase::Dead { note }), detail }),
+                    Err((note, detail)) => {
+                        verdicts.push(Verdict { granted, phase: Some(Phase::Dead { note }), detail })
+                    }
                 }
             }
         }
@@ -512,9 +515,11 @@ impl Deliverer {
                 said.push(rows::of_leg(record, &[State::Returned], Some(Reason::Stale), now));
                 follow.push(back(record.clone()));
             }
-            (false, false) => follow.extend(deliveries.iter().map(|it| {
-                back(LaneRecord { only_address: Some(it.address_id.clone()), ..record.clone() })
-            })),
+            (false, false) => follow.extend(
+                deliveries
+                    .iter()
+                    .map(|it| back(LaneRecord { only_address: Some(it.address_id.clone()), ..record.clone() })),
+            ),
         }
         self.say(desk, said, follow).await;
         for _ in deliveries {
@@ -524,11 +529,7 @@ impl Deliverer {
 
     /// An owner's name, the lease and the count, for each; asks until the ledger answers. Critical ones go on
     /// without it. `None`: abandoned.
-    async fn claim(
-        &self,
-        desk: &Desk,
-        deliveries: Vec<Delivery>,
-    ) -> Option<Vec<(Delivery, Result<Granted, Entry>)>> {
+    async fn claim(&self, desk: &Desk, deliveries: Vec<Delivery>) -> Option<Vec<(Delivery, Result<Granted, Entry>)>> {
         if deliveries.is_empty() {
             return None;
         }
@@ -551,12 +552,16 @@ impl Deliverer {
             let error = match patiently(critical, asked).await {
                 Ok(answers) => {
                     let joined = deliveries.into_iter().zip(owners).zip(answers);
-                    return Some(joined.map(|((delivery, owner), answer)| match answer {
-                        Claimed::Granted(entry) => {
-                            (delivery.clone(), Ok(Granted { delivery, owner, entry, ledgered: true }))
-                        }
-                        Claimed::Met(entry) => (delivery, Err(entry)),
-                    }).collect());
+                    return Some(
+                        joined
+                            .map(|((delivery, owner), answer)| match answer {
+                                Claimed::Granted(entry) => {
+                                    (delivery.clone(), Ok(Granted { delivery, owner, entry, ledgered: true }))
+                                }
+                                Claimed::Met(entry) => (delivery, Err(entry)),
+                            })
+                            .collect(),
+                    );
                 }
                 Err(LedgerError::Lost) => {
                     self.refound(desk).await?;
@@ -567,11 +572,15 @@ impl Deliverer {
             if critical {
                 tracing::warn!(%error, "critical messages go out without the ledger");
                 let joined = deliveries.into_iter().zip(owners);
-                return Some(joined.map(|(delivery, owner)| {
-                    let phase = Phase::Pending { owner: owner.clone(), lease_until: now };
-                    let entry = Entry::of(Attempt { number: delivery.known + 1, phase });
-                    (delivery.clone(), Ok(Granted { delivery, owner, entry, ledgered: false }))
-                }).collect());
+                return Some(
+                    joined
+                        .map(|(delivery, owner)| {
+                            let phase = Phase::Pending { owner: owner.clone(), lease_until: now };
+                            let entry = Entry::of(Attempt { number: delivery.known + 1, phase });
+                            (delivery.clone(), Ok(Granted { delivery, owner, entry, ledgered: false }))
+                        })
+                        .collect(),
+                );
             }
             tracing::warn!(%error, "a lane waits for the ledger");
             pause = self.pause(desk, pause).await?;
@@ -970,10 +979,8 @@ fn call_max(provider: &Arc<dyn Provider>) -> Duration {
 
 /// A failure that another channel could make good; what the user or the clock decided is none.
 fn ended(dead: bool, note: &Note) -> Ended {
-    let decided = matches!(
-        note.reason,
-        Some(Reason::OptedOut | Reason::LegalStop | Reason::NoConsent | Reason::Expired)
-    );
+    let decided =
+        matches!(note.reason, Some(Reason::OptedOut | Reason::LegalStop | Reason::NoConsent | Reason::Expired));
     if dead && !decided { Ended::Failed } else { Ended::Held }
 }
 
@@ -1012,10 +1019,7 @@ fn inbox_address(user: &str) -> Listed {
 }
 
 /// Critical ones don't wait for a ledger that is slow.
-async fn patiently<T>(
-    critical: bool,
-    asked: impl Future<Output = Result<T, LedgerError>>,
-) -> Result<T, LedgerError> {
+async fn patiently<T>(critical: bool, asked: impl Future<Output = Result<T, LedgerError>>) -> Result<T, LedgerError> {
     if !critical {
         return asked.await;
     }

@@ -96,7 +96,8 @@ mod tests {
         assert_eq!(gate.enter(Instant(0)), Ok(()));
         gate.close("bad key", Instant(0));
         gate.close("bad key", Instant(1));
-        let cases = [(999, Err(1000)), (1000, Ok(())), (1001, Err(3000)), (3000, Ok(())), (6999, Err(7000)), (7000, Ok(()))];
+        let cases =
+            [(999, Err(1000)), (1000, Ok(())), (1001, Err(3000)), (3000, Ok(())), (6999, Err(7000)), (7000, Ok(()))];
         for (now, expected) in cases {
             assert_eq!(gate.enter(Instant(now)), expected.map_err(Instant), "at {now}");
         }

@@ -7,7 +7,7 @@ use tidings_schemas::ids::{EventId, GroupId, LegId, NotificationId};
 use tidings_schemas::lane::{LANE_VERSION, LaneRecord, Request};
 use tidings_schemas::time::Instant;
 
-/// A leg of `u1`, created at 0, fresh for ever.
+/// A leg of `u1`, created at 0, fresh until 2096.
 pub(crate) fn leg(channel: Channel, priority: Priority) -> LaneRecord {
     let event = EventId::new("medium", 0, 1);
     let notification = NotificationId::new("validate", "u1", b"", &mut [event]);
@@ -38,7 +38,7 @@ pub(crate) fn leg(channel: Channel, priority: Priority) -> LaneRecord {
         created_at: Instant(0),
         ready_at: Instant(0),
         expires_at: None,
-        fresh_until: Instant::NEVER,
+        fresh_until: Instant(4_000_000_000_000),
         fallback_channels: Vec::new(),
         replay: 0,
         only_address: None,

@@ -181,16 +181,36 @@ impl Ledger for CrashingLedger {
     fn incarnation(&self, now: Instant) -> BoxFuture<'_, Result<Incarnation, LedgerError>> {
         self.0.incarnation(now)
     }
-    fn claim<'a>(&'a self, by: &'a Incarnation, claims: &'a [Claim], now: Instant) -> BoxFuture<'a, Result<Vec<Claimed>, LedgerError>> {
+    fn claim<'a>(
+        &'a self,
+        by: &'a Incarnation,
+        claims: &'a [Claim],
+        now: Instant,
+    ) -> BoxFuture<'a, Result<Vec<Claimed>, LedgerError>> {
         crashing!(self, self.0.claim(by, claims, now))
     }
-    fn settle<'a>(&'a self, by: &'a Incarnation, settles: &'a [Settle], now: Instant) -> BoxFuture<'a, Result<Vec<bool>, LedgerError>> {
+    fn settle<'a>(
+        &'a self,
+        by: &'a Incarnation,
+        settles: &'a [Settle],
+        now: Instant,
+    ) -> BoxFuture<'a, Result<Vec<bool>, LedgerError>> {
         crashing!(self, self.0.settle(by, settles, now))
     }
-    fn look<'a>(&'a self, by: &'a Incarnation, keys: &'a [Key]) -> BoxFuture<'a, Result<Vec<Option<Entry>>, LedgerError>> {
+    fn look<'a>(
+        &'a self,
+        by: &'a Incarnation,
+        keys: &'a [Key],
+    ) -> BoxFuture<'a, Result<Vec<Option<Entry>>, LedgerError>> {
         crashing!(self, self.0.look(by, keys))
     }
-    fn passed<'a>(&'a self, by: &'a Incarnation, lane: &'a TopicPartition, through: u64, now: Instant) -> BoxFuture<'a, Result<(), LedgerError>> {
+    fn passed<'a>(
+        &'a self,
+        by: &'a Incarnation,
+        lane: &'a TopicPartition,
+        through: u64,
+        now: Instant,
+    ) -> BoxFuture<'a, Result<(), LedgerError>> {
         crashing!(self, self.0.passed(by, lane, through, now))
     }
 }
@@ -226,7 +246,12 @@ impl Log for CrashingLog {
     fn trim(&self, partition: &TopicPartition, before: u64) -> Result<(), LogError> {
         self.0.trim(partition, before)
     }
-    fn join(&self, group: &str, topics: &[String], assignment: Arc<dyn Assignment>) -> Result<Box<dyn GroupReader>, LogError> {
+    fn join(
+        &self,
+        group: &str,
+        topics: &[String],
+        assignment: Arc<dyn Assignment>,
+    ) -> Result<Box<dyn GroupReader>, LogError> {
         Ok(Box::new(CrashingMember(self.0.join(group, topics, assignment)?, self.1.clone())))
     }
     fn committed(&self, group: &str, partition: &TopicPartition) -> Result<Option<Commit>, LogError> {
@@ -277,8 +302,12 @@ impl World {
         let mut names = vec![topics.lifecycle(), topics.returned(), topics.dlq(), topics.addresses()];
         names.extend(Line::all().into_iter().flat_map(|line| line.topics(&topics, channel)));
         names.push(topics.lane(Channel::Sms, Priority::Critical));
-        let spec = |name: String| {
-            TopicSpec { name, partitions: 1, retention: Retention::Forever, replication: 1, min_insync: 1 }
+        let spec = |name: String| TopicSpec {
+            name,
+            partitions: 1,
+            retention: Retention::Forever,
+            replication: 1,
+            min_insync: 1,
         };
         log.create(&names.into_iter().map(spec).collect::<Vec<_>>()).unwrap();
         let world = Self {
@@ -413,7 +442,8 @@ impl World {
 
     fn rows(&self) -> Vec<Row> {
         let blocks = self.records(&self.topics.lifecycle());
-        let rows = |record: &Record| Block::decode_header(record.value.as_ref().unwrap()).unwrap().decode_rows().unwrap();
+        let rows =
+            |record: &Record| Block::decode_header(record.value.as_ref().unwrap()).unwrap().decode_rows().unwrap();
         blocks.iter().flat_map(rows).collect()
     }
 
@@ -478,7 +508,12 @@ impl Process {
 }
 
 fn limits() -> Limits {
-    Limits { poll_wait: Duration::ZERO, idle: Duration::from_millis(50), commit_every: Duration::ZERO, ..Limits::default() }
+    Limits {
+        poll_wait: Duration::ZERO,
+        idle: Duration::from_millis(50),
+        commit_every: Duration::ZERO,
+        ..Limits::default()
+    }
 }
 
 const MEDIUM: [Line; 2] = [Line::Lane(Priority::Medium), Line::Retry(tidings_schemas::topics::RetryClass::Normal)];
@@ -515,7 +550,8 @@ async fn killed_at_any_step_nothing_is_lost_and_every_duplicate_is_an_unknown() 
             let states = distinct.entry(row.row_id).or_insert_with(|| row.states.clone());
             assert_eq!(states, &row.states, "point {point}: two rows under one id");
         }
-        let deliveries: BTreeSet<_> = rows.iter().filter(|row| row.unit == Unit::Delivery).map(|row| row.delivery).collect();
+        let deliveries: BTreeSet<_> =
+            rows.iter().filter(|row| row.unit == Unit::Delivery).map(|row| row.delivery).collect();
         assert_eq!(deliveries.len(), 5, "point {point}");
         let accepted = world.provider.accepted.lock().unwrap().clone();
         for delivery in deliveries {
@@ -534,7 +570,8 @@ async fn killed_at_any_step_nothing_is_lost_and_every_duplicate_is_an_unknown() 
             // No crash, no unknown.
             assert!(crashed || !unknown, "point {point}: {own:#?}");
         }
-        let returned: BTreeSet<_> = world.json::<Returned>(&world.topics.returned()).iter().map(|it| it.leg.leg).collect();
+        let returned: BTreeSet<_> =
+            world.json::<Returned>(&world.topics.returned()).iter().map(|it| it.leg.leg).collect();
         let dead: BTreeSet<_> = world.json::<DeadLetter>(&world.topics.dlq()).iter().map(|it| it.delivery).collect();
         assert_eq!((returned.len(), dead.len()), (1, 1), "point {point}");
         crashes += i32::from(crashed);
@@ -623,7 +660,9 @@ async fn a_paused_provider_burns_no_attempts_and_an_opt_out_reaches_what_waits_f
     let world = World::new(Channel::Push).await;
     for user in ["u1", "u2"] {
         world.device(user, "d").await;
-        world.provider.set(user, [Answer::Is(Outcome::paused(Code::new(403, "InvalidProviderToken"), "check the key"))]);
+        world
+            .provider
+            .set(user, [Answer::Is(Outcome::paused(Code::new(403, "InvalidProviderToken"), "check the key"))]);
         world.say(&world.leg(user, Priority::Medium), Some(1));
     }
     let process = world.start(&MEDIUM, Crash::never(), "p", limits()).await;
@@ -656,7 +695,10 @@ async fn what_ends_before_a_call_ends_on_the_leg_or_goes_back() {
     world.say(&LaneRecord { template_id: Some("broken".into()), ..leg("broken") }, Some(1));
     world.say(&leg("nowhere"), Some(1));
     world.say(&LaneRecord { fallback_channels: vec![Channel::Email], ..leg("elsewhere") }, Some(1));
-    world.log.append(&[Append { value: Some("{".into()), ..wire::leg(world.lane(Priority::Medium), &leg("x"), None) }]).unwrap();
+    world
+        .log
+        .append(&[Append { value: Some("{".into()), ..wire::leg(world.lane(Priority::Medium), &leg("x"), None) }])
+        .unwrap();
     let process = world.start(&MEDIUM, Crash::never(), "p", limits()).await;
     world.done(&MEDIUM).await;
     process.stop().await;
@@ -766,16 +808,32 @@ impl Ledger for Down {
     fn incarnation(&self, _: Instant) -> BoxFuture<'_, Result<Incarnation, LedgerError>> {
         Box::pin(async { Ok(Incarnation("any".into())) })
     }
-    fn claim<'a>(&'a self, _: &'a Incarnation, _: &'a [Claim], _: Instant) -> BoxFuture<'a, Result<Vec<Claimed>, LedgerError>> {
+    fn claim<'a>(
+        &'a self,
+        _: &'a Incarnation,
+        _: &'a [Claim],
+        _: Instant,
+    ) -> BoxFuture<'a, Result<Vec<Claimed>, LedgerError>> {
         Box::pin(async { Err(LedgerError::Unreachable("down".to_owned())) })
     }
-    fn settle<'a>(&'a self, _: &'a Incarnation, _: &'a [Settle], _: Instant) -> BoxFuture<'a, Result<Vec<bool>, LedgerError>> {
+    fn settle<'a>(
+        &'a self,
+        _: &'a Incarnation,
+        _: &'a [Settle],
+        _: Instant,
+    ) -> BoxFuture<'a, Result<Vec<bool>, LedgerError>> {
         Box::pin(std::future::pending())
     }
     fn look<'a>(&'a self, _: &'a Incarnation, _: &'a [Key]) -> BoxFuture<'a, Result<Vec<Option<Entry>>, LedgerError>> {
         Box::pin(std::future::pending())
     }
-    fn passed<'a>(&'a self, _: &'a Incarnation, _: &'a TopicPartition, _: u64, _: Instant) -> BoxFuture<'a, Result<(), LedgerError>> {
+    fn passed<'a>(
+        &'a self,
+        _: &'a Incarnation,
+        _: &'a TopicPartition,
+        _: u64,
+        _: Instant,
+    ) -> BoxFuture<'a, Result<(), LedgerError>> {
         Box::pin(std::future::pending())
     }
 }
@@ -798,7 +856,9 @@ async fn without_the_ledger_critical_goes_out_as_unknown_and_the_rest_waits() {
 
 #[tokio::test(start_paused = true)]
 async fn the_inbox_needs_no_address_and_mail_is_not_delivered_by_acceptance() {
-    for (channel, expected) in [(Channel::InApp, "created rendered sent delivered"), (Channel::Email, "created rendered sent")] {
+    for (channel, expected) in
+        [(Channel::InApp, "created rendered sent delivered"), (Channel::Email, "created rendered sent")]
+    {
         let world = World::new(channel).await;
         if channel != Channel::InApp {
             world.device("u1", "a").await;

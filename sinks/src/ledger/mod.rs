@@ -376,4 +376,4 @@ fn own_until(now: Instant) -> Instant {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

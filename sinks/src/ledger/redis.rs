@@ -8,7 +8,6 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FutureExt};
-use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::{AsyncCommands, RedisError, Script, ScriptInvocation};
 use tidings_schemas::ids::IdHasher;
 use tidings_schemas::time::Instant;
@@ -17,13 +16,12 @@ use super::{
     Attempt, Bucket, Claim, Claimed, ENTRY_KEPT_MAX, Entry, Incarnation, Key, Ledger, LedgerError, PASSED_KEPT, Phase,
     Settle, bucket_number, buckets_passed, own_until,
 };
+use crate::connection::Connection;
 use crate::log::TopicPartition;
 
 /// How long an answer may take. A batch takes well under a millisecond; beyond this the ledger counts as
 /// unreachable, and critical messages go out without it.
 const ANSWER_MAX: Duration = Duration::from_millis(500);
-/// How long a connection may take.
-const CONNECT_MAX: Duration = Duration::from_secs(1);
 
 /// Finds an entry: the third of its names is where it belongs, the second is its own.
 const FIND: &str = r"
@@ -156,7 +154,7 @@ static SCRIPTS: LazyLock<Scripts> = LazyLock::new(|| {
 
 /// A ledger in Redis. Each instance has a connection of its own: give critical lanes theirs.
 pub struct RedisLedger {
-    connection: ConnectionManager,
+    connection: Connection,
     prefix: String,
     nonce: String,
 }
@@ -168,19 +166,10 @@ impl RedisLedger {
     /// # Errors
     /// When the URL is not one.
     pub fn new(url: &str, prefix: &str, nonce: &str) -> Result<Self, LedgerError> {
-        let refused = |error: RedisError| {
-            LedgerError::Refused(format!("`{url}`: {error}; expected a URL like `redis://127.0.0.1:6379`"))
-        };
-        let client = redis::Client::open(url).map_err(refused)?;
-        let config = ConnectionManagerConfig::new()
-            .set_response_timeout(Some(ANSWER_MAX))
-            .set_connection_timeout(Some(CONNECT_MAX))
-            .set_number_of_retries(1);
-        let connection = ConnectionManager::new_lazy_with_config(client, config).map_err(refused)?;
+        let connection = Connection::new(url, ANSWER_MAX).map_err(LedgerError::Refused)?;
         Ok(Self { connection, prefix: prefix.to_owned(), nonce: nonce.to_owned() })
     }
 
-    /// Adds the names that all scripts share; each adds its own after it.
     fn own_name(&self, key: &Key) -> String {
         format!("{}:o:{}", self.prefix, key.delivery)
     }
@@ -195,6 +184,7 @@ impl RedisLedger {
         }
     }
 
+    /// A call with what all scripts share; each adds its own names and words after it.
     fn begin<'a>(&self, script: &'a Script, incarnation: &Incarnation) -> ScriptInvocation<'a> {
         let mut call = script.prepare_invoke();
         call.key(format!("{}:i", self.prefix)).arg(&*incarnation.0);
@@ -202,7 +192,7 @@ impl RedisLedger {
     }
 
     async fn run<T: redis::FromRedisValue>(&self, call: &ScriptInvocation<'_>) -> Result<T, LedgerError> {
-        let mut connection = self.connection.clone();
+        let mut connection = self.connection.get().map_err(failed)?;
         call.invoke_async(&mut connection).await.map_err(failed)
     }
 }
@@ -210,7 +200,7 @@ impl RedisLedger {
 impl Ledger for RedisLedger {
     fn incarnation(&self, now: Instant) -> BoxFuture<'_, Result<Incarnation, LedgerError>> {
         async move {
-            let mut connection = self.connection.clone();
+            let mut connection = self.connection.get().map_err(failed)?;
             let info: String =
                 redis::cmd("INFO").arg("memory").query_async(&mut connection).await.map_err(failed)?;
             let policy = info.lines().find_map(|line| line.strip_prefix("maxmemory_policy:")).unwrap_or("").trim();
@@ -267,10 +257,8 @@ impl Ledger for RedisLedger {
             call.arg(millis(ENTRY_KEPT_MAX));
             for settle in settles {
                 call.key(self.bucket_name(&settle.key).0).key(self.own_name(&settle.key));
-                let ended = matches!(
-                    settle.attempt,
-                    Some(Attempt { phase: Phase::Sent { .. } | Phase::Dead { .. }, .. })
-                );
+                let ended =
+                    matches!(settle.attempt, Some(Attempt { phase: Phase::Sent { .. } | Phase::Dead { .. }, .. }));
                 call.arg(&settle.key.delivery.0[..]).arg(&*settle.owner);
                 call.arg(settle.attempt.as_ref().map(Attempt::line).unwrap_or_default());
                 call.arg(u8::from(settle.keep)).arg(u8::from(settle.refound));
@@ -296,7 +284,8 @@ impl Ledger for RedisLedger {
             }
             let answers: Vec<String> = self.run(&call).await?;
             expect(answers.len(), keys.len())?;
-            let entries = answers.iter().map(|text| if text.is_empty() { Ok(None) } else { Entry::parse(text).map(Some) });
+            let entries =
+                answers.iter().map(|text| if text.is_empty() { Ok(None) } else { Entry::parse(text).map(Some) });
             entries.collect()
         }
         .boxed()
@@ -324,7 +313,11 @@ fn millis(span: Duration) -> u64 {
 }
 
 fn expect(found: usize, expected: usize) -> Result<(), LedgerError> {
-    if found == expected { Ok(()) } else { Err(LedgerError::Damaged(format!("{found} answers to {expected} questions"))) }
+    if found == expected {
+        Ok(())
+    } else {
+        Err(LedgerError::Damaged(format!("{found} answers to {expected} questions")))
+    }
 }
 
 /// A connection that was never made did nothing; one that broke or stayed silent may have.

@@ -130,9 +130,7 @@ impl<T: Table> TableLedger<T> {
     }
 
     pub(super) fn look(&self, by: &Incarnation, keys: &[Key]) -> Result<Vec<Option<Entry>>, LedgerError> {
-        self.change(by, |changes| {
-            keys.iter().map(|key| self.find(key, changes).map(|(_, entry)| entry)).collect()
-        })
+        self.change(by, |changes| keys.iter().map(|key| self.find(key, changes).map(|(_, entry)| entry)).collect())
     }
 
     pub(super) fn passed(

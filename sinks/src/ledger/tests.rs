@@ -42,7 +42,11 @@ fn shape(claimed: &Claimed) -> String {
         Claimed::Granted(entry) => ("+", entry),
         Claimed::Met(entry) => ("", entry),
     };
-    let lines: Vec<_> = entry.attempts().iter().map(|attempt| attempt.line().chars().filter(|c| *c != ' ').take(2).collect::<String>()).collect();
+    let lines: Vec<_> = entry
+        .attempts()
+        .iter()
+        .map(|attempt| attempt.line().chars().filter(|c| *c != ' ').take(2).collect::<String>())
+        .collect();
     format!("{sign}{}", lines.join(" "))
 }
 
@@ -70,7 +74,8 @@ async fn the_protocol(ledger: &dyn Ledger) {
 
     // Scheduled: met before it is due, claimed after; it moves out of its bucket and is found both ways.
     assert_eq!(claim_one(ledger, by, claim(key(2), "a", 1000), T0).await, "+P1");
-    let scheduled = Settle { keep: true, ..settle(key(2), "a", 1, Phase::Scheduled { due: later(5000), note: note() }) };
+    let scheduled =
+        Settle { keep: true, ..settle(key(2), "a", 1, Phase::Scheduled { due: later(5000), note: note() }) };
     assert_eq!(ledger.settle(by, &[scheduled], T0).await.unwrap(), [true]);
     assert_eq!(claim_one(ledger, by, claim(key(2), "b", 9000), later(4999)).await, "W1");
     assert_eq!(claim_one(ledger, by, claim(own(2), "b", 9000), later(5000)).await, "+W1 P2");
@@ -165,16 +170,16 @@ async fn a_bucket_goes_an_hour_after_its_mark_was_committed_and_no_other_does() 
     let ledger = MemoryLedger::default();
     let by = ledger.incarnation(T0).await.unwrap();
     let at = |n: u8, epoch| Key { bucket: Bucket::Lane { lane: lane(), epoch }, ..key(n) };
-    let other_lane = Key {
-        bucket: Bucket::Lane { lane: TopicPartition { partition: 4, ..lane() }, epoch: 1 },
-        ..key(4)
-    };
+    let other_lane =
+        Key { bucket: Bucket::Lane { lane: TopicPartition { partition: 4, ..lane() }, epoch: 1 }, ..key(4) };
     let keys = [at(1, 0), at(2, BUCKET_EPOCHS - 1), at(3, BUCKET_EPOCHS), other_lane, own(5)];
     let claims: Vec<_> = keys.iter().map(|key| claim(key.clone(), "a", 100)).collect();
     ledger.claim(&by, &claims, T0).await.unwrap();
     let sent: Vec<_> = keys.iter().map(|key| settle(key.clone(), "a", 1, Phase::Sent { note: note() })).collect();
     ledger.settle(&by, &sent, T0).await.unwrap();
-    let there = async || ledger.look(&by, &keys).await.unwrap().iter().map(|entry| u8::from(entry.is_some())).collect::<Vec<_>>();
+    let there = async || {
+        ledger.look(&by, &keys).await.unwrap().iter().map(|entry| u8::from(entry.is_some())).collect::<Vec<_>>()
+    };
 
     let hour = i64::try_from(PASSED_KEPT.as_millis()).unwrap();
     ledger.passed(&by, &lane(), BUCKET_EPOCHS - 2, T0).await.unwrap();
@@ -254,7 +259,9 @@ pub(crate) fn test_redis() -> Option<(String, String, Option<OwnRedis>)> {
 
 #[expect(clippy::print_stderr, reason = "a test that did not run must say so")]
 fn loud_skip() {
-    eprintln!("SKIPPED: no redis-server is installed and TIDINGS_TEST_REDIS is not set; nothing was tested against Redis");
+    eprintln!(
+        "SKIPPED: no redis-server is installed and TIDINGS_TEST_REDIS is not set; nothing was tested against Redis"
+    );
 }
 
 #[tokio::test]
@@ -296,7 +303,8 @@ async fn redis_buckets_expire_whole_and_only_when_passed() {
 async fn a_redis_that_evicts_is_refused() {
     let Some(own) = OwnRedis::start() else { return loud_skip() };
     let mut connection = ::redis::Client::open(own.url()).unwrap().get_multiplexed_async_connection().await.unwrap();
-    let set = ::redis::cmd("CONFIG").arg(&["SET", "maxmemory-policy", "allkeys-lru"]).query_async(&mut connection).await;
+    let set =
+        ::redis::cmd("CONFIG").arg(&["SET", "maxmemory-policy", "allkeys-lru"]).query_async(&mut connection).await;
     let _: String = set.unwrap();
     let error = RedisLedger::new(&own.url(), "t", "n").unwrap().incarnation(T0).await.unwrap_err();
     assert!(error.to_string().contains("set `noeviction`"), "{error}");

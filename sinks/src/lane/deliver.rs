@@ -217,10 +217,11 @@ struct Verdict {
 }
 
 impl Deliverer {
-    /// Makes the deliverer of a channel; founds the ledger where nobody did.
+    /// Makes the deliverer of a channel; founds the ledger where nobody did. A ledger that does not answer yet
+    /// stops nobody from starting: critical messages don't need it, the others wait.
     ///
     /// # Errors
-    /// When a topic that it writes to is missing, or the ledger does not answer.
+    /// When a topic that it writes to is missing, or the ledger is set up in a way that loses entries.
     pub async fn open(parts: Parts) -> Result<Self, LaneError> {
         let topics = &parts.topics;
         let mut names = vec![topics.lifecycle(), topics.returned(), topics.dlq(), topics.addresses()];
@@ -236,7 +237,14 @@ impl Deliverer {
         if let Some(missing) = names[..needed].iter().find(|name| !partitions.contains_key(*name)) {
             return Err(crate::log::LogError::MissingTopic(missing.clone()).into());
         }
-        let incarnation = parts.ledger.incarnation((parts.clock)()).await?;
+        let incarnation = match parts.ledger.incarnation((parts.clock)()).await {
+            Ok(incarnation) => incarnation,
+            Err(error @ LedgerError::Refused(_)) => return Err(error.into()),
+            Err(error) => {
+                tracing::warn!(%error, channel = %parts.channel, "starts without the ledger");
+                Incarnation::unheard()
+            }
+        };
         let gates = parts.providers.all().into_iter().map(|provider| (provider.name(), Gate::default())).collect();
         Ok(Self { parts, partitions, gates, incarnation: RwLock::new(incarnation), claims: AtomicU64::new(0) })
     }
@@ -545,7 +553,7 @@ impl Deliverer {
                     key: it.key.clone(),
                     owner: owner.clone(),
                     lease_until: now.after(self.lease(it)),
-                    attempts_before: it.known + u32::from(it.fresh && it.leg.believed != incarnation),
+                    attempts_before: it.known + u32::from(it.fresh && it.leg.believed.is_lost(&incarnation)),
                 })
                 .collect();
             let asked = self.parts.ledger.claim(&incarnation, &claims, now);
@@ -563,10 +571,10 @@ impl Deliverer {
                             .collect(),
                     );
                 }
-                Err(LedgerError::Lost) => {
-                    self.refound(desk).await?;
-                    continue;
-                }
+                Err(LedgerError::Lost) => match self.refound(critical).await {
+                    Ok(()) => continue,
+                    Err(error) => error,
+                },
                 Err(error) => error,
             };
             if critical {
@@ -783,23 +791,25 @@ impl Deliverer {
             // What was never claimed is written down all the same, so that a repeat meets it.
             let settles: Vec<_> = verdicts.iter().map(|it| settle(it, refound || !it.granted.ledgered)).collect();
             let asked = self.parts.ledger.settle(&incarnation, &settles, self.now());
-            match patiently(critical, asked).await {
+            let error = match patiently(critical, asked).await {
                 Ok(kept) => {
                     return Some(kept.iter().zip(verdicts).map(|(kept, it)| *kept || !it.granted.ledgered).collect());
                 }
-                Err(LedgerError::Lost) => {
-                    self.refound(desk).await?;
-                    refound = true;
-                }
-                Err(error) if critical => {
-                    tracing::warn!(%error, "the ledger misses critical attempts");
-                    return Some(vec![true; verdicts.len()]);
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "settlements wait for the ledger");
-                    pause = self.pause(desk, pause).await?;
-                }
+                Err(LedgerError::Lost) => match self.refound(critical).await {
+                    Ok(()) => {
+                        refound = true;
+                        continue;
+                    }
+                    Err(error) => error,
+                },
+                Err(error) => error,
+            };
+            if critical {
+                tracing::warn!(%error, "the ledger misses critical attempts");
+                return Some(vec![true; verdicts.len()]);
             }
+            tracing::warn!(%error, "settlements wait for the ledger");
+            pause = self.pause(desk, pause).await?;
         }
     }
 
@@ -926,31 +936,28 @@ impl Deliverer {
     async fn entries(&self, desk: &Desk, keys: &[Key]) -> Option<Vec<Option<Entry>>> {
         let mut pause = BACKOFF.0;
         loop {
-            match self.parts.ledger.look(&self.incarnation(), keys).await {
+            let error = match self.parts.ledger.look(&self.incarnation(), keys).await {
                 Ok(entries) => return Some(entries),
-                Err(LedgerError::Lost) => self.refound(desk).await?,
-                Err(error) => {
-                    tracing::warn!(%error, "a lane waits for the ledger");
-                    pause = self.pause(desk, pause).await?;
-                }
-            }
+                Err(LedgerError::Lost) => match self.refound(false).await {
+                    Ok(()) => continue,
+                    Err(error) => error,
+                },
+                Err(error) => error,
+            };
+            tracing::warn!(%error, "a lane waits for the ledger");
+            pause = self.pause(desk, pause).await?;
         }
     }
 
-    /// The ledger was lost: learns its new incarnation. `None`: abandoned.
-    async fn refound(&self, desk: &Desk) -> Option<()> {
-        let mut pause = BACKOFF.0;
-        loop {
-            match self.parts.ledger.incarnation(self.now()).await {
-                Ok(incarnation) => {
-                    tracing::error!("the ledger was lost; what was in flight is recorded as unknown");
-                    *self.incarnation.write().unwrap_or_else(PoisonError::into_inner) = incarnation;
-                    return Some(());
-                }
-                Err(error) => tracing::warn!(%error, "a lane waits for the ledger"),
-            }
-            pause = self.pause(desk, pause).await?;
+    /// The ledger was lost, or is heard for the first time: learns its incarnation.
+    async fn refound(&self, critical: bool) -> Result<(), LedgerError> {
+        let incarnation = patiently(critical, self.parts.ledger.incarnation(self.now())).await?;
+        let mut known = self.incarnation.write().unwrap_or_else(PoisonError::into_inner);
+        if known.is_lost(&incarnation) {
+            tracing::error!("the ledger was lost; what was in flight is recorded as unknown");
         }
+        *known = incarnation;
+        Ok(())
     }
 
     /// Waits, and says how long to wait next time. `None`: it is time to stop.

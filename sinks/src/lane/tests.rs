@@ -310,13 +310,8 @@ impl World {
         let mut names = vec![topics.lifecycle(), topics.returned(), topics.dlq(), topics.addresses()];
         names.extend(Line::all().into_iter().flat_map(|line| line.topics(&topics, channel)));
         names.push(topics.lane(Channel::Sms, Priority::Critical));
-        let spec = |name: String| TopicSpec {
-            name,
-            partitions: 1,
-            retention: Retention::Forever,
-            replication: 1,
-            min_insync: 1,
-        };
+        let spec =
+            |name: String| TopicSpec { name, partitions, retention: Retention::Forever, replication: 1, min_insync: 1 };
         log.create(&names.into_iter().map(spec).collect::<Vec<_>>()).unwrap();
         let world = Self {
             log,
@@ -942,7 +937,8 @@ async fn a_partition_that_goes_is_drained_before_it_is_someone_elses() {
     let first = world.start(lines, Crash::never(), "first", limits()).await;
     world.until(|| world.provider.calls.lock().unwrap().len() == users.len()).await;
     let second = world.start(lines, Crash::never(), "second", limits()).await;
-    world.until(|| second.metrics[0].reached().len() == 1).await;
+    let taken = world.until(|| second.metrics[0].reached().len() == 1);
+    tokio::time::timeout(Duration::from_secs(10), taken).await.unwrap();
     // What the second one takes over was settled and committed by the first.
     assert_eq!(world.provider.accepted.lock().unwrap().len(), users.len());
     world.done(lines).await;

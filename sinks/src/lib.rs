@@ -10,6 +10,7 @@ pub mod directory;
 pub mod lane;
 pub mod ledger;
 pub mod retry;
+pub mod tasks;
 
 pub mod outcome;
 pub mod providers;

@@ -194,9 +194,12 @@ struct Granted {
 
 enum Step {
     Begin(Vec<Arc<Leg>>),
-    Again { at: Instant, gate: Option<&'static str>, delivery: Delivery },
+    Again { at: Instant, gate: Option<&'static str>, delivery: Box<Delivery> },
     Call { provider: Arc<dyn Provider>, granted: Vec<(Granted, Content)> },
 }
+
+/// Granted deliveries for one provider, with their texts.
+type Calls = (Arc<dyn Provider>, Vec<(Granted, Content)>);
 
 /// How a delivery's part in its leg ended.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -310,7 +313,8 @@ impl Deliverer {
                     () = delivery.leg.ticket.leaving() => return Vec::new(),
                 }
                 let Some(mut known) = self.look(desk, &[&delivery.leg.record]).await else { return Vec::new() };
-                let delivery = known.pop().map_or(delivery.clone(), |known| delivery.refreshed(&known));
+                let delivery =
+                    known.pop().map_or_else(|| (*delivery).clone(), |known| delivery.clone().refreshed(&known));
                 self.admit(desk, vec![delivery]).await
             }
             Step::Call { provider, granted } => self.call(desk, &provider, granted).await,
@@ -439,12 +443,12 @@ impl Deliverer {
             let name = provider.map(|provider| provider.name());
             match name.and_then(|name| self.gates.get(name)).map_or(Ok(()), |gate| gate.enter(self.now())) {
                 Ok(()) => admitted.push(delivery),
-                Err(at) => steps.push(Step::Again { at, gate: name, delivery }),
+                Err(at) => steps.push(Step::Again { at, gate: name, delivery: Box::new(delivery) }),
             }
         }
         let (critical, others): (Vec<_>, Vec<_>) = admitted.into_iter().partition(|it| it.leg.is_critical());
         let mut verdicts = Vec::new();
-        let mut calls: BTreeMap<&'static str, (Arc<dyn Provider>, Vec<(Granted, Content)>)> = BTreeMap::new();
+        let mut calls: BTreeMap<&'static str, Calls> = BTreeMap::new();
         for batch in [critical, others] {
             let Some(claimed) = self.claim(desk, batch).await else { continue };
             for (delivery, claimed) in claimed {
@@ -607,11 +611,13 @@ impl Deliverer {
         let attempt = entry.newest().clone();
         let leg = delivery.leg.clone();
         match attempt.phase {
-            Phase::Pending { lease_until, .. } => return Some(Step::Again { at: lease_until, gate: None, delivery }),
+            Phase::Pending { lease_until, .. } => {
+                return Some(Step::Again { at: lease_until, gate: None, delivery: Box::new(delivery) });
+            }
             Phase::Scheduled { due, .. } => match Schedule::resume(attempt.number, due, now) {
                 Wait::Memory => {
                     delivery.known = attempt.number;
-                    return Some(Step::Again { at: due, gate: None, delivery });
+                    return Some(Step::Again { at: due, gate: None, delivery: Box::new(delivery) });
                 }
                 Wait::Topic(delay) => {
                     let said = rows::of_entry(&leg.record, delivery.key.delivery, &entry, delivery.said, now);
@@ -739,13 +745,13 @@ impl Deliverer {
             delivery.fresh = false;
             if !kept {
                 // The lease ran out under us: whoever has it now says what became of it.
-                steps.push(Step::Again { at: now, gate: None, delivery });
+                steps.push(Step::Again { at: now, gate: None, delivery: Box::new(delivery) });
                 continue;
             }
             let Some(phase) = phase else {
                 // Nothing was called, so nothing is said; older attempts are with the next outcome.
                 let provider = delivery.listed.as_ref().and_then(|it| self.parts.providers.of(&it.address));
-                steps.push(Step::Again { at: now, gate: provider.map(|it| it.name()), delivery });
+                steps.push(Step::Again { at: now, gate: provider.map(|it| it.name()), delivery: Box::new(delivery) });
                 continue;
             };
             let leg = delivery.leg.clone();
@@ -754,7 +760,7 @@ impl Deliverer {
             (delivery.known, delivery.said) = (number, number);
             match phase {
                 Phase::Scheduled { due, .. } => match Schedule::resume(number, due, now) {
-                    Wait::Memory => steps.push(Step::Again { at: due, gate: None, delivery }),
+                    Wait::Memory => steps.push(Step::Again { at: due, gate: None, delivery: Box::new(delivery) }),
                     Wait::Topic(delay) => {
                         follow.push(self.retry(&delivery, number, delay, now));
                         finished.push((leg, Ended::Held));

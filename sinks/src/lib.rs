@@ -6,6 +6,17 @@ pub mod render;
 
 pub mod record;
 
+mod connection;
+mod table;
+
+
+pub mod consent;
+pub mod directory;
+pub mod lane;
+pub mod ledger;
+pub mod retry;
+pub mod tasks;
+
 pub mod outcome;
 pub mod providers;
 pub mod simulated;

@@ -11,6 +11,7 @@ pub mod apns;
 pub mod content;
 pub mod fcm;
 mod http;
+pub mod inbox;
 mod jwt;
 #[cfg(test)]
 pub(crate) mod samples;
@@ -146,7 +147,7 @@ impl ProviderKind {
 /// Every kind of provider, one line each.
 #[must_use]
 pub fn registry() -> &'static [ProviderKind] {
-    &[apns::KIND, fcm::KIND, ses::KIND]
+    &[apns::KIND, fcm::KIND, inbox::KIND, ses::KIND]
 }
 
 /// The kind called `name`.

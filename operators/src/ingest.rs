@@ -155,9 +155,11 @@ impl Rejected {
     pub fn draft(&self) -> Option<Draft> {
         let about = About {
             event: self.event,
+            intent: IntentId::default(),
             notification: NotificationId::default(),
             group: GroupId::default(),
             leg: LegId::default(),
+            silent: false,
             user: Arc::clone(&self.user),
             tenant: Arc::from(""),
             event_type: Arc::from(""),

@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 use tidings_schemas::channel::Channel;
-use tidings_schemas::ids::{EventId, GroupId, LegId, NotificationId};
+use tidings_schemas::ids::{EventId, GroupId, IntentId, LegId, NotificationId};
 use tidings_schemas::lifecycle::{State as Did, Unit};
 use tidings_schemas::profile::{Profile, Reachability};
 use tidings_schemas::reason::Reason;
@@ -170,12 +170,16 @@ pub enum Cause {
 pub struct About {
     /// The event.
     pub event: EventId,
+    /// Its intent; zero in a leg's facts.
+    pub intent: IntentId,
     /// The notification.
     pub notification: NotificationId,
     /// The group.
     pub group: GroupId,
     /// The leg.
     pub leg: LegId,
+    /// Whether the leg is a silent one.
+    pub silent: bool,
     /// Who is told.
     pub user: Arc<str>,
     /// The tenant.
@@ -200,7 +204,9 @@ impl About {
     pub fn member(item: &Item, member: &Member) -> Self {
         Self {
             event: member.event,
+            intent: member.intent,
             leg: LegId::default(),
+            silent: false,
             channel: None,
             created_at: member.created_at,
             ready_at: None,
@@ -213,9 +219,11 @@ impl About {
     pub fn leg(item: &Item) -> Self {
         Self {
             event: item.first_event(),
+            intent: IntentId::default(),
             notification: item.notification,
             group: item.group,
             leg: item.leg.unwrap_or_default(),
+            silent: item.silent,
             user: Arc::clone(&item.user),
             tenant: Arc::clone(&item.tenant),
             event_type: Arc::clone(&item.event_type),

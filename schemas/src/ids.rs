@@ -95,7 +95,7 @@ macro_rules! id {
                 Self(hasher.finish())
             }
 
-            /// The sixteen bytes as one number, big-endian: what ClickHouse stores.
+            /// The sixteen bytes as one number, big-endian: what its text shows.
             #[must_use]
             pub const fn as_u128(self) -> u128 {
                 u128::from_be_bytes(self.0)

@@ -16,4 +16,6 @@ pub mod reason;
 
 pub mod lane;
 pub mod lifecycle;
+pub mod block;
+pub mod migrations;
 pub mod topics;

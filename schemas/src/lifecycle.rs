@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::channel::{Channel, Priority, UnknownWord, vocabulary};
-use crate::ids::{DeliveryId, EventId, GroupId, IdHasher, LegId, NotificationId, RowId};
+use crate::ids::{DeliveryId, EventId, GroupId, IdHasher, IntentId, LegId, NotificationId, RowId};
 use crate::reason::Reason;
 use crate::time::Instant;
 use schemars::JsonSchema;
@@ -111,12 +111,15 @@ vocabulary!(
     }
 );
 
-/// One line of the record. Columns stand in this order in the table and in a block.
+/// One line of the record. Columns stand in this order in the table ([`crate::block::COLUMNS`]) and
+/// in a block.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Row {
     /// Derived from what the row says.
     pub row_id: RowId,
     /// The UTC day of the unit's `created_at`, so that all rows of a unit meet in one partition.
+    /// Days since the epoch; `2026-03-28` as text.
+    #[serde(with = "day_text")]
     pub day: i64,
     /// When it happened: stream time in decide, the wall clock elsewhere.
     pub at: Instant,
@@ -130,12 +133,17 @@ pub struct Row {
     pub unit: Unit,
     /// The event: of an event's row, and of others the first member.
     pub event: EventId,
+    /// The intent of an event, so that `explain` finds what a producer or caller holds; zero on rows
+    /// of other units.
+    pub intent: IntentId,
     /// The notification, zero while there is none.
     pub notification: NotificationId,
     /// The group it was merged into or came from, zero if none.
     pub group: GroupId,
     /// The leg, zero while there is none.
     pub leg: LegId,
+    /// On every row of a silent in-app leg: the sum of events counts such a leg last.
+    pub silent: bool,
     /// The delivery, zero while there is none.
     pub delivery: DeliveryId,
     /// Who is to be told.
@@ -173,6 +181,78 @@ pub struct Row {
     pub ready_at: Option<Instant>,
     /// What caused it: an event, a profile change, a timer; in words for `explain`.
     pub caused_by: String,
+}
+
+impl Default for Row {
+    /// A row that says nothing yet: no states, an event's, written by decide. For `..Row::default()`.
+    fn default() -> Self {
+        Self {
+            row_id: RowId::default(),
+            day: 0,
+            at: Instant(0),
+            epoch: 0,
+            stage: Stage::Decide,
+            states: Vec::new(),
+            unit: Unit::Event,
+            event: EventId::default(),
+            intent: IntentId::default(),
+            notification: NotificationId::default(),
+            group: GroupId::default(),
+            leg: LegId::default(),
+            silent: false,
+            delivery: DeliveryId::default(),
+            user: String::new(),
+            tenant: String::new(),
+            event_type: String::new(),
+            category: String::new(),
+            priority: None,
+            channel: None,
+            provider: String::new(),
+            code: String::new(),
+            message_id: String::new(),
+            operator: String::new(),
+            reason: None,
+            attempt: 0,
+            until: None,
+            cost_microdollars: 0,
+            created_at: Instant(0),
+            ready_at: None,
+            caused_by: String::new(),
+        }
+    }
+}
+
+/// Days since the epoch as `2026-03-28` in JSON, as a number elsewhere.
+mod day_text {
+    use serde::{Deserialize, Deserializer, Serializer, de};
+
+    pub(super) fn serialize<S: Serializer>(day: &i64, serializer: S) -> Result<S::Ok, S::Error> {
+        if serializer.is_human_readable() {
+            serializer.collect_str(&super::DayText(*day))
+        } else {
+            serializer.serialize_i64(*day)
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
+        if !deserializer.is_human_readable() {
+            return i64::deserialize(deserializer);
+        }
+        let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
+        let midnight: super::Instant = format!("{text}T00:00:00Z").parse().map_err(de::Error::custom)?;
+        Ok(midnight.day())
+    }
+}
+
+/// A day (since the epoch) that displays as `2026-03-28`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DayText(pub i64);
+
+impl fmt::Display for DayText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let midnight = Instant(self.0.saturating_mul(86_400_000)).to_string();
+        f.write_str(midnight.split('T').next().unwrap_or_default())
+    }
 }
 
 impl Row {

@@ -2,4 +2,6 @@
 
 pub mod log;
 
+pub mod record;
+
 pub mod render;

@@ -22,6 +22,24 @@ use std::time::Duration;
 use bytes::Bytes;
 use tidings_schemas::time::Instant;
 
+pub mod embedded;
+mod groups;
+pub mod kafka;
+mod local;
+pub mod memory;
+
+/// What time it is: the logs on one machine stamp their records with it.
+pub type Clock = Arc<dyn Fn() -> Instant + Send + Sync>;
+
+/// Most bytes of one record, key, value and headers together. A block of an epoch's rows is the
+/// largest thing that is appended, and its writer splits at a quarter of this; beyond it an append
+/// is [`LogError::TooLarge`].
+pub const RECORD_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// Bytes after which a poll returns what it has, so that memory stays bounded whatever
+/// `records_max` says: a poll holds at most this and one more record.
+const READ_BYTES_MAX: usize = RECORD_BYTES_MAX;
+
 /// A partition of a topic.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TopicPartition {
@@ -76,6 +94,19 @@ impl Record {
     }
 }
 
+impl Append {
+    /// Key, value and headers, in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        bytes_of(self.key.as_ref(), self.value.as_ref(), &self.headers)
+    }
+}
+
+fn bytes_of(key: Option<&Bytes>, value: Option<&Bytes>, headers: &Headers) -> usize {
+    let headers: usize = headers.iter().map(|(name, value)| name.len() + value.len()).sum();
+    key.map_or(0, Bytes::len) + value.map_or(0, Bytes::len) + headers
+}
+
 /// What one poll of a [`Reader`] brought.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
@@ -90,7 +121,9 @@ pub struct Batch {
 
 /// Reads one partition from an offset on.
 pub trait Reader: Send {
-    /// Up to `records_max` further records; waits at most `wait` for the first.
+    /// Up to `records_max` further records; waits at most `wait` for the first. A poll that learns
+    /// that the position has become the end says so at once, with or without records; the next
+    /// one waits.
     ///
     /// # Errors
     /// When the log cannot be reached, or the position is out of range.
@@ -115,13 +148,18 @@ pub trait Assignment: Send + Sync {
     fn revoked(&self, partitions: &[TopicPartition]) -> Vec<(TopicPartition, Commit)>;
 }
 
-/// A member of a consumer group.
+/// A member of a consumer group. Dropping it leaves the group: its partitions are revoked first,
+/// and what [`Assignment::revoked`] returns is committed.
+///
+/// After [`LogError::Fenced`] it is no member any more: its partitions were revoked, nothing of them
+/// could be committed, and whoever wants to go on drops it and joins again.
 pub trait GroupReader: Send {
     /// Up to `records_max` further records of any assigned partition that is not paused; waits at
     /// most `wait`.
     ///
     /// # Errors
-    /// When the log cannot be reached, or a position is out of range.
+    /// When the log cannot be reached, a position is out of range, or the member is no longer in
+    /// the group.
     fn poll(&mut self, records_max: usize, wait: Duration) -> Result<Vec<(TopicPartition, Record)>, LogError>;
 
     /// Stops fetching these partitions, and no others.
@@ -152,6 +190,16 @@ pub enum Retention {
     Forever,
     /// The newest record of each key; superseded ones and tombstones stay at least this long.
     Compacted(Duration),
+}
+
+impl std::fmt::Display for Retention {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::For(span) => write!(f, "for {} s", span.as_secs()),
+            Self::Forever => f.write_str("for ever"),
+            Self::Compacted(lag) => write!(f, "compacted after {} s", lag.as_secs()),
+        }
+    }
 }
 
 /// A topic as it should be, or as it is.
@@ -201,6 +249,16 @@ pub trait Log: Send + Sync {
     /// When a topic could not be created.
     fn create(&self, topics: &[TopicSpec]) -> Result<(), LogError>;
 
+    /// In what the log is weaker than `wanted`, in words for whoever has to mend it; nothing where it
+    /// is as good or better. A missing topic is a weakness.
+    ///
+    /// # Errors
+    /// When the log cannot be reached.
+    fn weaknesses(&self, wanted: &[TopicSpec]) -> Result<Vec<String>, LogError> {
+        let names: Vec<String> = wanted.iter().map(|topic| topic.name.clone()).collect();
+        Ok(all_weaknesses(&self.describe(&names)?, wanted))
+    }
+
     /// Gives up the records of `partition` below `before`.
     ///
     /// # Errors
@@ -224,11 +282,51 @@ pub trait Log: Send + Sync {
     /// When the log cannot be reached.
     fn committed(&self, group: &str, partition: &TopicPartition) -> Result<Option<Commit>, LogError>;
 
-    /// The log's own time, where it has one: what a stepped wall clock must agree with.
+    /// The log's own time, where it has one: what a stepped wall clock must agree with. It may stand
+    /// still until the next append.
     ///
     /// # Errors
     /// When the log cannot be reached.
     fn time(&self) -> Result<Instant, LogError>;
+}
+
+/// In what `have` is weaker than `want`, in words; nothing where it is as good or better.
+#[must_use]
+pub fn weaknesses(have: &TopicSpec, want: &TopicSpec) -> Vec<String> {
+    let mut found = Vec::new();
+    let name = &want.name;
+    if have.partitions != want.partitions {
+        found.push(format!(
+            "topic `{name}` has {} partitions, expected {}; records are placed by their count",
+            have.partitions, want.partitions
+        ));
+    }
+    let weaker = match (have.retention, want.retention) {
+        (Retention::Compacted(have), Retention::Compacted(want)) => have < want,
+        (Retention::Forever, Retention::For(_) | Retention::Forever) => false,
+        (Retention::For(have), Retention::For(want)) => have < want,
+        (_, Retention::Compacted(_)) | (Retention::For(_) | Retention::Compacted(_), _) => true,
+    };
+    if weaker {
+        found.push(format!("topic `{name}` is kept {}, expected {}", have.retention, want.retention));
+    }
+    if have.replication < want.replication {
+        let (have, want) = (have.replication, want.replication);
+        found.push(format!("topic `{name}` has replication factor {have}, expected {want}"));
+    }
+    if have.min_insync < want.min_insync {
+        let (have, want) = (have.min_insync, want.min_insync);
+        found.push(format!("topic `{name}` acknowledges with {have} copies (min.insync.replicas), expected {want}"));
+    }
+    found
+}
+
+fn all_weaknesses(have: &[TopicSpec], wanted: &[TopicSpec]) -> Vec<String> {
+    let of = |want: &TopicSpec| match have.iter().find(|have| have.name == want.name) {
+        Some(have) => weaknesses(have, want),
+        None => vec![LogError::MissingTopic(want.name.clone()).to_string()],
+    };
+    wanted.iter().flat_map(of).collect()
 }
 
 /// Why the log did not do it.

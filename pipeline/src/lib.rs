@@ -1,1 +1,3 @@
 //! The tidings pipeline: topology, sources, checkpoints, runtime and commands.
+
+pub mod explain;

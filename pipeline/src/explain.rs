@@ -180,6 +180,8 @@ struct Teller<'a> {
     /// In the order in which the event became part of them.
     notifications: Vec<NotificationId>,
     companions: BTreeSet<EventId>,
+    /// How what it joined was waiting.
+    joined: Option<&'a Row>,
     fate: Fate,
     clock: WallClock,
 }
@@ -201,7 +203,9 @@ impl<'a> Teller<'a> {
                 notifications.push(id);
             }
         };
-        own.iter().for_each(|row| note(&mut notifications, row.notification));
+        // A row by which it left names the notification that it was in by then, which others share.
+        let stays = |row: &&&Row| !row.states.iter().any(|state| ends_membership(*state)) || row.states.contains(&State::Created);
+        own.iter().filter(stays).for_each(|row| note(&mut notifications, row.notification));
         let mut seen = 0;
         while seen < notifications.len() {
             let from = notifications[seen];
@@ -236,10 +240,21 @@ impl<'a> Teller<'a> {
                 together.map(|row| row.event).filter(|other| !gone.contains(other)).collect()
             }
         };
+        let joined = own.iter().find(|row| row.states.contains(&State::Merged)).and_then(|join| {
+            let waits = |row: &&&Row| {
+                row.unit == Unit::Leg
+                    && row.operator == join.operator
+                    && row.event_type == join.event_type
+                    && row.at <= join.at
+                    && !notifications[..notifications.len().saturating_sub(1)].contains(&row.notification)
+                    && row.states.iter().any(|state| matches!(state, State::Deferred | State::RateLimited))
+            };
+            sorted.iter().rev().find(waits).copied()
+        });
         let told = own.iter().chain(&legs).chain(&deliveries).copied();
         let fate = Fates::of(told).event(event).unwrap_or(Fate::Unaccounted);
         let clock = WallClock::new(context.zone.as_ref()).from(first.created_at);
-        Some(Self { event, context, own, legs, deliveries, notifications, companions, fate, clock })
+        Some(Self { event, context, own, legs, deliveries, notifications, companions, joined, fate, clock })
     }
 
     fn story(&self) -> Story {
@@ -273,7 +288,7 @@ impl<'a> Teller<'a> {
         let known = self.context.events.get(&self.event);
         match (known, self.own.iter().find(|row| !row.event_type.is_empty())) {
             (Some(event), _) => title(event),
-            (None, Some(row)) => format!("the {} event", words::spaced(&row.event_type)),
+            (None, Some(row)) => format!("the “{}” event", words::spaced(&row.event_type)),
             (None, None) => "a record".to_owned(),
         }
     }
@@ -287,7 +302,7 @@ impl<'a> Teller<'a> {
         let last_merge = self.own.iter().rev().find(|row| row.states.contains(&State::Merged)).map(|row| row.row_id);
         for row in rows {
             for (text, tone) in self.tell(row, last_merge == Some(row.row_id)) {
-                let local = self.clock.text(row.at);
+                let local = self.clock.column(row.at);
                 let repeats = steps.iter().any(|step| step.text == text && step.local == local);
                 if !text.is_empty() && !repeats {
                     let by = if row.operator.is_empty() { row.stage.as_str().to_owned() } else { row.operator.clone() };
@@ -307,20 +322,19 @@ impl<'a> Teller<'a> {
         if is_first && !row.states.contains(&State::Rejected) {
             told.push((format!("{} was accepted.", words::capital(&self.title())), Tone::Open));
         }
-        if let Some(struck) = struck(row) {
-            let clauses: Vec<_> = struck.iter().map(|(channel, reason)| self.not_by(*channel, *reason, row)).collect();
-            told.push((format!("{}.", words::capital(&clauses.join("; "))), Tone::Quiet));
-        }
         if row.silent && row.states.contains(&State::Queued) {
             told.push(("A silent copy goes to the app's inbox, without sound or badge.".to_owned(), Tone::Open));
             return told;
         }
         for state in telling(row) {
             let text = match (state, row.unit) {
-                (State::Merged, Unit::Event) if !is_last_merge => continue,
-                (State::Merged, Unit::Event) => format!("Told together with {}.", self.others()),
+                (State::Merged, Unit::Event) => match self.joined.filter(|_| self.is_join(row)) {
+                    Some(joined) => self.joins(joined),
+                    None if is_last_merge => format!("Told together with {}.", self.others()),
+                    None => continue,
+                },
                 // Its event says so.
-                (State::Merged, Unit::Leg) if !self.companions.is_empty() => continue,
+                (State::Merged, Unit::Leg) if self.own.iter().any(|row| row.states.contains(&State::Merged)) => continue,
                 (State::Rejected, _) if !row.caused_by.is_empty() => {
                     format!("{} {}.", words::sentence(state, row.reason, matter), words::capital(&row.caused_by))
                 }
@@ -338,7 +352,7 @@ impl<'a> Teller<'a> {
                 },
                 (State::Suppressed, Unit::Event) => words::sentence(state, row.reason, Matter { channel: None, ..matter }),
                 (State::Suppressed, _) => match row.reason {
-                    Some(reason) => format!("Not sent{}: {}.", by_channel(row), words::why(reason, matter)),
+                    Some(reason) => format!("Not sent{}: {}.", by_channel(row), why_not(reason, row, matter)),
                     None => words::sentence(state, None, matter),
                 },
                 (State::Queued, _) if self.waited(row) => format!("Released, and handed over to be sent{}.", by_channel(row)),
@@ -348,10 +362,14 @@ impl<'a> Teller<'a> {
                     "{} Another channel takes its place.",
                     words::sentence(State::Returned, row.reason, matter)
                 ),
+                (State::Sent, _) if row.channel == Some(Channel::InApp) => continue,
+                (State::Delivered, _) if row.states.contains(&State::Sent) && row.channel != Some(Channel::InApp) => continue,
+                (State::Dlq, _) if row.states.contains(&State::Failed) => words::sentence(state, None, matter),
                 (State::Sent | State::Delivered | State::Failed | State::Retry, _) => self.call(state, row, matter),
                 _ => words::sentence(state, row.reason, matter),
             };
-            told.push((text, tone_of(state)));
+            let tone = if row.states.contains(&State::Delivered) { Tone::Good } else { tone_of(state) };
+            told.push((text, tone));
         }
         told
     }
@@ -361,6 +379,7 @@ impl<'a> Teller<'a> {
         let answer = if row.code.is_empty() { String::new() } else { format!(" Its answer: {}.", row.code) };
         let provider = words::provider(&row.provider);
         match state {
+            State::Sent if row.states.contains(&State::Delivered) => format!("Given to {provider}, which accepted it."),
             State::Sent => format!("Given to {provider}{}.", by_channel(row)),
             State::Delivered => words::sentence(state, None, matter),
             State::Retry => {
@@ -373,12 +392,11 @@ impl<'a> Teller<'a> {
 
     fn taken_back(&self, state: State, row: &Row, matter: Matter<'_>) -> String {
         let by = row.caused_by.parse::<EventId>().ok().and_then(|id| self.context.events.get(&id));
-        let is_control = self.context.events.get(&self.event).is_some_and(|event| event.op != Op::Notify);
-        let names_other = row.caused_by.is_empty() || is_control;
-        if is_control || (names_other && row.caused_by.is_empty()) {
+        // A control item's own row has no other cause than itself.
+        if self.is_control() || row.caused_by.is_empty() {
             return match state {
-                State::Cancelled => "It cancelled what it names, before that was told.".to_owned(),
-                _ => "It took back what it names, before that was told.".to_owned(),
+                State::Cancelled => "What it names was cancelled before the user was told.".to_owned(),
+                _ => "What it names was taken back before the user was told.".to_owned(),
             };
         }
         match by.and_then(|event| event.actor.as_ref()) {
@@ -397,8 +415,20 @@ impl<'a> Teller<'a> {
 
     /// Whether the leg of `row` waited before.
     fn waited(&self, row: &Row) -> bool {
-        self.legs.iter().any(|other| other.at < row.at && other.states.iter().any(|state| is_waiting(*state)))
-            || self.own.iter().any(|other| other.at < row.at && other.states.iter().any(|state| is_waiting(*state)))
+        let waits = |other: &&Row| other.at < row.at && other.states.iter().any(|state| is_waiting(*state));
+        self.joined.is_some() || self.legs.iter().chain(&self.own).copied().any(|other| waits(&other))
+    }
+
+    /// Whether `row` joined others that waited, rather than left with them.
+    fn is_join(&self, row: &Row) -> bool {
+        self.own.iter().find(|row| row.states.contains(&State::Merged)).is_some_and(|first| first.row_id == row.row_id)
+    }
+
+    /// That it joined what waits, and how long that does.
+    fn joins(&self, joined: &Row) -> String {
+        let until = joined.until.map_or(String::new(), |until| format!(" until {}", self.clock.text(until)));
+        let why = joined.reason.map_or(String::new(), |reason| format!(", because {}", words::why(reason, matter(joined, None))));
+        format!("Not sent at once: it joined others that wait{until}{why}.")
     }
 
     /// With whom it is told: `Alice's`, `Alice's and Carol's`, `Alice's, Bob's, Carol's and 40 more`.
@@ -421,8 +451,9 @@ impl<'a> Teller<'a> {
             };
         }
         names.sort();
-        let more = names.len().saturating_sub(NAMES_TOLD_MAX);
-        names.truncate(NAMES_TOLD_MAX);
+        let most = if names.len() == NAMES_TOLD_MAX + 1 { names.len() } else { NAMES_TOLD_MAX };
+        let more = names.len().saturating_sub(most);
+        names.truncate(most);
         let mut words: Vec<String> = names.into_iter().map(|name| format!("{name}'s")).collect();
         if more > 0 {
             words.push(format!("{more} more people's"));
@@ -439,7 +470,7 @@ impl<'a> Teller<'a> {
 
     fn not_by(&self, channel: Channel, reason: Reason, row: &Row) -> String {
         let matter = Matter { channel: Some(channel), ..matter(row, None) };
-        format!("not {}: {}", words::by(channel), words::why(reason, matter))
+        format!("not {}: {}", words::by(channel), why_not(reason, row, matter))
     }
 
     fn not_done(&self) -> Vec<String> {
@@ -515,6 +546,9 @@ impl<'a> Teller<'a> {
                 reasons.push((reason, row.channel, *row));
             }
         }
+        let arrived = self.channels().iter().any(|channel| !channel.silent && channel.end.tone == Tone::Good);
+        // Where the user was told, an address that is missing elsewhere made no difference.
+        reasons.retain(|(reason, ..)| !(arrived && *reason == Reason::Unreachable));
         for (reason, channel, row) in reasons {
             let matter = Matter { channel, ..matter(row, None) };
             let switched = channel.filter(|_| reason == Reason::OptedOut).and_then(|channel| self.switch(channel, row));
@@ -621,7 +655,8 @@ impl<'a> Teller<'a> {
             };
             end("delivered", &format!("delivered{}{devices}{took}", at(State::Delivered)), Tone::Good)
         } else if has(rows, State::Unknown) {
-            end("unknown", "may have arrived; the provider's answer was lost", Tone::Bad)
+            let given_up = if has(rows, State::Failed) { format!(", and was given up later{why}") } else { String::new() };
+            end("unknown", &format!("may have arrived (the provider's answer was lost){given_up}"), Tone::Bad)
         } else if has(rows, State::Dlq) || has(rows, State::Failed) {
             let word = if has(rows, State::Dlq) { "dead_lettered" } else { "failed" };
             end(word, &format!("could not be delivered{why}"), Tone::Bad)
@@ -697,8 +732,12 @@ impl<'a> Teller<'a> {
                 return format!("was refused and put among the dead letters{why}.");
             }
             Fate::Deduplicated => return "repeats an earlier event and was left out.".to_owned(),
-            Fate::Retracted if self.is_control() => return "took back what it names before it was told.".to_owned(),
-            Fate::Cancelled if self.is_control() => return "cancelled what it names before it was told.".to_owned(),
+            Fate::Retracted if self.is_control() => {
+                return "was carried out: what it names was taken back before the user was told.".to_owned();
+            }
+            Fate::Cancelled if self.is_control() => {
+                return "was carried out: what it names was cancelled before the user was told.".to_owned();
+            }
             Fate::Retracted => return "was taken back before the user was told of it.".to_owned(),
             Fate::Cancelled => return "was cancelled before the user was told of it.".to_owned(),
             Fate::Expired => return "was not told: when its time came, it was too late.".to_owned(),
@@ -724,7 +763,7 @@ impl<'a> Teller<'a> {
                 .collect();
             clauses.push(format!("it was {together} {}", words::list(&ways)));
         } else if let Some(channel) = loud.iter().find(|channel| channel.end.tone == Tone::Bad) {
-            clauses.push(format!("{} it {}", words::by(channel.channel), channel.end.text));
+            clauses.push(format!("{}: it {}", words::by(channel.channel), channel.end.text).replacen("by ", "went wrong by ", 1));
         } else if let Some(channel) = loud.iter().find(|channel| channel.end.tone == Tone::Waiting) {
             let among = if self.fate == Fate::Merged { format!(", to be {together}") } else { String::new() };
             if clauses.is_empty() {
@@ -780,6 +819,18 @@ impl<'a> Teller<'a> {
                 _ => format!("waited until {until}"),
             });
         }
+        if let Some((joined, until)) = self.joined.and_then(|row| Some((row, row.until?))) {
+            return Some(match joined.reason {
+                Some(Reason::QuietHours) if over(joined, until) => {
+                    format!("was not sent at once: it was quiet until {}", self.clock.text(until))
+                }
+                Some(Reason::RateLimited) if over(joined, until) => "was not sent at once: a limit was reached".to_owned(),
+                reason => {
+                    let why = reason.map_or(String::new(), |reason| format!(": {}", words::why(reason, matter(joined, None))));
+                    format!("waits until {}{why}", self.clock.text(until))
+                }
+            });
+        }
         let row = self.own.iter().find(|row| row.states.contains(&State::Scheduled))?;
         let until = row.until?;
         Some(if over(row, until) {
@@ -818,9 +869,11 @@ fn in_time_ref<'a, 'b>(in_time: &'b impl Fn(&&'a Row) -> bool) -> impl Fn(&&&'a 
 pub fn title(event: &Event) -> String {
     let kind = words::spaced(&event.event_type);
     let noun = match event.op {
+        Op::Notify if event.event_type == "new_follower" => "follow".to_owned(),
+        Op::Notify if event.actor.is_none() => format!("“{kind}” event"),
         Op::Notify => kind,
-        Op::Retract => format!("taking back of a {kind}"),
-        Op::Cancel => format!("cancellation of a {kind}"),
+        Op::Retract => format!("retraction of the {kind}"),
+        Op::Cancel => format!("cancellation of the “{kind}” event"),
     };
     let subject = match &event.actor {
         Some(actor) => format!("{}'s {noun}", actor.name.as_ref().unwrap_or(&actor.id)),
@@ -837,6 +890,20 @@ pub fn title(event: &Event) -> String {
 
 fn matter<'a>(row: &'a Row, until: Option<&'a str>) -> Matter<'a> {
     Matter { unit: row.unit, channel: row.channel, category: &row.category, provider: &row.provider, until }
+}
+
+/// Why a channel was not used; in quiet hours the policy says so together with the clock.
+fn why_not(reason: Reason, row: &Row, matter: Matter<'_>) -> String {
+    let why = words::why(reason, matter);
+    match (reason, row.priority) {
+        (Reason::QuietHours, Some(priority)) => {
+            format!("{why}, and at {} priority only the app's inbox is used then", words::priority(priority))
+        }
+        (Reason::RateLimited, Some(Priority::High)) => {
+            format!("{why}, and at high priority only the app's inbox is used then")
+        }
+        _ => why,
+    }
 }
 
 fn by_channel(row: &Row) -> String {

@@ -1,4 +1,4 @@
-//! Local times as the story tells them: `22:10` on the day on which it began, `29 Mar 07:12` later.
+//! Local times as the story tells them: `22:10` on the day on which it began, `07:12 on 29 Mar` later.
 
 use tidings_operators::calendar::{Calendar, Zone};
 use tidings_schemas::time::Instant;
@@ -26,17 +26,29 @@ impl WallClock {
         self
     }
 
-    /// What the clock shows at `at`.
+    /// What the clock shows at `at`, as part of a sentence: `07:00`, or `07:00 on 29 Mar` on another day.
     #[must_use]
     pub fn text(&self, at: Instant) -> String {
+        let minute = self.zone.local(at).minute;
+        self.other_day(at).map_or_else(|| minute.to_string(), |day| format!("{minute} on {day}"))
+    }
+
+    /// The same at the beginning of a line: `29 Mar 07:00`.
+    #[must_use]
+    pub fn column(&self, at: Instant) -> String {
+        let minute = self.zone.local(at).minute;
+        self.other_day(at).map_or_else(|| minute.to_string(), |day| format!("{day} {minute}"))
+    }
+
+    fn other_day(&self, at: Instant) -> Option<String> {
         let local = self.zone.local(at);
         if self.first_day == Some(local.day) {
-            return local.minute.to_string();
+            return None;
         }
-        let Ok(days) = jiff::Span::new().try_days(local.day) else { return "the end of time".to_owned() };
+        let Ok(days) = jiff::Span::new().try_days(local.day) else { return Some("a far day".to_owned()) };
         let date = jiff::civil::date(1970, 1, 1).saturating_add(days);
         let month = usize::try_from(date.month() - 1).ok().and_then(|month| MONTHS.get(month)).unwrap_or(&"");
-        format!("{} {month} {}", date.day(), local.minute)
+        Some(format!("{} {month}", date.day()))
     }
 
     /// The zone as people call it: its city, or UTC.

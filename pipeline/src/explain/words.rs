@@ -59,10 +59,10 @@ pub const fn by(channel: Channel) -> &'static str {
 pub fn provider(name: &str) -> &str {
     match name {
         "" => "the provider",
-        "apns" | "apns_sandbox" => "APNs (Apple)",
-        "fcm" => "FCM (Google)",
+        "apns" | "apns_sandbox" => "Apple's APNs",
+        "fcm" => "Google's FCM",
         "ses" => "Amazon SES",
-        "inbox" => "the inbox",
+        "inbox" => "the app's inbox",
         other => other,
     }
 }

@@ -166,14 +166,14 @@ pub struct Story {
 
 /// The story of `event`. `None`: the rows do not know it.
 #[must_use]
-pub fn explain(rows: &[Row], event: EventId, context: &Context) -> Option<Story> {
+pub fn explain<'a>(rows: impl IntoIterator<Item = &'a Row>, event: EventId, context: &Context) -> Option<Story> {
     Some(Teller::new(rows, event, context)?.story())
 }
 
 /// The rows of one event's story, sorted and sifted.
-struct Teller<'a> {
+struct Teller<'a, 'c> {
     event: EventId,
-    context: &'a Context,
+    context: &'c Context,
     own: Vec<&'a Row>,
     legs: Vec<&'a Row>,
     deliveries: Vec<&'a Row>,
@@ -186,10 +186,10 @@ struct Teller<'a> {
     clock: WallClock,
 }
 
-impl<'a> Teller<'a> {
-    fn new(rows: &'a [Row], event: EventId, context: &'a Context) -> Option<Self> {
+impl<'a, 'c> Teller<'a, 'c> {
+    fn new(rows: impl IntoIterator<Item = &'a Row>, event: EventId, context: &'c Context) -> Option<Self> {
         let mut once = BTreeSet::new();
-        let mut sorted: Vec<&Row> = rows.iter().filter(|row| once.insert(row.row_id)).collect();
+        let mut sorted: Vec<&Row> = rows.into_iter().filter(|row| once.insert(row.row_id)).collect();
         sorted.sort_by_key(|row| (row.at, row.epoch, row.unit, row.attempt, row.row_id));
         let own: Vec<&Row> =
             sorted.iter().copied().filter(|row| row.unit == Unit::Event && row.event == event).collect();

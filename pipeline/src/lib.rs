@@ -1,3 +1,5 @@
 //! The tidings pipeline: topology, sources, checkpoints, runtime and commands.
 
 pub mod explain;
+
+pub mod console;

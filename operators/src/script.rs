@@ -194,6 +194,7 @@ pub fn straight(operators: &[(&str, serde_json::Value, Option<&str>)]) -> Wiring
 /// A script under way: a chain on one worker, a clock, offsets.
 pub struct Scenario {
     chain: Chain,
+    path: Path,
     rules: Rules,
     epoch: u64,
     now: Instant,
@@ -211,10 +212,20 @@ impl Scenario {
     /// When the wiring makes no chain.
     #[must_use]
     pub fn new(wiring: &Wiring, rules: Rules) -> Self {
-        let chain = wiring.chain(Path::Decide).expect("the script's chain");
+        Self::on(Path::Decide, wiring, rules)
+    }
+
+    /// The same on one of the two paths.
+    ///
+    /// # Panics
+    /// When the wiring makes no chain.
+    #[must_use]
+    pub fn on(path: Path, wiring: &Wiring, rules: Rules) -> Self {
+        let chain = wiring.chain(path).expect("the script's chain");
         let now = "2026-01-01T00:00:00Z".parse().expect("an instant");
         Self {
             chain,
+            path,
             rules,
             epoch: 0,
             now,
@@ -238,7 +249,7 @@ impl Scenario {
         };
         *offset += 1;
         let lot = Lot { source, partition: 0 };
-        let arrived = ingest(&sources()[usize::from(source)], lot, &record, &self.rules, Path::Decide);
+        let arrived = ingest(&sources()[usize::from(source)], lot, &record, &self.rules, self.path);
         self.run(vec![Block { lot, target: 0, records: vec![arrived] }])
     }
 

@@ -3,3 +3,5 @@
 pub mod explain;
 
 pub mod console;
+
+pub mod demo;

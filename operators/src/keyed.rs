@@ -171,6 +171,8 @@ pub struct About {
     /// The event.
     pub event: EventId,
     /// Its intent.
+
+    /// Its intent; zero in a leg's facts.
     pub intent: IntentId,
     /// The notification.
     pub notification: NotificationId,
@@ -179,6 +181,8 @@ pub struct About {
     /// The leg.
     pub leg: LegId,
     /// Whether the leg is a silent copy.
+
+    /// Whether the leg is a silent one.
     pub silent: bool,
     /// Who is told.
     pub user: Arc<str>,
@@ -220,6 +224,8 @@ impl About {
         Self {
             event: item.first_event(),
             intent: item.members.first().map_or_else(IntentId::default, |member| member.intent),
+
+            intent: IntentId::default(),
             notification: item.notification,
             group: item.group,
             leg: item.leg.unwrap_or_default(),

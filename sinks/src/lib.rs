@@ -20,3 +20,6 @@ pub mod tasks;
 pub mod outcome;
 pub mod providers;
 pub mod simulated;
+
+
+

@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use tidings_operators::params::SideInput;
 use tidings_schemas::channel::Channel;
 use tidings_schemas::event::Event;
 use tidings_schemas::policy::Policies;
@@ -80,27 +81,6 @@ pub enum Role {
     Returned,
     /// What is known about users.
     SideInput(SideInput),
-}
-
-/// What a side input says about users.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum SideInput {
-    /// Preferences, zone, quiet hours.
-    Profile,
-    /// On which channels a user has an address.
-    Reachability,
-}
-
-impl SideInput {
-    /// Its word.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Profile => "profile",
-            Self::Reachability => "reachability",
-        }
-    }
 }
 
 /// What happens to top-level keys that an event does not have.
@@ -431,6 +411,8 @@ pub struct Provider {
     pub kind: String,
     /// Its parameters.
     pub params: Private<Value>,
+    /// At most so many calls; the provider's own quota where absent.
+    pub rate: Option<Rate>,
 }
 
 /// An instant of a test, and how it is written there.

@@ -8,6 +8,7 @@ use std::fmt;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, de};
+use tidings_operators::params::SideInput;
 use tidings_schemas::channel::{Channel, Priority};
 use tidings_schemas::policy::{CategoryPolicy, QuietRules, TypePolicy};
 use tidings_schemas::profile::MinuteOfDay;
@@ -15,7 +16,7 @@ use tidings_schemas::reason::Reason;
 use tidings_schemas::time::Instant;
 use tidings_schemas::units::{Period, Rate, Share};
 
-use super::config::{Format, SideInput, UnknownFields};
+use super::config::{Format, UnknownFields};
 use super::decode::{At, Captured, Lenient, Named, OneOrMany, Pairs};
 
 /// The whole file.

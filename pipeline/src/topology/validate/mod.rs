@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
+use tidings_operators::params::{Names, Step};
 use tidings_operators::when::{self, WhenError};
 use tidings_schemas::channel::Channel;
 use tidings_schemas::event::normal_type;
@@ -22,8 +23,8 @@ use tidings_schemas::units::{Period, Share};
 use super::config::{self, Config, Deployment, Input, Place, Role, Topology, VERSION};
 use super::decode::{At, Captured, Findings, Lenient, Named, decode, describe, is_misspelt};
 use super::diagnostic::{Code, Source, Span, TopologyError, one_of};
-use super::kinds::{Context, OperatorKind, Reader};
-use super::tree::{Content, Document, NodeId, Step};
+use super::kinds::{OperatorKind, Reader};
+use super::tree::{Content, Document, NodeId};
 use super::{Loader, raw};
 
 /// Longest id or name, in bytes: it stands in every row and every state key.
@@ -174,17 +175,17 @@ impl<'a> Check<'a> {
             Some(_) => {}
         }
         let policies = self.policies(file.policies);
-        let context = Context {
+        let names = Names {
             types: policies.types.keys().filter(|name| *name != "default").cloned().collect(),
             categories: policies.categories.keys().cloned().collect(),
         };
         let sources = self.sources(file.sources);
-        let operators = self.operators(file.operators, &context, &sources);
+        let operators = self.operators(file.operators, &names, &sources);
         let order = self.wiring(&sources, &operators);
-        let providers = self.providers(file.providers, &context);
+        let providers = self.providers(file.providers, &names);
         let sinks = self.sinks(file.sinks, &sources, &operators, providers.as_ref());
         self.route_and_outputs(&sources, &operators, sinks.as_deref());
-        let tests = self.tests(file.tests, &context);
+        let tests = self.tests(file.tests, &names);
         let topic_prefix = self.topic_prefix(file.topics);
         let deployment = self.deployment(
             (file.log, file.checkpoints, file.ledger, file.directory, file.record),
@@ -324,7 +325,7 @@ impl<'a> Check<'a> {
     fn operators(
         &self,
         operators: Option<Lenient<Vec<Captured>>>,
-        context: &Context,
+        names: &Names,
         sources: &[SourceDraft],
     ) -> Vec<Draft<'a>> {
         let Some(operators) = operators else {
@@ -336,7 +337,7 @@ impl<'a> Check<'a> {
             sources.iter().map(|source| (source.name.value.clone(), (source.name.span, "a source"))).collect();
         let mut drafts = Vec::new();
         for Captured(node) in operators.0.unwrap_or_default() {
-            let Some(draft) = self.operator(node, context) else { continue };
+            let Some(draft) = self.operator(node, names) else { continue };
             if !draft.id.value.is_empty() {
                 self.name(&draft.id, "an operator");
                 if let Some((first, what)) = seen.get(&draft.id.value) {
@@ -351,7 +352,7 @@ impl<'a> Check<'a> {
         drafts
     }
 
-    fn operator(&self, node: NodeId, context: &Context) -> Option<Draft<'a>> {
+    fn operator(&self, node: NodeId, names: &Names) -> Option<Draft<'a>> {
         const APART: [&str; 4] = ["id", "kind", "input", "when"];
         let here = self.document.node(node);
         if !matches!(here.content, Content::Mapping(_)) {
@@ -364,7 +365,7 @@ impl<'a> Check<'a> {
         let kind_name = kind_at.and_then(|(_, kind)| self.read::<String>(kind)).unwrap_or_default();
         let kind = self.loader.operators.0.get(kind_name.as_str());
         let params = kind.and_then(|kind| {
-            let reader = Reader { document: self.document, node, findings: self.findings, apart: &APART, context };
+            let reader = Reader { document: self.document, node, findings: self.findings, apart: &APART, names };
             (kind.read)(&reader)
         });
         let id = match self.document.get(node, "id") {

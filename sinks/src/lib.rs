@@ -1,11 +1,20 @@
 //! Everything between a decision and a person: logs, lanes, ledger, providers, the record.
 
+mod connection;
+mod table;
+
 pub mod log;
 
-pub mod render;
+pub mod consent;
+pub mod directory;
+pub mod lane;
+pub mod ledger;
+pub mod retry;
 
-pub mod record;
+pub mod render;
 
 pub mod outcome;
 pub mod providers;
 pub mod simulated;
+
+pub mod record;

@@ -11,6 +11,7 @@ pub mod apns;
 pub mod content;
 pub mod fcm;
 mod http;
+pub mod inbox;
 mod jwt;
 #[cfg(test)]
 pub(crate) mod samples;
@@ -166,7 +167,7 @@ macro_rules! kinds {
 }
 
 // A new provider is one file and one line here.
-kinds![apns(ApnsParams), fcm(FcmParams), ses(SesParams),];
+kinds![apns(ApnsParams), fcm(FcmParams), inbox(InboxParams), ses(SesParams)];
 
 /// The kind called `name`.
 #[must_use]

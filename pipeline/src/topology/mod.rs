@@ -31,7 +31,7 @@ use tidings_operators::calendar::Calendar;
 pub use config::{
     Checkpoints, Config, ContentHash, Deployment, Expectation, Expected, Fate, Format, Input, InvalidCanonical, Log,
     Moment, Operator, Place, Private, Provider, Providers, Record, Role, Sink, Source, Store, Test, TestInput,
-    TestStep, Topology, UnknownFields, VERSION, canonical_policies, policies_from_canonical,
+    TestStep, TopicSettings, Topology, UnknownFields, VERSION, canonical_policies, policies_from_canonical,
 };
 pub use defaults::policies as default_policies;
 pub use diagnostic::{Code, Severity, Source as SourceText, Span, TopologyError, nearest};

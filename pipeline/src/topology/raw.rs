@@ -45,8 +45,15 @@ pub(super) struct File {
 #[serde(deny_unknown_fields)]
 pub(super) struct Topics {
     /// What all names start with; `notifications` where absent.
-    #[schemars(with = "String")]
-    pub(super) prefix: At<String>,
+    #[schemars(with = "Option<String>")]
+    pub(super) prefix: Option<At<String>>,
+    /// Copies of each partition; 3 where absent, on one machine 1.
+    #[schemars(with = "Option<u16>")]
+    pub(super) replication: Option<At<u16>>,
+    /// Partitions by priority; 24, 12, 8 and 4 where absent, on one machine 4, 4, 2 and 2. What has no
+    /// priority has as many as `medium`.
+    #[schemars(with = "Option<BTreeMap<Priority, u32>>")]
+    pub(super) partitions: Option<Pairs<Priority, At<u32>>>,
 }
 
 /// The durable log.

@@ -29,6 +29,9 @@ use super::{Loader, raw};
 
 /// Longest id or name, in bytes: it stands in every row and every state key.
 const NAME_BYTES_MAX: usize = 64;
+/// Most partitions of a topic. More bring nothing, as there are 1024 key groups; librdkafka and brokers
+/// pay for each.
+const PARTITIONS_MAX: u32 = 1024;
 /// The time between two checkpoints where nothing is said (DESIGN §4).
 const CHECKPOINT_EVERY: Period = Period(Duration::from_secs(5));
 /// The folder of everything embedded where the log is not.
@@ -186,9 +189,11 @@ impl<'a> Check<'a> {
         let sinks = self.sinks(file.sinks, &sources, &operators, providers.as_ref());
         self.route_and_outputs(&sources, &operators, sinks.as_deref());
         let tests = self.tests(file.tests, &names);
-        let topic_prefix = self.topic_prefix(file.topics);
+        let topics = file.topics.and_then(|topics| topics.0);
+        let topic_prefix = self.topic_prefix(topics.as_ref());
         let deployment = self.deployment(
             (file.log, file.checkpoints, file.ledger, file.directory, file.record),
+            topics.as_ref(),
             providers.unwrap_or_default(),
         )?;
         if self.refused() {
@@ -208,9 +213,8 @@ impl<'a> Check<'a> {
         self.findings.borrow().iter().any(|finding| finding.severity == super::Severity::Error)
     }
 
-    fn topic_prefix(&self, topics: Option<Lenient<raw::Topics>>) -> String {
-        let Some(Lenient(Some(topics))) = topics else { return PREFIX.to_owned() };
-        let prefix = topics.prefix;
+    fn topic_prefix(&self, topics: Option<&raw::Topics>) -> String {
+        let Some(prefix) = topics.and_then(|topics| topics.prefix.as_ref()) else { return PREFIX.to_owned() };
         let good = !prefix.value.is_empty()
             && prefix.value.len() <= NAME_BYTES_MAX
             && prefix.value.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
@@ -222,7 +226,29 @@ impl<'a> Check<'a> {
                 format!("letters, digits, `.`, `_` and `-`, at most {NAME_BYTES_MAX} bytes"),
             ));
         }
-        prefix.value
+        prefix.value.clone()
+    }
+
+    fn topic_settings(&self, topics: Option<&raw::Topics>, one_machine: bool) -> config::TopicSettings {
+        let mut settings = config::TopicSettings::standard(one_machine);
+        let Some(topics) = topics else { return settings };
+        if let Some(replication) = &topics.replication {
+            if replication.value == 0 || (one_machine && replication.value > 1) {
+                let found = format!("{} copies of each partition", replication.value);
+                let expected = if one_machine { "1: an embedded log has one copy" } else { "1 or more" };
+                self.report(TopologyError::new(Code::InvalidValue, replication.span, found, expected));
+            }
+            settings.replication = replication.value;
+        }
+        for (priority, count) in topics.partitions.iter().flat_map(|partitions| &partitions.0) {
+            if !(1..=PARTITIONS_MAX).contains(&count.value) {
+                let found = format!("{} partitions", count.value);
+                let expected = format!("1 to {PARTITIONS_MAX}");
+                self.report(TopologyError::new(Code::InvalidValue, count.span, found, expected));
+            }
+            settings.partitions.insert(priority.value, count.value);
+        }
+        settings
     }
 
     // ── sources ─────────────────────────────────────────────────────────────────────────────────
@@ -446,6 +472,7 @@ impl<'a> Check<'a> {
             Option<Lenient<raw::Store>>,
             Option<Lenient<raw::Record>>,
         ),
+        topics: Option<&raw::Topics>,
         providers: BTreeMap<String, (Span, config::Provider)>,
     ) -> Option<Deployment> {
         let log = match log {
@@ -493,6 +520,7 @@ impl<'a> Check<'a> {
         let every = every.map_or(CHECKPOINT_EVERY, |every| every.value);
         let to = checkpoints.and_then(|checkpoints| checkpoints.to);
         Some(Deployment {
+            topics: self.topic_settings(topics, embedded.is_some()),
             checkpoints: config::Checkpoints {
                 to: to.unwrap_or_else(|| data.join("checkpoints").display().to_string()),
                 every,

@@ -25,6 +25,7 @@ use tidings_schemas::time::Instant;
 use crate::harness::table::{TimerIndex, UserSlot};
 use crate::ingest::Path;
 use crate::item::{Item, Member};
+use crate::params::{Position, Report, SideInput};
 use crate::quiet::{self, Verdict};
 use crate::rules::Rules;
 
@@ -97,8 +98,12 @@ pub struct Known {
 pub trait Operator: Send + Sized + 'static {
     /// Its kind in the YAML.
     const KIND: &'static str;
+    /// Where in a chain it may stand.
+    const POSITION: Position = Position::Items;
+    /// What it must know about users.
+    const JOINS: &'static [SideInput] = &[];
     /// Its parameters there.
-    type Params: DeserializeOwned + JsonSchema;
+    type Params: DeserializeOwned + Serialize + JsonSchema;
     /// Small state per user; the default is not stored.
     type User: State;
     /// State per (user, subkey), written when touched.
@@ -106,11 +111,13 @@ pub trait Operator: Send + Sized + 'static {
     /// State per (user, subkey), written when set.
     type Body: State;
 
-    /// The operator of these parameters.
-    ///
-    /// # Errors
-    /// When the parameters contradict each other; the message names the parameter and the remedy.
-    fn new(params: Self::Params) -> Result<Self, String>;
+    /// Says what is wrong with parameters that could be read.
+    fn check(params: &Self::Params, report: &mut Report<'_>) {
+        let _ = (params, report);
+    }
+
+    /// The operator of these parameters, which were checked.
+    fn new(params: Self::Params) -> Self;
 
     /// An item arrived on `port`.
     fn on_event(&self, cx: &mut Cx<'_, Self>, port: u8, item: Item);

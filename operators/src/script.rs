@@ -331,7 +331,7 @@ fn play(script: &str, mut each: impl FnMut(usize, &str, Option<&str>, &mut Scena
         let (command, expected) =
             line.split_once("->").map_or((line, None), |(one, two)| (one.trim(), Some(two.trim())));
         if let Some(text) = command.strip_prefix("spread ") {
-            spread = text.parse::<tidings_schemas::span::Span>().expect("a span").0;
+            spread = text.parse::<tidings_schemas::units::Period>().expect("a span").0;
             continue;
         }
         if let Some(operators) = command.strip_prefix("chain ") {

@@ -4,7 +4,6 @@
 pub mod channel;
 pub mod codec;
 pub mod ids;
-pub mod span;
 pub mod time;
 pub mod units;
 

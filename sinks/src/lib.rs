@@ -6,6 +6,7 @@ pub mod render;
 
 pub mod record;
 
+
 mod connection;
 mod table;
 
@@ -17,9 +18,12 @@ pub mod ledger;
 pub mod retry;
 pub mod tasks;
 
+
+
 pub mod outcome;
 pub mod providers;
 pub mod simulated;
+
 
 
 

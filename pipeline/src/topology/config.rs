@@ -13,7 +13,8 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tidings_schemas::channel::Channel;
+use tidings_operators::params::SideInput;
+use tidings_schemas::channel::{Channel, Priority};
 use tidings_schemas::event::Event;
 use tidings_schemas::policy::Policies;
 use tidings_schemas::profile::{Address, Profile};
@@ -80,27 +81,6 @@ pub enum Role {
     Returned,
     /// What is known about users.
     SideInput(SideInput),
-}
-
-/// What a side input says about users.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum SideInput {
-    /// Preferences, zone, quiet hours.
-    Profile,
-    /// On which channels a user has an address.
-    Reachability,
-}
-
-impl SideInput {
-    /// Its word.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Profile => "profile",
-            Self::Reachability => "reachability",
-        }
-    }
 }
 
 /// What happens to top-level keys that an event does not have.
@@ -365,6 +345,8 @@ impl<T> fmt::Debug for Private<T> {
 pub struct Deployment {
     /// The durable log.
     pub log: Log,
+    /// How the topics between stages are kept.
+    pub topics: TopicSettings,
     /// Where checkpoints go.
     pub checkpoints: Checkpoints,
     /// The delivery ledger.
@@ -392,6 +374,25 @@ pub enum Log {
         /// Its folder.
         path: PathBuf,
     },
+}
+
+/// How the topics between stages are kept: `topics create` makes them so, `run` refuses less.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TopicSettings {
+    /// Copies of each partition. All but one of them must have a record before it counts.
+    pub replication: u16,
+    /// Partitions by priority.
+    pub partitions: BTreeMap<Priority, u32>,
+}
+
+impl TopicSettings {
+    /// What holds where the file says nothing (MODEL §4); `one_machine`: an embedded log.
+    #[must_use]
+    pub fn standard(one_machine: bool) -> Self {
+        let counts = if one_machine { [4, 4, 2, 2] } else { [24, 12, 8, 4] };
+        let partitions = Priority::ALL.iter().copied().zip(counts).collect();
+        Self { replication: if one_machine { 1 } else { 3 }, partitions }
+    }
 }
 
 /// Where checkpoints go, and how often.
@@ -431,6 +432,8 @@ pub struct Provider {
     pub kind: String,
     /// Its parameters.
     pub params: Private<Value>,
+    /// At most so many calls; the provider's own quota where absent.
+    pub rate: Option<Rate>,
 }
 
 /// An instant of a test, and how it is written there.

@@ -1,103 +1,74 @@
 //! Which operators and providers there are: the registries that the loader is given.
 //!
-//! A kind brings the type of its parameters. The loader reads that type with spans, asks it for
-//! what serde can't say ([`Params::check`]), and keeps what the type writes back: the same JSON
-//! from which the runtime makes the type again, defaults included.
+//! A kind brings the type of its parameters. The loader reads that type with spans, asks its kind
+//! for what serde can't say, and keeps what the type writes back: the same JSON from which the
+//! runtime makes the type again, defaults included.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use tidings_operators::keyed::Operator;
+use tidings_operators::params::{InvalidParam, Mistake, Names, Position, Report, SideInput};
+use tidings_operators::registry;
 use tidings_schemas::channel::Channel;
+use tidings_sinks::providers;
 
-use super::config::SideInput;
 use super::decode::{Findings, decode_apart};
-use super::diagnostic::{Code, TopologyError, nearest};
-use super::tree::{Document, NodeId, Step};
+use super::diagnostic::{Code, TopologyError};
+use super::tree::{Document, NodeId};
 
-/// Where in a chain a kind may stand.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Position {
-    /// Reads raw events; nothing else may. Once.
-    First,
-    /// Works on items, before `route`.
-    Items,
-    /// Turns items into legs. Once.
-    Route,
-    /// Works on legs, after `route`.
-    Legs,
-}
-
-/// What parameters know about the rest of the topology when they are checked.
-#[derive(Clone, Debug, Default)]
-pub struct Context {
-    /// The types that policies know.
-    pub types: BTreeSet<String>,
-    /// The categories that policies know.
-    pub categories: BTreeSet<String>,
-}
-
-/// The parameters of a kind. Unknown keys must be refused (`deny_unknown_fields`).
-pub trait Params: DeserializeOwned + Serialize + JsonSchema {
-    /// Says what is wrong with values that could be read.
-    fn check(&self, _context: &Context, _report: &mut Report<'_>) {}
-}
-
-/// Collects what [`Params::check`] finds.
-pub struct Report<'a> {
-    document: &'a Document,
-    node: NodeId,
-    findings: &'a Findings,
-}
-
-impl Report<'_> {
-    /// Reports a finding at `path` below the parameters.
-    pub fn finding(&mut self, path: &[Step], code: Code, found: impl Into<String>, expected: impl Into<String>) {
-        self.push(path, TopologyError::new(code, Default::default(), found, expected));
-    }
-
-    /// Reports a wrong name at `path`, with the nearest of `names`.
-    pub fn unknown<'n>(
-        &mut self,
-        path: &[Step],
-        code: Code,
-        what: &str,
-        wrong: &str,
-        expected: impl Into<String>,
-        names: impl IntoIterator<Item = &'n str>,
-    ) {
-        let finding = TopologyError::new(code, Default::default(), format!("unknown {what} `{wrong}`"), expected);
-        self.push(path, TopologyError { nearest: nearest(wrong, names).map(str::to_owned), ..finding });
-    }
-
-    fn push(&mut self, path: &[Step], finding: TopologyError) {
-        let span = self.document.span_at(self.node, path);
-        self.findings.borrow_mut().push(TopologyError { span, ..finding });
-    }
-}
-
-/// What a kind's parameters are read from. Opaque: a registry only passes it on.
-pub struct Reader<'a> {
+/// What a kind's parameters are read from.
+pub(super) struct Reader<'a> {
     pub(super) document: &'a Document,
     pub(super) node: NodeId,
     pub(super) findings: &'a Findings,
     /// The keys that the loader reads itself.
     pub(super) apart: &'a [&'static str],
-    pub(super) context: &'a Context,
+    pub(super) names: &'a Names,
 }
 
-fn read<P: Params>(reader: &Reader<'_>) -> Option<Value> {
-    let params: P = decode_apart(reader.document, reader.node, reader.findings, reader.apart)?;
-    let mut report = Report { document: reader.document, node: reader.node, findings: reader.findings };
-    params.check(reader.context, &mut report);
+impl Reader<'_> {
+    fn read<P: DeserializeOwned>(&self) -> Option<P> {
+        decode_apart(self.document, self.node, self.findings, self.apart)
+    }
+
+    fn report(&self, invalid: InvalidParam) {
+        let code = match invalid.mistake {
+            Mistake::InvalidValue => Code::InvalidValue,
+            Mistake::ZeroWindow => Code::ZeroWindow,
+            Mistake::ZeroLimit => Code::ZeroLimit,
+            Mistake::LowThreshold => Code::LowThreshold,
+            Mistake::UnknownChannel => Code::UnknownChannel,
+            Mistake::UnknownType => Code::UnknownType,
+            Mistake::UnknownCategory => Code::UnknownCategory,
+        };
+        let span = self.document.span_at(self.node, &invalid.path);
+        let finding = TopologyError::new(code, span, invalid.found, invalid.expected);
+        self.findings.borrow_mut().push(match &invalid.wrong {
+            Some((wrong, names)) => finding.nearest(wrong, names.iter().map(String::as_str)),
+            None => finding,
+        });
+    }
+}
+
+fn read_operator<O: Operator>(reader: &Reader<'_>) -> Option<Value> {
+    let params: O::Params = reader.read()?;
+    let mut report = Report::new(Some(reader.names));
+    O::check(&params, &mut report);
+    report.findings.into_iter().for_each(|invalid| reader.report(invalid));
     serde_json::to_value(params).ok()
+}
+
+fn read_provider<P: DeserializeOwned + Serialize>(reader: &Reader<'_>) -> Option<Value> {
+    serde_json::to_value(reader.read::<P>()?).ok()
 }
 
 /// One kind of operator.
 #[derive(Clone, Copy, Debug)]
-pub struct OperatorKind {
+pub(super) struct OperatorKind {
     pub(super) position: Position,
     pub(super) needs: &'static [SideInput],
     pub(super) read: fn(&Reader<'_>) -> Option<Value>,
@@ -108,12 +79,25 @@ pub struct OperatorKind {
 #[derive(Clone, Debug, Default)]
 pub struct OperatorKinds(pub(super) BTreeMap<&'static str, OperatorKind>);
 
+impl registry::Visitor for OperatorKinds {
+    fn operator<O: Operator>(&mut self) {
+        let kind = OperatorKind {
+            position: O::POSITION,
+            needs: O::JOINS,
+            read: read_operator::<O>,
+            schema: <O::Params as JsonSchema>::json_schema,
+        };
+        self.0.insert(O::KIND, kind);
+    }
+}
+
 impl OperatorKinds {
-    /// Adds the kind `name` with parameters of type `P`, which joins the side inputs in `needs`.
+    /// The operators of this build.
     #[must_use]
-    pub fn with<P: Params>(mut self, name: &'static str, position: Position, needs: &'static [SideInput]) -> Self {
-        self.0.insert(name, OperatorKind { position, needs, read: read::<P>, schema: P::json_schema });
-        self
+    pub fn standard() -> Self {
+        let mut kinds = Self::default();
+        registry::visit(&mut kinds);
+        kinds
     }
 
     /// The names of all kinds, sorted.
@@ -124,8 +108,8 @@ impl OperatorKinds {
 
 /// One kind of provider.
 #[derive(Clone, Copy, Debug)]
-pub struct ProviderKind {
-    pub(super) channels: &'static [Channel],
+pub(super) struct ProviderKind {
+    pub(super) channel: Channel,
     pub(super) read: fn(&Reader<'_>) -> Option<Value>,
     pub(super) schema: fn(&mut SchemaGenerator) -> Schema,
 }
@@ -134,12 +118,20 @@ pub struct ProviderKind {
 #[derive(Clone, Debug, Default)]
 pub struct ProviderKinds(pub(super) BTreeMap<&'static str, ProviderKind>);
 
+impl providers::Visitor for ProviderKinds {
+    fn provider<P: DeserializeOwned + Serialize + JsonSchema>(&mut self, kind: &'static providers::ProviderKind) {
+        let read = read_provider::<P>;
+        self.0.insert(kind.name, ProviderKind { channel: kind.channel, read, schema: P::json_schema });
+    }
+}
+
 impl ProviderKinds {
-    /// Adds the kind `name` with parameters of type `P`, which carries `channels`.
+    /// The providers of this build.
     #[must_use]
-    pub fn with<P: Params>(mut self, name: &'static str, channels: &'static [Channel]) -> Self {
-        self.0.insert(name, ProviderKind { channels, read: read::<P>, schema: P::json_schema });
-        self
+    pub fn standard() -> Self {
+        let mut kinds = Self::default();
+        providers::visit(&mut kinds);
+        kinds
     }
 
     /// The names of all kinds, sorted.

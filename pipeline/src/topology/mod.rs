@@ -5,7 +5,8 @@
 //!
 //! 1. `tree`: the text becomes nodes with spans; `${…}` is resolved, in scalars only.
 //! 2. `raw`: the nodes become the file's shape; what depends on a kind is only captured.
-//! 3. `kinds`: each operator and provider is read with the parameter type of its kind.
+//! 3. `kinds`: each operator and provider is read with the parameter type of its kind, from the
+//!    registries of `operators` and `sinks`.
 //! 4. `validate`: names, wiring, shares, policies, tests; out comes a [`Config`], pure data.
 //!
 //! *Invariant:* whatever is accepted can be stored and read back: `Topology::from_canonical` gives
@@ -17,7 +18,6 @@ mod defaults;
 mod diagnostic;
 mod graph;
 mod kinds;
-mod params;
 mod raw;
 mod schema;
 mod tree;
@@ -30,16 +30,15 @@ use tidings_operators::calendar::Calendar;
 
 pub use config::{
     Checkpoints, Config, ContentHash, Deployment, Expectation, Expected, Fate, Format, Input, InvalidCanonical, Log,
-    Moment, Operator, Place, Private, Provider, Providers, Record, Role, SideInput, Sink, Source, Store, Test,
-    TestInput, TestStep, Topology, UnknownFields, VERSION, canonical_policies, policies_from_canonical,
+    Moment, Operator, Place, Private, Provider, Providers, Record, Role, Sink, Source, Store, Test, TestInput,
+    TestStep, TopicSettings, Topology, UnknownFields, VERSION, canonical_policies, policies_from_canonical,
 };
 pub use defaults::policies as default_policies;
 pub use diagnostic::{Code, Severity, Source as SourceText, Span, TopologyError, nearest};
 pub use graph::{dot, mermaid, svg};
-pub use kinds::{Context, OperatorKind, OperatorKinds, Params, Position, ProviderKind, ProviderKinds, Reader, Report};
-pub use params::{operators as standard_operators, providers as standard_providers};
+pub use kinds::{OperatorKinds, ProviderKinds};
 pub use schema::schema;
-pub use tree::{Environment, Step};
+pub use tree::Environment;
 
 /// Everything a topology is checked against.
 #[derive(Clone, Copy)]

@@ -8,6 +8,7 @@ use std::fmt;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, de};
+use tidings_operators::params::SideInput;
 use tidings_schemas::channel::{Channel, Priority};
 use tidings_schemas::policy::{CategoryPolicy, QuietRules, TypePolicy};
 use tidings_schemas::profile::MinuteOfDay;
@@ -15,7 +16,7 @@ use tidings_schemas::reason::Reason;
 use tidings_schemas::time::Instant;
 use tidings_schemas::units::{Period, Rate, Share};
 
-use super::config::{Format, SideInput, UnknownFields};
+use super::config::{Format, UnknownFields};
 use super::decode::{At, Captured, Lenient, Named, OneOrMany, Pairs};
 
 /// The whole file.
@@ -44,8 +45,15 @@ pub(super) struct File {
 #[serde(deny_unknown_fields)]
 pub(super) struct Topics {
     /// What all names start with; `notifications` where absent.
-    #[schemars(with = "String")]
-    pub(super) prefix: At<String>,
+    #[schemars(with = "Option<String>")]
+    pub(super) prefix: Option<At<String>>,
+    /// Copies of each partition; 3 where absent, on one machine 1.
+    #[schemars(with = "Option<u16>")]
+    pub(super) replication: Option<At<u16>>,
+    /// Partitions by priority; 24, 12, 8 and 4 where absent, on one machine 4, 4, 2 and 2. What has no
+    /// priority has as many as `medium`.
+    #[schemars(with = "Option<BTreeMap<Priority, u32>>")]
+    pub(super) partitions: Option<Pairs<Priority, At<u32>>>,
 }
 
 /// The durable log.

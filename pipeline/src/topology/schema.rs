@@ -7,6 +7,8 @@ use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
+use tidings_schemas::units::Rate;
+
 use super::config::VERSION;
 use super::kinds::{OperatorKinds, ProviderKinds};
 use super::raw;
@@ -108,10 +110,13 @@ fn operator_list(generator: &mut SchemaGenerator, kinds: &OperatorKinds) -> Valu
 }
 
 fn provider_map(generator: &mut SchemaGenerator, kinds: &ProviderKinds) -> Value {
+    let rate = generator.subschema_for::<Rate>().to_value();
+    let rate =
+        json!({ "description": "At most so many calls; the provider's own quota where absent.", "allOf": [rate] });
     let (mut named, mut any) = (Map::new(), Vec::new());
     for (name, kind) in &kinds.0 {
         let params: Value = (kind.schema)(generator).to_value();
-        let common = json!({ "kind": { "const": name } });
+        let common = json!({ "kind": { "const": name }, "rate": rate });
         named.insert((*name).to_owned(), with_common_keys(params.clone(), &common, &[]));
         any.push(with_common_keys(params, &common, &["kind"]));
     }

@@ -17,6 +17,8 @@ use std::fmt;
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess};
 use serde_saphyr::{DuplicateKeyPolicy, Options, Spanned};
 
+use tidings_operators::params::Step;
+
 use super::diagnostic::{Code, Source, Span, TopologyError, nearest};
 
 /// Deepest nesting. A topology needs ten levels, and a level costs up to 40 KB of stack in a debug
@@ -166,17 +168,6 @@ impl Document {
         }
         span
     }
-}
-
-/// One step of a path into a document.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Step {
-    /// Into the value under a key.
-    Key(String),
-    /// To a key itself; ends a path.
-    KeyItself(String),
-    /// Into an item of a list.
-    Index(usize),
 }
 
 /// What the parser hands over: like a node, but nested.

@@ -86,7 +86,7 @@ pub(super) const KIND: ProviderKind = ProviderKind {
 };
 
 /// Parameters of `apns`.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ApnsParams {
     /// Where production tokens are sent to.

@@ -88,7 +88,7 @@ pub(super) const KIND: ProviderKind = ProviderKind {
 };
 
 /// Parameters of `fcm`.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FcmParams {
     /// Where messages are sent to.
@@ -118,7 +118,7 @@ pub struct FcmParams {
 }
 
 /// What an address is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Target {
     /// A registration token.

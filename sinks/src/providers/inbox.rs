@@ -42,7 +42,7 @@ pub(super) const KIND: ProviderKind = ProviderKind {
 };
 
 /// Parameters of `inbox`.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct InboxParams {
     /// A folder of this machine.

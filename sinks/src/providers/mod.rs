@@ -24,7 +24,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use schemars::Schema;
+use schemars::{JsonSchema, Schema};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tidings_schemas::channel::{Channel, Priority};
 use tidings_schemas::ids::{DeliveryId, NotificationId};
@@ -144,11 +145,29 @@ impl ProviderKind {
     }
 }
 
-/// Every kind of provider, one line each.
-#[must_use]
-pub fn registry() -> &'static [ProviderKind] {
-    &[apns::KIND, fcm::KIND, inbox::KIND, ses::KIND]
+/// Somebody who needs the types behind the kinds: the loader of topologies.
+pub trait Visitor {
+    /// Called once for each kind.
+    fn provider<P: DeserializeOwned + Serialize + JsonSchema>(&mut self, kind: &'static ProviderKind);
 }
+
+macro_rules! kinds {
+    ($($provider:ident($params:ident)),* $(,)?) => {
+        /// Every kind of provider.
+        #[must_use]
+        pub fn registry() -> &'static [ProviderKind] {
+            &[$($provider::KIND),*]
+        }
+
+        /// Shows all kinds to `visitor`, with the type of their parameters.
+        pub fn visit(visitor: &mut impl Visitor) {
+            $(visitor.provider::<$provider::$params>(&$provider::KIND);)*
+        }
+    };
+}
+
+// A new provider is one file and one line here.
+kinds![apns(ApnsParams), fcm(FcmParams), inbox(InboxParams), ses(SesParams)];
 
 /// The kind called `name`.
 #[must_use]

@@ -48,7 +48,7 @@ use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use http::{Method, Request};
 use reqwest::Client;
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tidings_schemas::channel::Channel;
 use tidings_schemas::time::Instant;
@@ -88,7 +88,7 @@ pub(super) const KIND: ProviderKind = ProviderKind {
 };
 
 /// Parameters of `ses`.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SesParams {
     /// Where requests are sent to; the region's own endpoint where absent.

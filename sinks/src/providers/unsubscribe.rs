@@ -10,7 +10,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::hmac;
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::{BuildError, Call, Context};
 
@@ -24,7 +24,7 @@ const TOKEN_CHARS_MAX: usize = 343 + 1 + 43;
 const LINKS_CHARS_MAX: usize = HEADER_CHARS_MAX - 2 * TOKEN_CHARS_MAX - "<>, <mailto:?subject=>".len();
 
 /// The `unsubscribe` parameter of mail providers.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UnsubscribeParams {
     /// Where the receiver's mail program POSTs to; the token is appended. Must be https.

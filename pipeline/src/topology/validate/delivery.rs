@@ -3,12 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
+use tidings_operators::params::{Names, Position};
 use tidings_schemas::channel::Channel;
+use tidings_schemas::units::Rate;
 
 use super::super::config;
 use super::super::decode::{At, Captured, Lenient, Named};
 use super::super::diagnostic::{Code, Span, TopologyError, nearest, one_of};
-use super::super::kinds::{Context, Position, Reader};
+use super::super::kinds::Reader;
 use super::super::raw;
 use super::{Check, Draft, SinkDraft, SourceDraft};
 
@@ -16,9 +18,9 @@ impl Check<'_> {
     pub(super) fn providers(
         &self,
         providers: Option<Lenient<Named<Captured>>>,
-        context: &Context,
+        names: &Names,
     ) -> Option<BTreeMap<String, (Span, config::Provider)>> {
-        const APART: [&str; 1] = ["kind"];
+        const APART: [&str; 2] = ["kind", "rate"];
         let named = match providers {
             None => return Some(BTreeMap::new()),
             Some(Lenient(named)) => named?,
@@ -34,7 +36,7 @@ impl Check<'_> {
             match self.loader.providers.0.get(kind_name.as_str()) {
                 Some(kind) => {
                     let reader =
-                        Reader { document: self.document, node, findings: self.findings, apart: &APART, context };
+                        Reader { document: self.document, node, findings: self.findings, apart: &APART, names };
                     params = (kind.read)(&reader).unwrap_or_default();
                 }
                 None => {
@@ -48,7 +50,13 @@ impl Check<'_> {
                     );
                 }
             }
-            let provider = config::Provider { kind: kind_name, params: config::Private::new(params) };
+            let rate = self.document.get(node, "rate").and_then(|(_, rate)| self.read::<At<Rate>>(rate));
+            if let Some(rate) = rate.as_ref().filter(|rate| rate.value.max == 0 || rate.value.per.0.is_zero()) {
+                let found = format!("the rate `{}` lets nothing through", rate.value);
+                self.report(TopologyError::new(Code::ZeroLimit, rate.span, found, "a rate like `600000/m`"));
+            }
+            let (params, rate) = (config::Private::new(params), rate.map(|rate| rate.value));
+            let provider = config::Provider { kind: kind_name, params, rate };
             all.insert(name.value, (name.span, provider));
         }
         Some(all)
@@ -174,15 +182,15 @@ impl Check<'_> {
             };
             let kind = self.loader.providers.0.get(provider.kind.as_str());
             if let (Some(channel), Some(kind)) = (channel, kind)
-                && !kind.channels.contains(&channel)
+                && kind.channel != channel
             {
-                let carries = one_of(kind.channels.iter().map(|channel| channel.as_str()));
-                let able = self.loader.providers.0.iter().filter(|(_, kind)| kind.channels.contains(&channel));
+                let carries = kind.channel;
+                let able = self.loader.providers.0.iter().filter(|(_, kind)| kind.channel == channel);
                 let expected = match able.map(|(name, _)| *name).collect::<Vec<_>>() {
                     able if able.is_empty() => format!("no provider of this build carries `{channel}`"),
                     able => one_of(able),
                 };
-                let found = format!("`{}` carries {carries}, not `{channel}`", name.value);
+                let found = format!("`{}` carries `{carries}`, not `{channel}`", name.value);
                 self.report(TopologyError::new(Code::WrongProvider, name.span, found, expected));
             }
         }

@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
+use tidings_operators::params::{Names, Step};
 use tidings_operators::when::{self, WhenError};
 use tidings_schemas::channel::Channel;
 use tidings_schemas::event::normal_type;
@@ -22,12 +23,15 @@ use tidings_schemas::units::{Period, Share};
 use super::config::{self, Config, Deployment, Input, Place, Role, Topology, VERSION};
 use super::decode::{At, Captured, Findings, Lenient, Named, decode, describe, is_misspelt};
 use super::diagnostic::{Code, Source, Span, TopologyError, one_of};
-use super::kinds::{Context, OperatorKind, Reader};
-use super::tree::{Content, Document, NodeId, Step};
+use super::kinds::{OperatorKind, Reader};
+use super::tree::{Content, Document, NodeId};
 use super::{Loader, raw};
 
 /// Longest id or name, in bytes: it stands in every row and every state key.
 const NAME_BYTES_MAX: usize = 64;
+/// Most partitions of a topic. More bring nothing, as there are 1024 key groups; librdkafka and brokers
+/// pay for each.
+const PARTITIONS_MAX: u32 = 1024;
 /// The time between two checkpoints where nothing is said (DESIGN §4).
 const CHECKPOINT_EVERY: Period = Period(Duration::from_secs(5));
 /// The folder of everything embedded where the log is not.
@@ -174,20 +178,22 @@ impl<'a> Check<'a> {
             Some(_) => {}
         }
         let policies = self.policies(file.policies);
-        let context = Context {
+        let names = Names {
             types: policies.types.keys().filter(|name| *name != "default").cloned().collect(),
             categories: policies.categories.keys().cloned().collect(),
         };
         let sources = self.sources(file.sources);
-        let operators = self.operators(file.operators, &context, &sources);
+        let operators = self.operators(file.operators, &names, &sources);
         let order = self.wiring(&sources, &operators);
-        let providers = self.providers(file.providers, &context);
+        let providers = self.providers(file.providers, &names);
         let sinks = self.sinks(file.sinks, &sources, &operators, providers.as_ref());
         self.route_and_outputs(&sources, &operators, sinks.as_deref());
-        let tests = self.tests(file.tests, &context);
-        let topic_prefix = self.topic_prefix(file.topics);
+        let tests = self.tests(file.tests, &names);
+        let topics = file.topics.and_then(|topics| topics.0);
+        let topic_prefix = self.topic_prefix(topics.as_ref());
         let deployment = self.deployment(
             (file.log, file.checkpoints, file.ledger, file.directory, file.record),
+            topics.as_ref(),
             providers.unwrap_or_default(),
         )?;
         if self.refused() {
@@ -207,9 +213,8 @@ impl<'a> Check<'a> {
         self.findings.borrow().iter().any(|finding| finding.severity == super::Severity::Error)
     }
 
-    fn topic_prefix(&self, topics: Option<Lenient<raw::Topics>>) -> String {
-        let Some(Lenient(Some(topics))) = topics else { return PREFIX.to_owned() };
-        let prefix = topics.prefix;
+    fn topic_prefix(&self, topics: Option<&raw::Topics>) -> String {
+        let Some(prefix) = topics.and_then(|topics| topics.prefix.as_ref()) else { return PREFIX.to_owned() };
         let good = !prefix.value.is_empty()
             && prefix.value.len() <= NAME_BYTES_MAX
             && prefix.value.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
@@ -221,7 +226,29 @@ impl<'a> Check<'a> {
                 format!("letters, digits, `.`, `_` and `-`, at most {NAME_BYTES_MAX} bytes"),
             ));
         }
-        prefix.value
+        prefix.value.clone()
+    }
+
+    fn topic_settings(&self, topics: Option<&raw::Topics>, one_machine: bool) -> config::TopicSettings {
+        let mut settings = config::TopicSettings::standard(one_machine);
+        let Some(topics) = topics else { return settings };
+        if let Some(replication) = &topics.replication {
+            if replication.value == 0 || (one_machine && replication.value > 1) {
+                let found = format!("{} copies of each partition", replication.value);
+                let expected = if one_machine { "1: an embedded log has one copy" } else { "1 or more" };
+                self.report(TopologyError::new(Code::InvalidValue, replication.span, found, expected));
+            }
+            settings.replication = replication.value;
+        }
+        for (priority, count) in topics.partitions.iter().flat_map(|partitions| &partitions.0) {
+            if !(1..=PARTITIONS_MAX).contains(&count.value) {
+                let found = format!("{} partitions", count.value);
+                let expected = format!("1 to {PARTITIONS_MAX}");
+                self.report(TopologyError::new(Code::InvalidValue, count.span, found, expected));
+            }
+            settings.partitions.insert(priority.value, count.value);
+        }
+        settings
     }
 
     // ── sources ─────────────────────────────────────────────────────────────────────────────────
@@ -324,7 +351,7 @@ impl<'a> Check<'a> {
     fn operators(
         &self,
         operators: Option<Lenient<Vec<Captured>>>,
-        context: &Context,
+        names: &Names,
         sources: &[SourceDraft],
     ) -> Vec<Draft<'a>> {
         let Some(operators) = operators else {
@@ -336,7 +363,7 @@ impl<'a> Check<'a> {
             sources.iter().map(|source| (source.name.value.clone(), (source.name.span, "a source"))).collect();
         let mut drafts = Vec::new();
         for Captured(node) in operators.0.unwrap_or_default() {
-            let Some(draft) = self.operator(node, context) else { continue };
+            let Some(draft) = self.operator(node, names) else { continue };
             if !draft.id.value.is_empty() {
                 self.name(&draft.id, "an operator");
                 if let Some((first, what)) = seen.get(&draft.id.value) {
@@ -351,7 +378,7 @@ impl<'a> Check<'a> {
         drafts
     }
 
-    fn operator(&self, node: NodeId, context: &Context) -> Option<Draft<'a>> {
+    fn operator(&self, node: NodeId, names: &Names) -> Option<Draft<'a>> {
         const APART: [&str; 4] = ["id", "kind", "input", "when"];
         let here = self.document.node(node);
         if !matches!(here.content, Content::Mapping(_)) {
@@ -364,7 +391,7 @@ impl<'a> Check<'a> {
         let kind_name = kind_at.and_then(|(_, kind)| self.read::<String>(kind)).unwrap_or_default();
         let kind = self.loader.operators.0.get(kind_name.as_str());
         let params = kind.and_then(|kind| {
-            let reader = Reader { document: self.document, node, findings: self.findings, apart: &APART, context };
+            let reader = Reader { document: self.document, node, findings: self.findings, apart: &APART, names };
             (kind.read)(&reader)
         });
         let id = match self.document.get(node, "id") {
@@ -445,6 +472,7 @@ impl<'a> Check<'a> {
             Option<Lenient<raw::Store>>,
             Option<Lenient<raw::Record>>,
         ),
+        topics: Option<&raw::Topics>,
         providers: BTreeMap<String, (Span, config::Provider)>,
     ) -> Option<Deployment> {
         let log = match log {
@@ -492,6 +520,7 @@ impl<'a> Check<'a> {
         let every = every.map_or(CHECKPOINT_EVERY, |every| every.value);
         let to = checkpoints.and_then(|checkpoints| checkpoints.to);
         Some(Deployment {
+            topics: self.topic_settings(topics, embedded.is_some()),
             checkpoints: config::Checkpoints {
                 to: to.unwrap_or_else(|| data.join("checkpoints").display().to_string()),
                 every,

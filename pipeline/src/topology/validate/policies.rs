@@ -8,9 +8,9 @@ use tidings_schemas::policy::{Policies, QuietRule, QuietRules, TypePolicy};
 
 use super::super::decode::Lenient;
 use super::super::diagnostic::{Code, Span, TopologyError, one_of};
-use super::super::tree::Step;
 use super::super::{defaults, raw};
 use super::Check;
+use tidings_operators::params::Step;
 
 impl Check<'_> {
     pub(super) fn policies(&self, policies: Option<Lenient<raw::Policies>>) -> Policies {

@@ -11,31 +11,27 @@ use tidings_schemas::time::Instant;
 use super::super::config::{self, Moment};
 use super::super::decode::{At, Captured, Lenient, decode};
 use super::super::diagnostic::{Code, Span, TopologyError};
-use super::super::kinds::Context;
 use super::super::raw;
-use super::super::tree::{NodeId, Step};
+use super::super::tree::NodeId;
 use super::Check;
+use tidings_operators::params::{Names, Step};
 
 impl Check<'_> {
-    pub(super) fn tests(
-        &self,
-        tests: Option<Lenient<Vec<Lenient<raw::Test>>>>,
-        context: &Context,
-    ) -> Vec<config::Test> {
+    pub(super) fn tests(&self, tests: Option<Lenient<Vec<Lenient<raw::Test>>>>, names: &Names) -> Vec<config::Test> {
         let Some(Lenient(Some(tests))) = tests else { return Vec::new() };
-        let (mut all, mut names) = (Vec::new(), BTreeMap::<String, Span>::new());
+        let (mut all, mut seen) = (Vec::new(), BTreeMap::<String, Span>::new());
         for test in tests.into_iter().filter_map(|test| test.0) {
-            if let Some(first) = names.insert(test.name.value.clone(), test.name.span) {
+            if let Some(first) = seen.insert(test.name.value.clone(), test.name.span) {
                 let found = format!("two tests are called `{}`", test.name.value);
                 let finding = TopologyError::new(Code::DuplicateId, test.name.span, found, "a name of its own");
                 self.report(finding.related(first, "the first one"));
             }
-            all.push(self.test(test, context));
+            all.push(self.test(test, names));
         }
         all
     }
 
-    fn test(&self, test: raw::Test, context: &Context) -> config::Test {
+    fn test(&self, test: raw::Test, names: &Names) -> config::Test {
         let given = test.given.unwrap_or(raw::Given { profiles: Vec::new(), addresses: Vec::new() });
         let (mut events, mut types) = (BTreeSet::new(), BTreeSet::new());
         let (mut steps, mut last): (Vec<config::TestStep>, Option<(Instant, Span)>) = (Vec::new(), None);
@@ -68,7 +64,7 @@ impl Check<'_> {
                 let text = |key: &str| self.document.get(node, key).and_then(|(_, value)| self.document.text(value));
                 events.extend(text("id").map(str::to_owned));
                 types.extend(text("type").map(normal_type));
-                let Some(event) = self.event(node, context) else { continue };
+                let Some(event) = self.event(node, names) else { continue };
                 inputs.push(config::TestInput::Event(Box::new(event)));
             }
             let expect = step
@@ -148,7 +144,7 @@ impl Check<'_> {
         })
     }
 
-    fn event(&self, node: NodeId, context: &Context) -> Option<Event> {
+    fn event(&self, node: NodeId, names: &Names) -> Option<Event> {
         let event: Event = decode(self.document, node, self.findings)?;
         let span = self.document.node(node).span;
         match event.checked() {
@@ -157,11 +153,11 @@ impl Check<'_> {
                 None
             }
             Ok(event) => {
-                if !context.types.contains(&event.event_type) && event.event_type != "default" {
+                if !names.types.contains(&event.event_type) && event.event_type != "default" {
                     let at = self.document.span_at(node, &[Step::Key("type".to_owned())]);
                     let found = format!("no policy knows the type `{}`", event.event_type);
                     let finding = TopologyError::new(Code::UnknownType, at, found, "a type of `policies`");
-                    let finding = finding.nearest(&event.event_type, context.types.iter().map(String::as_str));
+                    let finding = finding.nearest(&event.event_type, names.types.iter().map(String::as_str));
                     self.report(finding.hint("it would get the policy `default`: to test that, use `type: default`"));
                 }
                 Some(event)

@@ -3,11 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::super::config::{Role, SideInput};
+use super::super::config::Role;
 use super::super::decode::At;
 use super::super::diagnostic::{Code, Span, TopologyError};
-use super::super::kinds::Position;
 use super::{Check, Draft, SinkDraft, SourceDraft};
+use tidings_operators::params::{Position, SideInput};
 use tidings_schemas::topics::PREFIX;
 
 impl Check<'_> {

@@ -15,7 +15,7 @@ use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
-use tidings_schemas::channel::Channel;
+use tidings_schemas::channel::{Channel, ChannelSet};
 use tidings_schemas::ids::{EventId, GroupId, IntentId, LegId, NotificationId};
 use tidings_schemas::lifecycle::{State as Did, Unit};
 use tidings_schemas::profile::{Profile, Reachability};
@@ -92,6 +92,9 @@ pub struct Known {
     pub profile: Arc<Profile>,
     /// On which channels the user can be reached.
     pub reachability: Arc<Reachability>,
+    /// Channels on which an address is taken for granted: those of whom the critical path cannot know
+    /// better. Deliver holds the addresses, and ends a leg that has none. In decide always empty.
+    pub assumed: ChannelSet,
 }
 
 /// A keyed operator. Parameters live in `self`; state lives in the engine.

@@ -141,7 +141,7 @@ pub fn known(profile: &str, channels: &[Channel]) -> Known {
     for channel in channels {
         reachability.apply(channel.as_str(), Some(&address("u", *channel)));
     }
-    Known { profile: Arc::new(profile), reachability: Arc::new(reachability) }
+    Known { profile: Arc::new(profile), reachability: Arc::new(reachability), ..Known::default() }
 }
 
 fn address(user: &str, channel: Channel) -> tidings_schemas::profile::Address {

@@ -235,7 +235,6 @@ impl About {
             event: item.first_event(),
             intent: item.members.first().map_or_else(IntentId::default, |member| member.intent),
 
-            intent: IntentId::default(),
             notification: item.notification,
             group: item.group,
             leg: item.leg.unwrap_or_default(),

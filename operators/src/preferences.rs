@@ -10,17 +10,12 @@
 //! Keeps nothing: profiles are side inputs that the engine keeps.
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tidings_schemas::lifecycle::{State as Did, Unit};
 
 use crate::item::Item;
 use crate::keyed::{About, Cx, Operator};
 
-use serde::{Deserialize, Serialize};
-use tidings_schemas::lifecycle::State as Did;
-
-use crate::item::Item;
-use crate::keyed::{Cx, Operator};
 use crate::params::SideInput;
 
 /// `preferences` has no parameters.

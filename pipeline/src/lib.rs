@@ -1,5 +1,6 @@
 //! The tidings pipeline: topology, sources, checkpoints, runtime and commands.
 
+pub mod assemble;
 pub mod checkpoint;
 pub mod cutlog;
 pub mod runtime;

@@ -124,6 +124,7 @@ impl Check<'_> {
             let sink = config::Sink { inputs: sink_inputs, providers: choice, templates, cap };
             all.push(SinkDraft { channel, inputs: written, sink });
         }
+        self.same_inputs(&all);
         for (name, (span, _)) in providers.into_iter().flatten() {
             if whole && !used.contains(name) {
                 let found = format!("no sink uses the provider `{name}`");
@@ -132,6 +133,28 @@ impl Check<'_> {
             }
         }
         whole.then_some(all)
+    }
+
+    /// All sinks read the same operators: a leg leaves the chain once, whatever its channel.
+    fn same_inputs(&self, sinks: &[SinkDraft]) {
+        let inputs = |sink: &SinkDraft| sink.inputs.iter().map(|input| input.value.clone()).collect::<BTreeSet<_>>();
+        let Some((first, others)) = sinks.split_first() else { return };
+        let wanted = inputs(first);
+        for other in others.iter().filter(|other| inputs(other) != wanted) {
+            let Some(span) = other.inputs.iter().find(|input| !wanted.contains(&input.value)).or(other.inputs.first())
+            else {
+                continue;
+            };
+            let found = format!("this sink reads `{}`, another one does not", span.value);
+            let expected = wanted.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(" and ");
+            let finding =
+                TopologyError::new(Code::InvalidInput, span.span, found, format!("{expected}, for every sink"));
+            let finding = finding.hint("a leg leaves once: what one channel skips is a policy or a condition");
+            self.report(match first.inputs.first() {
+                Some(input) => finding.related(input.span, "the first sink"),
+                None => finding,
+            });
+        }
     }
 
     fn sink_input(&self, sink: &str, input: &At<String>, sources: &[SourceDraft], operators: &[Draft<'_>]) {

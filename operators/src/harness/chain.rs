@@ -161,7 +161,7 @@ impl Chain {
                     Body::Address { user, address_id, address } => {
                         self.profiles.set_address(&user, &address_id, address.as_deref());
                     }
-                    Body::Rejected(rejected) => run.reject(Ordinal::record(block.lot, arrived.offset), rejected),
+                    Body::Rejected(rejected) => run.reject(Ordinal::record(block.lot, arrived.offset), *rejected),
                     Body::Item(_) => {}
                 }
             }
@@ -194,7 +194,7 @@ impl Chain {
                         let cause = Cause::Event(arrived.event);
                         batch.push((targets.clone(), Flow { ordinal, cause, port: 0, item: *item }));
                     }
-                    Body::Rejected(rejected) => run.reject(ordinal, rejected),
+                    Body::Rejected(rejected) => run.reject(ordinal, *rejected),
                     Body::Profile { .. } | Body::Address { .. } => {}
                 }
                 if batch.len() == BATCH {
@@ -288,6 +288,9 @@ fn hand(run: &mut Run<'_>, profiles: &Profiles, target: Target, flow: Flow, inbo
     }
 }
 
+/// What happened to units, each with its place in the order.
+type Drafts = Vec<(Ordinal, Draft)>;
+
 /// One epoch under way.
 struct Run<'a> {
     epoch: u64,
@@ -295,7 +298,7 @@ struct Run<'a> {
     rules: &'a Rules,
     path: Path,
     output: EpochOutput,
-    drafts: Vec<(Ordinal, Draft)>,
+    drafts: Drafts,
 }
 
 impl Run<'_> {
@@ -316,7 +319,7 @@ impl Run<'_> {
     }
 
     /// A record that is no event: to the dead letters, with a row.
-    fn reject(&mut self, ordinal: Ordinal, rejected: Box<crate::ingest::Rejected>) {
+    fn reject(&mut self, ordinal: Ordinal, rejected: crate::ingest::Rejected) {
         let group = key_group(placement(&rejected.user));
         let user = Arc::clone(&rejected.user);
         let to = To::Dlq(rejected.reason);
@@ -327,8 +330,8 @@ impl Run<'_> {
 }
 
 /// One row per unit: what happened to it within the epoch, in order, under one instant.
-fn seal(epoch: u64, now: Instant, path: Path, drafts: Vec<(Ordinal, Draft)>) -> Vec<Row> {
-    let mut units: BTreeMap<(Unit, [u8; 16]), Vec<(Ordinal, Draft)>> = BTreeMap::new();
+fn seal(epoch: u64, now: Instant, path: Path, drafts: Drafts) -> Vec<Row> {
+    let mut units: BTreeMap<(Unit, [u8; 16]), Drafts> = BTreeMap::new();
     for (ordinal, draft) in drafts {
         let id = match draft.unit {
             Unit::Event => draft.about.event.0,
@@ -336,7 +339,7 @@ fn seal(epoch: u64, now: Instant, path: Path, drafts: Vec<(Ordinal, Draft)>) -> 
         };
         units.entry((draft.unit, id)).or_default().push((ordinal, draft));
     }
-    let of_unit = |mut drafts: Vec<(Ordinal, Draft)>| {
+    let of_unit = |mut drafts: Drafts| {
         drafts.sort_by(|(one, _), (two, _)| one.cmp(two));
         seal_unit(epoch, now, path, drafts.into_iter().map(|(_, draft)| draft))
     };

@@ -302,6 +302,7 @@ impl World {
         Self::with_partitions(channel, 1).await
     }
 
+    #[expect(clippy::disallowed_methods, reason = "the tests' clock follows the paused runtime's virtual time")]
     async fn with_partitions(channel: Channel, partitions: u32) -> Self {
         let start = tokio::time::Instant::now();
         let clock: Clock = Arc::new(move || T0.after(start.elapsed()));

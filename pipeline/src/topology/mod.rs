@@ -21,6 +21,7 @@ mod kinds;
 mod raw;
 mod schema;
 mod tree;
+mod unit_test;
 mod validate;
 
 use std::collections::BTreeMap;
@@ -39,6 +40,7 @@ pub use graph::{dot, mermaid, svg};
 pub use kinds::{OperatorKinds, ProviderKinds};
 pub use schema::schema;
 pub use tree::Environment;
+pub use unit_test::{Failure, TestReport, run_tests};
 
 /// Everything a topology is checked against.
 #[derive(Clone, Copy)]

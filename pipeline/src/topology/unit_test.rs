@@ -240,9 +240,10 @@ struct World<'a> {
     epoch: u64,
     /// The last epoch of the step before.
     before: u64,
-    /// Producers' ids, in the order in which they came, and the newest record of each.
+    /// Producers' ids and the newest record of each.
     by_id: BTreeMap<String, EventId>,
-    names: BTreeMap<EventId, String>,
+    /// Records by number, and their producers' ids.
+    names: BTreeMap<EventId, (usize, String)>,
     events: BTreeMap<EventId, Story>,
     legs: BTreeMap<LegId, Leg>,
     /// Channels on which something was queued since the step before.
@@ -340,7 +341,7 @@ impl<'a> World<'a> {
         let id = EventId::new(&side.sources[source].id, 0, side.offsets[source]);
         let name = event.id.clone().unwrap_or_else(|| format!("{} {}", event.event_type, self.names.len() + 1));
         self.by_id.insert(name.clone(), id);
-        self.names.insert(id, name);
+        self.names.insert(id, (self.names.len(), name));
         let value = serde_json::to_vec(event).unwrap_or_default();
         self.record(path, source, &event.user_id, &value, None);
     }
@@ -397,7 +398,12 @@ impl<'a> World<'a> {
     // ── what was said ───────────────────────────────────────────────────────────────────────────
 
     fn hear(&mut self, output: &EpochOutput) {
-        for row in &output.rows {
+        // Rows come in the order of their ids; a person expects the order of events.
+        let place =
+            |row: &&Row| (row.unit, self.names.get(&row.event).map(|(number, _)| *number), row.silent, row.channel);
+        let mut rows: Vec<&Row> = output.rows.iter().collect();
+        rows.sort_by_key(place);
+        for row in rows {
             let newest = Happened::of(row).map(|happened| Newest { epoch: self.epoch, at: row.at, happened });
             match row.unit {
                 Unit::Event => {
@@ -439,7 +445,7 @@ impl<'a> World<'a> {
     }
 
     fn name(&self, event: EventId) -> String {
-        self.names.get(&event).cloned().unwrap_or_else(|| event.to_string())
+        self.names.get(&event).map_or_else(|| event.to_string(), |(_, name)| name.clone())
     }
 
     /// A row as a line: `23:15 leg push of e1: deferred, parked until 2026-03-29 07:00 Europe/Berlin (quiet_hours)`.

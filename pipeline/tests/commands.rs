@@ -25,8 +25,14 @@ fn folder() -> tempfile::TempDir {
     put("small.yaml", &small);
     put("wrong.yaml", &small.replace("kind: dedup", "kind: deduplicate").replace("30/h", "30/x"));
     put("failing.yaml", &small.replace("actors: 2", "actors: 3"));
-    put("unused.yaml", &small.replace("providers: [fcm] }", "providers: [inbox] }"));
-    put("away.yaml", &small.replace("embedded: { path: ./data }", "kafka: { brokers: \"127.0.0.1:1\" }"));
+    put("unused.yaml", &small.replace("  inbox: {}", "  inbox: {}\n  other: { kind: inbox }"));
+    put(
+        "away.yaml",
+        &small.replace(
+            "embedded: { path: ./data }",
+            "kafka: { brokers: \"127.0.0.1:1\" } }\ncheckpoints: { to: ./c }\nrecord: { files: ./r",
+        ),
+    );
     folder
 }
 
@@ -129,5 +135,20 @@ fn a_warning_is_shown_and_does_not_refuse() {
     let folder = folder();
     let output = tidings(folder.path(), &["check", "unused.yaml"], &[]);
     let said = String::from_utf8(output.stdout).unwrap();
-    assert_eq!(output.status.code(), Some(1), "fcm carries push, inbox does not: {said}");
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(said.starts_with("warning[unused_provider]: no sink uses the provider `other`\n"), "{said}");
+    assert!(said.ends_with("unused.yaml: ok, 7 operators, 2 sinks, 1 test\n"), "{said}");
+    // Who asked for something else hears of it on stderr.
+    let output = tidings(folder.path(), &["graph", "unused.yaml"], &[]);
+    assert!(output.stdout.starts_with(b"flowchart TD\n"));
+    assert!(output.stderr.starts_with(b"warning[unused_provider]"));
+}
+
+#[test]
+fn a_log_that_is_away_is_69_and_named() {
+    let folder = folder();
+    let output = tidings(folder.path(), &["topics", "check", "-c", "away.yaml"], &[]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(69), "{said}");
+    assert!(said.contains("error: the log cannot be reached: "), "{said}");
 }

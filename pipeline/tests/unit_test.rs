@@ -52,8 +52,8 @@ fn what_fails_says_what_was_expected_what_was_found_and_what_was_said() {
     assert_eq!(
         said,
         [
-            format!("{FLUSHED}  event e1: merged (merged)"),
-            format!("{FLUSHED}  event e2: merged (merged)"),
+            format!("{FLUSHED}  event e1: merged"),
+            format!("{FLUSHED}  event e2: merged"),
             format!("{FLUSHED}  leg push of e1: created, queued"),
             format!("{FLUSHED}  silent leg in_app of e1: created, queued"),
         ]

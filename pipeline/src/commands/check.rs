@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use serde_json::json;
 use tidings_operators::calendar::Calendar;
 use tidings_pipeline::assemble::Assembly;
-use tidings_pipeline::topology::{LoadError, Loaded};
+use tidings_pipeline::topology::{ContentHash, LoadError, Loaded};
 
-use super::{Exit, Shell, load};
+use super::{Exit, Shell, count, load};
 
 /// Check a topology: everything that is wrong with it, with line and column.
 #[derive(clap::Args)]
@@ -31,14 +31,14 @@ impl Check {
             Err(error) => return Err(error.into()),
         };
         // One loader, and what it lets pass must make chains: `check` passes exactly when `run` starts.
-        Assembly::new(&config.topology, &config.policies, calendar, &Default::default())?;
+        let assembly = Assembly::new(&config.topology, &config.policies, calendar, &Default::default())?;
         let (operators, sinks, tests) =
             (config.topology.operators.len(), config.topology.sinks.len(), config.tests.len());
         if shell.json {
             shell.json(&json!({
                 "ok": true,
                 "findings": source.to_json(&warnings),
-                "hash": config.topology.hash().to_string(),
+                "hash": ContentHash::of(&assembly.canonical).to_string(),
                 "sources": config.topology.sources.len(),
                 "operators": operators,
                 "sinks": sinks,
@@ -46,7 +46,8 @@ impl Check {
             }))?;
         } else {
             shell.data(source.render(&warnings, shell.styled()))?;
-            shell.data(format_args!("{}: ok, {operators} operators, {sinks} sinks, {tests} tests\n", source.name()))?;
+            let counts = [count(operators, "operator"), count(sinks, "sink"), count(tests, "test")].join(", ");
+            shell.data(format_args!("{}: ok, {counts}\n", source.name()))?;
         }
         Ok(Exit::Ok)
     }

@@ -162,6 +162,11 @@ impl Shell {
     }
 }
 
+/// `1 test`, `2 tests`.
+pub(crate) fn count(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
 /// Loads a topology, and says nothing.
 pub(crate) fn load(path: &Path, calendar: &Calendar) -> Result<Loaded, LoadError> {
     let (operators, providers) = (OperatorKinds::standard(), ProviderKinds::standard());

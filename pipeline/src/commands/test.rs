@@ -7,7 +7,7 @@ use serde_json::json;
 use tidings_operators::calendar::Calendar;
 use tidings_pipeline::topology::{TestReport, run_tests};
 
-use super::{Exit, Shell};
+use super::{Exit, Shell, count};
 
 /// Run a topology's own `tests:` in virtual time. Nothing is read or sent.
 #[derive(clap::Args)]
@@ -39,7 +39,7 @@ impl Test {
         } else {
             shell.data(text(file, &reports))?;
         }
-        shell.talk(format_args!("{}: {} tests, {failed} failed", file, reports.len()));
+        shell.talk(format_args!("{file}: {}, {failed} failed", count(reports.len(), "test")));
         Ok(if failed == 0 { Exit::Ok } else { Exit::Findings })
     }
 }

@@ -12,7 +12,10 @@ use tidings_pipeline::runtime::clock::{Clock as _, SystemClock};
 use tidings_pipeline::topology::Config;
 use tidings_sinks::log::Log;
 
-use super::{Exit, Shell};
+use super::{Exit, Shell, count};
+
+/// How long a person waits for brokers that may not be there.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Create the topics that a topology needs, or compare them with what is there.
 #[derive(clap::Args)]
@@ -44,7 +47,7 @@ impl Topics {
         };
         let config = shell.load(&which.config, &Calendar::bundled())?.config;
         let clock = SystemClock::default();
-        let log = open_log(&config.deployment.log, Duration::ZERO, Arc::new(move || clock.wall()))?;
+        let log = open_log(&config.deployment.log, Duration::ZERO, PATIENCE, Arc::new(move || clock.wall()))?;
         let created = if create { create_missing(&*log, &config)? } else { Vec::new() };
         let weak = log.weaknesses(&topics(&config))?;
         if shell.json {
@@ -57,12 +60,8 @@ impl Topics {
                 shell.data(format_args!("{weakness}\n"))?;
             }
         }
-        shell.talk(format_args!(
-            "{} topics, {} created, {} findings",
-            topics(&config).len(),
-            created.len(),
-            weak.len()
-        ));
+        let all = count(topics(&config).len(), "topic");
+        shell.talk(format_args!("{all}, {} created, {}", created.len(), count(weak.len(), "finding")));
         Ok(if weak.is_empty() { Exit::Ok } else { Exit::Findings })
     }
 }

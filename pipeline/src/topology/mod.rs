@@ -70,7 +70,7 @@ pub struct Loaded {
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// There is no text.
-    #[error("cannot read the topology {path}: {source}; name a file with --topology")]
+    #[error("cannot read the topology {path}: {source}; name a file that can be read")]
     Unreadable {
         /// The path.
         path: PathBuf,

@@ -465,7 +465,9 @@ impl<'a> World<'a> {
         if let Some(until) = row.until {
             let _ = write!(line, " until {}", self.clock(until));
         }
-        if let Some(reason) = row.reason {
+        // `merged (merged)` would say nothing twice.
+        let told = |reason: &Reason| states.contains(&reason.as_str());
+        if let Some(reason) = row.reason.filter(|reason| !told(reason)) {
             let _ = write!(line, " ({reason})");
         }
         line

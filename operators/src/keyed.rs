@@ -15,7 +15,7 @@ use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
-use tidings_schemas::channel::Channel;
+use tidings_schemas::channel::{Channel, ChannelSet};
 use tidings_schemas::ids::{EventId, GroupId, IntentId, LegId, NotificationId};
 use tidings_schemas::lifecycle::{State as Did, Unit};
 use tidings_schemas::profile::{Profile, Reachability};
@@ -92,6 +92,9 @@ pub struct Known {
     pub profile: Arc<Profile>,
     /// On which channels the user can be reached.
     pub reachability: Arc<Reachability>,
+    /// Channels on which an address is taken for granted: those of whom the critical path cannot know
+    /// better. Deliver holds the addresses, and ends a leg that has none. In decide always empty.
+    pub assumed: ChannelSet,
 }
 
 /// A keyed operator. Parameters live in `self`; state lives in the engine.
@@ -178,6 +181,8 @@ pub struct About {
     /// The event.
     pub event: EventId,
     /// Its intent.
+
+    /// Its intent; zero in a leg's facts.
     pub intent: IntentId,
     /// The notification.
     pub notification: NotificationId,
@@ -186,6 +191,8 @@ pub struct About {
     /// The leg.
     pub leg: LegId,
     /// Whether the leg is a silent copy.
+
+    /// Whether the leg is a silent one.
     pub silent: bool,
     /// Who is told.
     pub user: Arc<str>,
@@ -227,6 +234,7 @@ impl About {
         Self {
             event: item.first_event(),
             intent: item.members.first().map_or_else(IntentId::default, |member| member.intent),
+
             notification: item.notification,
             group: item.group,
             leg: item.leg.unwrap_or_default(),

@@ -11,10 +11,11 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tidings_schemas::lifecycle::State as Did;
+use tidings_schemas::lifecycle::{State as Did, Unit};
 
 use crate::item::Item;
-use crate::keyed::{Cx, Operator};
+use crate::keyed::{About, Cx, Operator};
+
 use crate::params::SideInput;
 
 /// `preferences` has no parameters.
@@ -42,8 +43,23 @@ impl Operator for Preferences {
             let answer = cx.candidates(&item);
             item.candidates = answer.open;
             item.struck = answer.closed;
-            cx.record_events(&item, &[Did::PreferenceChecked], None, None);
+            match struck(&item) {
+                None => cx.record_events(&item, &[Did::PreferenceChecked], None, None),
+                // What may not be used, and why, is part of the story: a row is the only one to tell it.
+                Some(words) => {
+                    for member in &item.members {
+                        let about = About::member(&item, member);
+                        cx.record_caused(Unit::Event, about, &[Did::PreferenceChecked], None, words.clone());
+                    }
+                }
+            }
         }
         cx.emit(0, item);
     }
+}
+
+/// The channels that may not carry an item, as the row says them: `not push (opted_out), sms (no_consent)`.
+fn struck(item: &Item) -> Option<String> {
+    let words: Vec<_> = item.struck.iter().map(|(channel, reason)| format!("{channel} ({reason})")).collect();
+    (!words.is_empty()).then(|| format!("not {}", words.join(", ")))
 }

@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tidings_schemas::channel::{Channel, ChannelSet};
+use tidings_schemas::event::Event;
 use tidings_schemas::ids::EventId;
 use tidings_schemas::lane::LaneRecord;
 use tidings_schemas::lifecycle::{Row, Unit};
@@ -140,7 +141,7 @@ pub fn known(profile: &str, channels: &[Channel]) -> Known {
     for channel in channels {
         reachability.apply(channel.as_str(), Some(&address("u", *channel)));
     }
-    Known { profile: Arc::new(profile), reachability: Arc::new(reachability) }
+    Known { profile: Arc::new(profile), reachability: Arc::new(reachability), ..Known::default() }
 }
 
 fn address(user: &str, channel: Channel) -> tidings_schemas::profile::Address {
@@ -193,12 +194,14 @@ pub fn straight(operators: &[(&str, serde_json::Value, Option<&str>)]) -> Wiring
 /// A script under way: a chain on one worker, a clock, offsets.
 pub struct Scenario {
     chain: Chain,
+    path: Path,
     rules: Rules,
     epoch: u64,
     now: Instant,
     offsets: BTreeMap<u16, u64>,
     zone: String,
     names: BTreeMap<String, EventId>,
+    events: BTreeMap<String, (EventId, Event)>,
     last_lane: Option<LaneRecord>,
 }
 
@@ -209,16 +212,27 @@ impl Scenario {
     /// When the wiring makes no chain.
     #[must_use]
     pub fn new(wiring: &Wiring, rules: Rules) -> Self {
-        let chain = wiring.chain(Path::Decide).expect("the script's chain");
+        Self::on(Path::Decide, wiring, rules)
+    }
+
+    /// The same on one of the two paths.
+    ///
+    /// # Panics
+    /// When the wiring makes no chain.
+    #[must_use]
+    pub fn on(path: Path, wiring: &Wiring, rules: Rules) -> Self {
+        let chain = wiring.chain(path).expect("the script's chain");
         let now = "2026-01-01T00:00:00Z".parse().expect("an instant");
         Self {
             chain,
+            path,
             rules,
             epoch: 0,
             now,
             offsets: BTreeMap::new(),
             zone: "UTC".to_owned(),
             names: BTreeMap::new(),
+            events: BTreeMap::new(),
             last_lane: None,
         }
     }
@@ -235,7 +249,7 @@ impl Scenario {
         };
         *offset += 1;
         let lot = Lot { source, partition: 0 };
-        let arrived = ingest(&sources()[usize::from(source)], lot, &record, &self.rules, Path::Decide);
+        let arrived = ingest(&sources()[usize::from(source)], lot, &record, &self.rules, self.path);
         self.run(vec![Block { lot, target: 0, records: vec![arrived] }])
     }
 
@@ -262,6 +276,51 @@ impl Scenario {
 /// # Panics
 /// When a line does not say what it should: the message shows the line and all that was said.
 pub fn check(script: &str) {
+    play(script, |number, line, expected, running, output| {
+        let said = running.describe(&output);
+        if let Some(expected) = expected {
+            let wanted: Vec<_> =
+                if expected == "nothing" { Vec::new() } else { expected.split(" ; ").map(str::trim).collect() };
+            let missing: Vec<_> = wanted.iter().filter(|want| !said.iter().any(|said| said == *want)).collect();
+            let wrong = !missing.is_empty() || (wanted.is_empty() && !said.is_empty());
+            assert!(!wrong, "line {number}: {line}\nmissing: {missing:?}\nsaid:\n  {}", said.join("\n  "));
+        }
+    });
+}
+
+/// What a script said, all epochs together: for tests of those who read the record.
+#[derive(Clone, Debug, Default)]
+pub struct Told {
+    /// Rows, in the order of the epochs.
+    pub rows: Vec<Row>,
+    /// Lane records.
+    pub lanes: Vec<LaneRecord>,
+    /// The events of the script, by the names that it gives them.
+    pub events: BTreeMap<String, (EventId, Event)>,
+}
+
+/// Runs a script for what it says.
+///
+/// # Panics
+/// When a line is none.
+#[must_use]
+pub fn tell(script: &str) -> Told {
+    let mut told = Told::default();
+    play(script, |_, _, _, running, output| {
+        running.describe(&output);
+        for said in &output.said {
+            if matches!(said.to, To::Lane(..)) {
+                told.lanes.push(serde_json::from_slice(&said.value).expect("a lane record"));
+            }
+        }
+        told.rows.extend(output.rows);
+        told.events.clone_from(&running.events);
+    });
+    told
+}
+
+/// Runs a script line by line: number, line, what is expected, and what the epoch said.
+fn play(script: &str, mut each: impl FnMut(usize, &str, Option<&str>, &mut Scenario, EpochOutput)) {
     let mut scenario: Option<Scenario> = None;
     let mut spread = Duration::ZERO;
     for (number, line) in script.lines().enumerate() {
@@ -284,14 +343,7 @@ pub fn check(script: &str) {
         }
         let running = scenario.as_mut().unwrap_or_else(|| panic!("line {}: `chain` comes first", number + 1));
         let output = act(running, command);
-        let said = running.describe(&output);
-        if let Some(expected) = expected {
-            let wanted: Vec<_> =
-                if expected == "nothing" { Vec::new() } else { expected.split(" ; ").map(str::trim).collect() };
-            let missing: Vec<_> = wanted.iter().filter(|want| !said.iter().any(|said| said == *want)).collect();
-            let wrong = !missing.is_empty() || (wanted.is_empty() && !said.is_empty());
-            assert!(!wrong, "line {}: {line}\nmissing: {missing:?}\nsaid:\n  {}", number + 1, said.join("\n  "));
-        }
+        each(number + 1, line, expected, running, output);
     }
 }
 
@@ -346,7 +398,11 @@ fn act(scenario: &mut Scenario, command: &str) -> EpochOutput {
                 event[key] = value;
             }
             let offset = scenario.offsets.get(&EVENTS).copied().unwrap_or(0);
-            scenario.names.insert(words[0].to_owned(), EventId::new("events", 0, offset));
+            let id = EventId::new("events", 0, offset);
+            scenario.names.insert(words[0].to_owned(), id);
+            if let Ok(written) = Event::from_json(event.to_string().as_bytes(), false) {
+                scenario.events.insert(words[0].to_owned(), (id, written));
+            }
             scenario.step(EVENTS, words[1], Some(event.to_string()))
         }
         "raw" => scenario.step(EVENTS, "", Some(rest.to_owned())),

@@ -255,6 +255,8 @@ pub struct RunSettings {
     pub transport: Transport,
     /// Shortest time between two cuts.
     pub epoch_min: Duration,
+    /// Longest time between two cuts.
+    pub idle_max: Duration,
     /// Longest time between two checkpoints while anything changes.
     pub checkpoint_every: Duration,
 }
@@ -275,6 +277,7 @@ fn plan_of(
         workers: settings.workers,
         transport: settings.transport,
         epoch_min: settings.epoch_min,
+        idle_max: settings.idle_max,
         checkpoint_every: settings.checkpoint_every,
     }
 }

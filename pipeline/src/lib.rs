@@ -8,3 +8,9 @@ pub mod runtime;
 pub mod sources;
 
 pub mod topology;
+
+pub mod explain;
+
+pub mod console;
+
+pub mod demo;

@@ -8,6 +8,9 @@ use std::sync::{Mutex, PoisonError};
 /// A key and its new value; absent takes the key away.
 pub(crate) type Change = (Vec<u8>, Option<Vec<u8>>);
 
+/// A key and its value.
+pub(crate) type Pair = (Vec<u8>, Vec<u8>);
+
 /// Why the table did not do it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the store at `{place}` failed: {cause}; check the disk and its free space")]
@@ -21,7 +24,7 @@ pub(crate) trait Table: Send + Sync + 'static {
     /// The value of `key`.
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, TableError>;
     /// Keys and values from `from` to before `to`, in order, at most `max`.
-    fn scan(&self, from: &[u8], to: &[u8], max: usize) -> Result<Vec<(Vec<u8>, Vec<u8>)>, TableError>;
+    fn scan(&self, from: &[u8], to: &[u8], max: usize) -> Result<Vec<Pair>, TableError>;
     /// All of it or none; returns once it is as durable as the table promises. The last change of a key holds.
     fn write(&self, changes: Vec<Change>) -> Result<(), TableError>;
 }
@@ -43,7 +46,7 @@ impl Table for MemoryTable {
         Ok(self.0.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned())
     }
 
-    fn scan(&self, from: &[u8], to: &[u8], max: usize) -> Result<Vec<(Vec<u8>, Vec<u8>)>, TableError> {
+    fn scan(&self, from: &[u8], to: &[u8], max: usize) -> Result<Vec<Pair>, TableError> {
         if from >= to {
             return Ok(Vec::new());
         }
@@ -91,7 +94,7 @@ impl Table for FolderTable {
         Ok(self.keyspace.get(key).map_err(|error| self.failed(error))?.map(|value| value.to_vec()))
     }
 
-    fn scan(&self, from: &[u8], to: &[u8], max: usize) -> Result<Vec<(Vec<u8>, Vec<u8>)>, TableError> {
+    fn scan(&self, from: &[u8], to: &[u8], max: usize) -> Result<Vec<Pair>, TableError> {
         if from >= to {
             return Ok(Vec::new());
         }

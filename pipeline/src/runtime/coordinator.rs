@@ -36,8 +36,8 @@ const OPEN_MAX: u64 = 2;
 /// Finished epochs that may wait to be said. Beyond it no cut is made: the log keeps the input.
 const UNSAID_MAX: u64 = 256;
 
-/// A cut is made at least this often, so that stream time and the record move on.
-const IDLE_MAX: Duration = Duration::from_secs(1);
+/// How long the coordinator waits for something that it cannot go on without, before it looks again.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Marks are written this often.
 const MARK_EVERY: Duration = Duration::from_secs(1);
@@ -442,7 +442,7 @@ impl<'a> Generation<'a> {
             self.take(&expected);
             self.release(cut.epoch, cut.now, expected.iter().map(|(lot, extent)| (*lot, extent.end)).collect());
             while self.finished < cut.epoch {
-                self.wait(IDLE_MAX)?;
+                self.wait(LOOK_AGAIN)?;
             }
             let output = self.unsaid.get(&cut.epoch);
             let Some(output) = output else { continue };
@@ -476,13 +476,13 @@ impl<'a> Generation<'a> {
         while short(self) {
             let grown = |this: &Self| marks.keys().any(|lot| this.grown(*lot));
             while !(self.may_cut() && grown(self)) {
-                self.wait(IDLE_MAX)?;
+                self.wait(LOOK_AGAIN)?;
             }
             let now = self.now;
             self.cut(now, |lot| marks.contains_key(&lot));
         }
         while self.finished < self.last {
-            self.wait(IDLE_MAX)?;
+            self.wait(LOOK_AGAIN)?;
         }
         Ok(())
     }
@@ -493,11 +493,11 @@ impl<'a> Generation<'a> {
             return Ok(());
         }
         while self.finished < self.last || self.said_through < self.last {
-            self.wait(IDLE_MAX)?;
+            self.wait(LOOK_AGAIN)?;
             self.periodic();
         }
         while self.busy_with_checkpoint() {
-            self.wait(IDLE_MAX)?;
+            self.wait(LOOK_AGAIN)?;
             self.periodic();
         }
         if self.start.checkpoint.as_ref().is_some_and(|(_, manifest)| manifest.epoch == self.last) {
@@ -506,7 +506,7 @@ impl<'a> Generation<'a> {
         let failures = self.around.status.checkpoint_failures.load(Ordering::Relaxed);
         self.write_checkpoint();
         while self.busy_with_checkpoint() {
-            self.wait(IDLE_MAX)?;
+            self.wait(LOOK_AGAIN)?;
             self.log_checkpoint();
             if self.around.status.checkpoint_failures.load(Ordering::Relaxed) > failures {
                 return Err(DecideError::Worker("a checkpoint is needed here and could not be written".to_owned()));
@@ -537,7 +537,7 @@ impl<'a> Generation<'a> {
             return false;
         }
         let due = self.next_timer.is_some_and(|at| at <= self.around.clock.wall().max(self.now));
-        since >= IDLE_MAX || due || self.ahead.keys().any(|lot| self.grown(*lot))
+        since >= self.plan.idle_max || due || self.ahead.keys().any(|lot| self.grown(*lot))
     }
 
     /// How long nothing needs to be done if nothing happens.
@@ -551,7 +551,7 @@ impl<'a> Generation<'a> {
             return short;
         }
         let due = self.next_timer.map(|at| self.around.clock.real(at.since(self.around.clock.wall())));
-        let idle = IDLE_MAX.saturating_sub(since);
+        let idle = self.plan.idle_max.saturating_sub(since);
         due.map_or(idle, |due| due.min(idle)).max(short)
     }
 
@@ -669,9 +669,10 @@ impl<'a> Generation<'a> {
     fn on_report(&mut self, report: Report) -> Result<(), DecideError> {
         match report {
             Report::Ready(worker, waker) => {
-                // Feeds may have been filled, and cuts sent, before the worker could be woken.
+                // Feeds may have been filled, and cuts sent, before the worker could be woken. It is put
+                // in place first: whoever fills a feed from here on wakes it.
+                let _ = self.wakers[worker].set(Arc::clone(&waker));
                 waker();
-                let _ = self.wakers[worker].set(waker);
             }
             Report::Ahead(_, ahead) => self.ahead.extend(ahead),
             Report::Done(_, output) => self.on_done(*output),

@@ -48,6 +48,8 @@ pub struct Plan {
     pub transport: Transport,
     /// Shortest time between two cuts.
     pub epoch_min: Duration,
+    /// Longest time between two cuts, so that stream time and the record move on.
+    pub idle_max: Duration,
     /// Longest time between two checkpoints while anything changes.
     pub checkpoint_every: Duration,
 }

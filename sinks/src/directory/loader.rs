@@ -104,7 +104,7 @@ impl Loader {
                 loaded = true;
             }
             rounds = rounds.wrapping_add(1);
-            if loaded && rounds % ROUNDS_PER_CHECK == 0 && self.is_lost(partitions.clone()).await? {
+            if loaded && rounds.is_multiple_of(ROUNDS_PER_CHECK) && self.is_lost(partitions.clone()).await? {
                 tracing::warn!("the directory's view was lost and is loaded anew");
                 return Ok(());
             }

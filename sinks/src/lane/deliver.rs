@@ -194,9 +194,12 @@ struct Granted {
 
 enum Step {
     Begin(Vec<Arc<Leg>>),
-    Again { at: Instant, gate: Option<&'static str>, delivery: Delivery },
+    Again { at: Instant, gate: Option<&'static str>, delivery: Box<Delivery> },
     Call { provider: Arc<dyn Provider>, granted: Vec<(Granted, Content)> },
 }
+
+/// Granted deliveries for one provider, with their texts.
+type Calls = (Arc<dyn Provider>, Vec<(Granted, Content)>);
 
 /// How a delivery's part in its leg ended.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -217,10 +220,11 @@ struct Verdict {
 }
 
 impl Deliverer {
-    /// Makes the deliverer of a channel; founds the ledger where nobody did.
+    /// Makes the deliverer of a channel; founds the ledger where nobody did. A ledger that does not answer yet
+    /// stops nobody from starting: critical messages don't need it, the others wait.
     ///
     /// # Errors
-    /// When a topic that it writes to is missing, or the ledger does not answer.
+    /// When a topic that it writes to is missing, or the ledger is set up in a way that loses entries.
     pub async fn open(parts: Parts) -> Result<Self, LaneError> {
         let topics = &parts.topics;
         let mut names = vec![topics.lifecycle(), topics.returned(), topics.dlq(), topics.addresses()];
@@ -236,7 +240,14 @@ impl Deliverer {
         if let Some(missing) = names[..needed].iter().find(|name| !partitions.contains_key(*name)) {
             return Err(crate::log::LogError::MissingTopic(missing.clone()).into());
         }
-        let incarnation = parts.ledger.incarnation((parts.clock)()).await?;
+        let incarnation = match parts.ledger.incarnation((parts.clock)()).await {
+            Ok(incarnation) => incarnation,
+            Err(error @ LedgerError::Refused(_)) => return Err(error.into()),
+            Err(error) => {
+                tracing::warn!(%error, channel = %parts.channel, "starts without the ledger");
+                Incarnation::unheard()
+            }
+        };
         let gates = parts.providers.all().into_iter().map(|provider| (provider.name(), Gate::default())).collect();
         Ok(Self { parts, partitions, gates, incarnation: RwLock::new(incarnation), claims: AtomicU64::new(0) })
     }
@@ -302,7 +313,8 @@ impl Deliverer {
                     () = delivery.leg.ticket.leaving() => return Vec::new(),
                 }
                 let Some(mut known) = self.look(desk, &[&delivery.leg.record]).await else { return Vec::new() };
-                let delivery = known.pop().map_or(delivery.clone(), |known| delivery.refreshed(&known));
+                let delivery =
+                    known.pop().map_or_else(|| (*delivery).clone(), |known| delivery.clone().refreshed(&known));
                 self.admit(desk, vec![delivery]).await
             }
             Step::Call { provider, granted } => self.call(desk, &provider, granted).await,
@@ -431,12 +443,12 @@ impl Deliverer {
             let name = provider.map(|provider| provider.name());
             match name.and_then(|name| self.gates.get(name)).map_or(Ok(()), |gate| gate.enter(self.now())) {
                 Ok(()) => admitted.push(delivery),
-                Err(at) => steps.push(Step::Again { at, gate: name, delivery }),
+                Err(at) => steps.push(Step::Again { at, gate: name, delivery: Box::new(delivery) }),
             }
         }
         let (critical, others): (Vec<_>, Vec<_>) = admitted.into_iter().partition(|it| it.leg.is_critical());
         let mut verdicts = Vec::new();
-        let mut calls: BTreeMap<&'static str, (Arc<dyn Provider>, Vec<(Granted, Content)>)> = BTreeMap::new();
+        let mut calls: BTreeMap<&'static str, Calls> = BTreeMap::new();
         for batch in [critical, others] {
             let Some(claimed) = self.claim(desk, batch).await else { continue };
             for (delivery, claimed) in claimed {
@@ -545,7 +557,7 @@ impl Deliverer {
                     key: it.key.clone(),
                     owner: owner.clone(),
                     lease_until: now.after(self.lease(it)),
-                    attempts_before: it.known + u32::from(it.fresh && it.leg.believed != incarnation),
+                    attempts_before: it.known + u32::from(it.fresh && it.leg.believed.is_lost(&incarnation)),
                 })
                 .collect();
             let asked = self.parts.ledger.claim(&incarnation, &claims, now);
@@ -563,10 +575,10 @@ impl Deliverer {
                             .collect(),
                     );
                 }
-                Err(LedgerError::Lost) => {
-                    self.refound(desk).await?;
-                    continue;
-                }
+                Err(LedgerError::Lost) => match self.refound(critical).await {
+                    Ok(()) => continue,
+                    Err(error) => error,
+                },
                 Err(error) => error,
             };
             if critical {
@@ -599,11 +611,13 @@ impl Deliverer {
         let attempt = entry.newest().clone();
         let leg = delivery.leg.clone();
         match attempt.phase {
-            Phase::Pending { lease_until, .. } => return Some(Step::Again { at: lease_until, gate: None, delivery }),
+            Phase::Pending { lease_until, .. } => {
+                return Some(Step::Again { at: lease_until, gate: None, delivery: Box::new(delivery) });
+            }
             Phase::Scheduled { due, .. } => match Schedule::resume(attempt.number, due, now) {
                 Wait::Memory => {
                     delivery.known = attempt.number;
-                    return Some(Step::Again { at: due, gate: None, delivery });
+                    return Some(Step::Again { at: due, gate: None, delivery: Box::new(delivery) });
                 }
                 Wait::Topic(delay) => {
                     let said = rows::of_entry(&leg.record, delivery.key.delivery, &entry, delivery.said, now);
@@ -731,13 +745,13 @@ impl Deliverer {
             delivery.fresh = false;
             if !kept {
                 // The lease ran out under us: whoever has it now says what became of it.
-                steps.push(Step::Again { at: now, gate: None, delivery });
+                steps.push(Step::Again { at: now, gate: None, delivery: Box::new(delivery) });
                 continue;
             }
             let Some(phase) = phase else {
                 // Nothing was called, so nothing is said; older attempts are with the next outcome.
                 let provider = delivery.listed.as_ref().and_then(|it| self.parts.providers.of(&it.address));
-                steps.push(Step::Again { at: now, gate: provider.map(|it| it.name()), delivery });
+                steps.push(Step::Again { at: now, gate: provider.map(|it| it.name()), delivery: Box::new(delivery) });
                 continue;
             };
             let leg = delivery.leg.clone();
@@ -746,7 +760,7 @@ impl Deliverer {
             (delivery.known, delivery.said) = (number, number);
             match phase {
                 Phase::Scheduled { due, .. } => match Schedule::resume(number, due, now) {
-                    Wait::Memory => steps.push(Step::Again { at: due, gate: None, delivery }),
+                    Wait::Memory => steps.push(Step::Again { at: due, gate: None, delivery: Box::new(delivery) }),
                     Wait::Topic(delay) => {
                         follow.push(self.retry(&delivery, number, delay, now));
                         finished.push((leg, Ended::Held));
@@ -783,23 +797,25 @@ impl Deliverer {
             // What was never claimed is written down all the same, so that a repeat meets it.
             let settles: Vec<_> = verdicts.iter().map(|it| settle(it, refound || !it.granted.ledgered)).collect();
             let asked = self.parts.ledger.settle(&incarnation, &settles, self.now());
-            match patiently(critical, asked).await {
+            let error = match patiently(critical, asked).await {
                 Ok(kept) => {
                     return Some(kept.iter().zip(verdicts).map(|(kept, it)| *kept || !it.granted.ledgered).collect());
                 }
-                Err(LedgerError::Lost) => {
-                    self.refound(desk).await?;
-                    refound = true;
-                }
-                Err(error) if critical => {
-                    tracing::warn!(%error, "the ledger misses critical attempts");
-                    return Some(vec![true; verdicts.len()]);
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "settlements wait for the ledger");
-                    pause = self.pause(desk, pause).await?;
-                }
+                Err(LedgerError::Lost) => match self.refound(critical).await {
+                    Ok(()) => {
+                        refound = true;
+                        continue;
+                    }
+                    Err(error) => error,
+                },
+                Err(error) => error,
+            };
+            if critical {
+                tracing::warn!(%error, "the ledger misses critical attempts");
+                return Some(vec![true; verdicts.len()]);
             }
+            tracing::warn!(%error, "settlements wait for the ledger");
+            pause = self.pause(desk, pause).await?;
         }
     }
 
@@ -926,31 +942,28 @@ impl Deliverer {
     async fn entries(&self, desk: &Desk, keys: &[Key]) -> Option<Vec<Option<Entry>>> {
         let mut pause = BACKOFF.0;
         loop {
-            match self.parts.ledger.look(&self.incarnation(), keys).await {
+            let error = match self.parts.ledger.look(&self.incarnation(), keys).await {
                 Ok(entries) => return Some(entries),
-                Err(LedgerError::Lost) => self.refound(desk).await?,
-                Err(error) => {
-                    tracing::warn!(%error, "a lane waits for the ledger");
-                    pause = self.pause(desk, pause).await?;
-                }
-            }
+                Err(LedgerError::Lost) => match self.refound(false).await {
+                    Ok(()) => continue,
+                    Err(error) => error,
+                },
+                Err(error) => error,
+            };
+            tracing::warn!(%error, "a lane waits for the ledger");
+            pause = self.pause(desk, pause).await?;
         }
     }
 
-    /// The ledger was lost: learns its new incarnation. `None`: abandoned.
-    async fn refound(&self, desk: &Desk) -> Option<()> {
-        let mut pause = BACKOFF.0;
-        loop {
-            match self.parts.ledger.incarnation(self.now()).await {
-                Ok(incarnation) => {
-                    tracing::error!("the ledger was lost; what was in flight is recorded as unknown");
-                    *self.incarnation.write().unwrap_or_else(PoisonError::into_inner) = incarnation;
-                    return Some(());
-                }
-                Err(error) => tracing::warn!(%error, "a lane waits for the ledger"),
-            }
-            pause = self.pause(desk, pause).await?;
+    /// The ledger was lost, or is heard for the first time: learns its incarnation.
+    async fn refound(&self, critical: bool) -> Result<(), LedgerError> {
+        let incarnation = patiently(critical, self.parts.ledger.incarnation(self.now())).await?;
+        let mut known = self.incarnation.write().unwrap_or_else(PoisonError::into_inner);
+        if known.is_lost(&incarnation) {
+            tracing::error!("the ledger was lost; what was in flight is recorded as unknown");
         }
+        *known = incarnation;
+        Ok(())
     }
 
     /// Waits, and says how long to wait next time. `None`: it is time to stop.

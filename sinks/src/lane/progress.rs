@@ -46,7 +46,7 @@ impl Progress {
     pub(crate) fn resume(commit: Option<&Commit>, start: u64, end: u64, ledger: Incarnation) -> Self {
         let metadata: Metadata =
             commit.and_then(|commit| serde_json::from_str(&commit.metadata).ok()).unwrap_or_default();
-        let before = metadata.ledger.filter(|before| *before != ledger).map(|before| (end, before));
+        let before = metadata.ledger.filter(|before| before.is_lost(&ledger)).map(|before| (end, before));
         Self {
             next: commit.map_or(start, |commit| commit.offset),
             open: BTreeMap::new(),

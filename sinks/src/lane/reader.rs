@@ -402,6 +402,7 @@ impl LaneReader {
             // The next mark passes these buckets too.
             if let Err(error) = ledger.passed(&incarnation, &partition, mark, self.deliverer.now()).await {
                 tracing::warn!(%error, %partition, "buckets of the ledger stay until the next mark");
+                break;
             }
         }
         Ok(())

@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use tidings_schemas::block::Block;
 use tidings_schemas::channel::{Channel, Priority};
-use tidings_schemas::ids::{DeliveryId, EventId, LegId, NotificationId};
+use tidings_schemas::ids::{DeliveryId, EventId, LegId, NotificationId, lane_partition};
 use tidings_schemas::lane::{LaneRecord, Mark, ReturnCause, Returned};
 use tidings_schemas::lifecycle::{Row, State, Unit};
 use tidings_schemas::profile::{Address, AddressStatus, Profile};
@@ -23,7 +23,7 @@ use super::wire::DeadLetter;
 use super::*;
 use crate::directory::{Change, Directory, Listed, MemoryDirectory};
 use crate::ledger::{Claim, Claimed, Entry, Incarnation, Key, Ledger, MemoryLedger, Settle};
-use crate::log::memory::MemoryLog;
+use crate::log::memory::{CrashPoint, MemoryLog};
 use crate::log::{
     Append, Assignment, Clock, Commit, GroupReader, Log, Reader, Record, Retention, TopicPartition, TopicSpec,
 };
@@ -39,6 +39,7 @@ const CALL_MAX: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 enum Answer {
     Is(Outcome),
+    After(Duration, Outcome),
     Never,
 }
 
@@ -100,15 +101,18 @@ impl Provider for Line1 {
             self.crash.point().await;
             let mut outcomes = Vec::new();
             for call in calls {
-                match self.provider.answer(call, now) {
-                    Answer::Is(outcome) => {
-                        if matches!(outcome, Outcome::Accepted { .. }) {
-                            self.provider.accepted.lock().unwrap().push(call.delivery);
-                        }
-                        outcomes.push(outcome);
+                let outcome = match self.provider.answer(call, now) {
+                    Answer::Is(outcome) => outcome,
+                    Answer::After(wait, outcome) => {
+                        tokio::time::sleep(wait).await;
+                        outcome
                     }
                     Answer::Never => std::future::pending().await,
+                };
+                if matches!(outcome, Outcome::Accepted { .. }) {
+                    self.provider.accepted.lock().unwrap().push(call.delivery);
                 }
+                outcomes.push(outcome);
             }
             self.crash.point().await;
             outcomes
@@ -295,6 +299,10 @@ struct World {
 
 impl World {
     async fn new(channel: Channel) -> Self {
+        Self::with_partitions(channel, 1).await
+    }
+
+    async fn with_partitions(channel: Channel, partitions: u32) -> Self {
         let start = tokio::time::Instant::now();
         let clock: Clock = Arc::new(move || T0.after(start.elapsed()));
         let log = MemoryLog::new(clock.clone()).unwrap();
@@ -302,13 +310,8 @@ impl World {
         let mut names = vec![topics.lifecycle(), topics.returned(), topics.dlq(), topics.addresses()];
         names.extend(Line::all().into_iter().flat_map(|line| line.topics(&topics, channel)));
         names.push(topics.lane(Channel::Sms, Priority::Critical));
-        let spec = |name: String| TopicSpec {
-            name,
-            partitions: 1,
-            retention: Retention::Forever,
-            replication: 1,
-            min_insync: 1,
-        };
+        let spec =
+            |name: String| TopicSpec { name, partitions, retention: Retention::Forever, replication: 1, min_insync: 1 };
         log.create(&names.into_iter().map(spec).collect::<Vec<_>>()).unwrap();
         let world = Self {
             log,
@@ -368,7 +371,9 @@ impl World {
 
     fn say(&self, record: &LaneRecord, epoch: Option<u64>) {
         let epoch = epoch.map(|epoch| (1, epoch, &b"o"[..]));
-        self.log.append(&[wire::leg(self.lane(record.priority), record, epoch)]).unwrap();
+        let topic = self.lane(record.priority).topic;
+        let to = wire::place(&topic, &record.user, u32::try_from(self.partitions_of(&topic).len()).unwrap());
+        self.log.append(&[wire::leg(to, record, epoch)]).unwrap();
     }
 
     fn mark(&self, priority: Priority, said_through: u64) {
@@ -436,8 +441,8 @@ impl World {
     }
 
     fn records(&self, topic: &str) -> Vec<Record> {
-        let partition = TopicPartition { topic: topic.into(), partition: 0 };
-        self.log.reader(&partition, 0).unwrap().poll(100_000, Duration::ZERO).unwrap().records
+        let read = |it: TopicPartition| self.log.reader(&it, 0).unwrap().poll(100_000, Duration::ZERO).unwrap().records;
+        self.partitions_of(topic).into_iter().flat_map(read).collect()
     }
 
     fn rows(&self) -> Vec<Row> {
@@ -463,11 +468,16 @@ impl World {
         self.records(topic).iter().map(|it| serde_json::from_slice(it.value.as_ref().unwrap()).unwrap()).collect()
     }
 
+    fn partitions_of(&self, topic: &str) -> Vec<TopicPartition> {
+        let count = self.log.describe(&[topic.to_owned()]).unwrap()[0].partitions;
+        (0..count).map(|partition| TopicPartition { topic: topic.into(), partition }).collect()
+    }
+
     /// Everything read and settled, in lanes and retry topics.
     fn is_done(&self, lines: &[Line]) -> bool {
         lines.iter().all(|line| {
-            line.topics(&self.topics, self.channel).iter().all(|topic| {
-                let partition = TopicPartition { topic: topic.as_str().into(), partition: 0 };
+            let topics = line.topics(&self.topics, self.channel);
+            topics.iter().flat_map(|topic| self.partitions_of(topic)).all(|partition| {
                 let end = self.log.range(&partition).unwrap().end;
                 self.log.committed(&line.group(self.channel), &partition).unwrap().map_or(0, |it| it.offset) == end
             })
@@ -806,7 +816,7 @@ struct Down;
 
 impl Ledger for Down {
     fn incarnation(&self, _: Instant) -> BoxFuture<'_, Result<Incarnation, LedgerError>> {
-        Box::pin(async { Ok(Incarnation("any".into())) })
+        Box::pin(async { Err(LedgerError::Unreachable("down".to_owned())) })
     }
     fn claim<'a>(
         &'a self,
@@ -888,4 +898,52 @@ async fn a_stop_lets_calls_land_and_commits_them() {
     assert!((world.clock)().since(before) < Duration::from_secs(1), "a wait does not hold a stop up");
     let commit = world.log.committed(&MEDIUM[0].group(Channel::Push), &world.lane(Priority::Medium)).unwrap();
     assert_eq!(commit.map(|it| it.offset), Some(1), "u2 is read again by the next owner");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_committed_while_the_log_takes_no_rows() {
+    let world = World::new(Channel::Push).await;
+    world.device("u1", "a").await;
+    for n in 1..=6 {
+        world.log.fail_topic_at(&world.topics.lifecycle(), CrashPoint::Before, n);
+    }
+    world.say(&world.leg("u1", Priority::Medium), Some(1));
+    let process = world.start(&MEDIUM, Crash::never(), "p", limits()).await;
+    world.until(|| !world.provider.accepted.lock().unwrap().is_empty()).await;
+    // The sixth refusal comes after 50 + 100 + … + 800 ms.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(!world.is_done(&MEDIUM) && world.rows().is_empty());
+    world.done(&MEDIUM).await;
+    process.stop().await;
+    assert_eq!(world.said("u1"), ["created rendered sent delivered"]);
+    assert_eq!(world.provider.times("u1").len(), 1);
+}
+
+// Real time: the drain waits on a thread of its own.
+#[tokio::test]
+async fn a_partition_that_goes_is_drained_before_it_is_someone_elses() {
+    let world = World::with_partitions(Channel::Push, 2).await;
+    let users = ["u1", "u2", "u3", "u4", "u5", "u6"];
+    let partitions: BTreeSet<_> = users.iter().map(|user| lane_partition(user, 2)).collect();
+    assert_eq!(partitions.len(), 2, "both partitions are used");
+    for user in users {
+        world.device(user, "a").await;
+        world
+            .provider
+            .set(user, [Answer::After(Duration::from_millis(300), Outcome::accepted(Code::new(200, ""), "id"))]);
+        world.say(&world.leg(user, Priority::Medium), Some(1));
+    }
+    let lines = &MEDIUM[..1];
+    let first = world.start(lines, Crash::never(), "first", limits()).await;
+    world.until(|| world.provider.calls.lock().unwrap().len() == users.len()).await;
+    let second = world.start(lines, Crash::never(), "second", limits()).await;
+    let taken = world.until(|| second.metrics[0].reached().len() == 1);
+    tokio::time::timeout(Duration::from_secs(10), taken).await.unwrap();
+    // What the second one takes over was settled and committed by the first.
+    assert_eq!(world.provider.accepted.lock().unwrap().len(), users.len());
+    world.done(lines).await;
+    first.stop().await;
+    second.stop().await;
+    assert_eq!(world.provider.calls.lock().unwrap().len(), users.len());
+    assert!(world.rows().iter().all(|row| !row.states.contains(&State::Unknown)));
 }

@@ -81,6 +81,20 @@ pub const LEASE_MARGIN: Duration = Duration::from_secs(10);
 #[serde(transparent)]
 pub struct Incarnation(pub Arc<str>);
 
+impl Incarnation {
+    /// Before the store ever answered: it says nothing about a loss.
+    #[must_use]
+    pub fn unheard() -> Self {
+        Self("".into())
+    }
+
+    /// Whether what was read under this one may have been called, now that the store is `now`.
+    #[must_use]
+    pub fn is_lost(&self, now: &Self) -> bool {
+        self != now && *self != Self::unheard()
+    }
+}
+
 /// Where a new entry is put. It is found wherever it is.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Bucket {

@@ -451,13 +451,43 @@ fn what_is_known_of_a_user_is_honoured() {
     let table: [(&str, &str, &[Channel], &str, &str); 9] = [
         ("nothing is known", "null", &[], r#""type":"verification_code""#, "push email sms in_app"),
         ("SMS is for security", "null", &all, r#""type":"payment_failed""#, "push email in_app"),
-        ("a channel switched off", r#"{"channels":{"push":false}}"#, &all, r#""type":"verification_code""#, "email sms in_app"),
-        ("switched off without addresses", r#"{"channels":{"push":false}}"#, &[], r#""type":"verification_code""#, "email sms in_app"),
+        (
+            "a channel switched off",
+            r#"{"channels":{"push":false}}"#,
+            &all,
+            r#""type":"verification_code""#,
+            "email sms in_app",
+        ),
+        (
+            "switched off without addresses",
+            r#"{"channels":{"push":false}}"#,
+            &[],
+            r#""type":"verification_code""#,
+            "email sms in_app",
+        ),
         ("a legal stop", stop, &all, r#""type":"verification_code""#, "push email in_app"),
-        ("an opt-out of the category", r#"{"categories":{"security":{"email":false}}}"#, &all, r#""type":"verification_code""#, "push sms in_app"),
+        (
+            "an opt-out of the category",
+            r#"{"categories":{"security":{"email":false}}}"#,
+            &all,
+            r#""type":"verification_code""#,
+            "push sms in_app",
+        ),
         ("one address", "null", &[Channel::Email], r#""type":"verification_code""#, "email in_app"),
-        ("an address that is too new", "null", &[Channel::Push], r#""type":"verification_code","channels":["sms"]"#, "sms in_app:silent"),
-        ("a stop on what was asked for", stop, &[Channel::Push], r#""type":"verification_code","channels":["sms"]"#, "in_app:silent"),
+        (
+            "an address that is too new",
+            "null",
+            &[Channel::Push],
+            r#""type":"verification_code","channels":["sms"]"#,
+            "sms in_app:silent",
+        ),
+        (
+            "a stop on what was asked for",
+            stop,
+            &[Channel::Push],
+            r#""type":"verification_code","channels":["sms"]"#,
+            "in_app:silent",
+        ),
     ];
     for (what, profile, addresses, event, expected) in table {
         let world = World::new();
@@ -551,7 +581,7 @@ fn nothing_is_lost(world: &World, what: &str) {
     let mut story = world.story();
     story.sort();
     let expected = [
-        "event created+rejected (invalid_event)",
+        "event created+rejected (invalid_json)",
         "event created+validated+preference_checked",
         "event created+validated+preference_checked",
         "leg email created+queued",

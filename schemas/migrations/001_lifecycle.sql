@@ -13,6 +13,8 @@
 -- policy that has a volume `cold`, keep a year there instead of deleting:
 --   ALTER TABLE lifecycle MODIFY SETTING storage_policy = 'hot_cold';
 --   ALTER TABLE lifecycle MODIFY TTL day + INTERVAL 30 DAY TO VOLUME 'cold', day + INTERVAL 1 YEAR DELETE;
+-- An insert is synced before it is answered, because the log's offset is committed after it: a server
+-- that loses power would otherwise lose rows that nobody says again.
 -- On a cluster, create the tables beforehand as ReplicatedReplacingMergeTree and
 -- ReplicatedAggregatingMergeTree with the same columns: these statements then leave them as they are.
 CREATE TABLE IF NOT EXISTS lifecycle
@@ -63,7 +65,8 @@ ENGINE = ReplacingMergeTree(earliness)
 PARTITION BY day
 ORDER BY (user, notification, row_id)
 TTL day + INTERVAL 30 DAY
-SETTINGS ttl_only_drop_parts = 1, non_replicated_deduplication_window = 10000
+SETTINGS ttl_only_drop_parts = 1, fsync_after_insert = 1, fsync_part_directory = 1,
+    non_replicated_deduplication_window = 10000
 COMMENT 'every step of every event, leg and delivery';
 
 -- One row per block of decide: enough to say which epochs the record has in full, without counting
@@ -80,7 +83,7 @@ CREATE TABLE IF NOT EXISTS lifecycle_blocks
 ENGINE = ReplacingMergeTree
 ORDER BY (epoch, closed, partition, checksum)
 TTL written_at + INTERVAL 12 DAY
-SETTINGS non_replicated_deduplication_window = 10000
+SETTINGS fsync_after_insert = 1, fsync_part_directory = 1, non_replicated_deduplication_window = 10000
 COMMENT 'which epochs are complete';
 
 -- The newest epoch up to which nothing is missing; NULL while there is none. Epochs have no gaps, so

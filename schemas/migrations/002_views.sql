@@ -59,28 +59,38 @@ FROM deliveries;
 -- One line per event of a channel, in the words of the second seed: states upper-case and unfolded,
 -- `created_at` is the time of the event. What can be true of a delivery only once is there once
 -- (one OPENED however often the mail was opened); RETRY and the like are there each time. A leg's
--- CREATED stands for its deliveries'.
+-- CREATED stands for its deliveries'. `day`, the day of the unit's creation, is for narrowing a query
+-- to its partitions.
 CREATE VIEW IF NOT EXISTS notification_events AS
-SELECT upper(state) AS event, channel, type AS notification_type, priority, at AS created_at,
-    notification_id, delivery_id, user AS user_id, tenant, category, provider, code, reason, attempt
+SELECT day, upper(state) AS event, channel, type AS notification_type, priority, first_at AS created_at,
+    concat('n_', lower(hex(notification))) AS notification_id,
+    if(unit = 'leg', '', concat('d_', lower(hex(unit_id)))) AS delivery_id,
+    first_user AS user_id, first_tenant AS tenant, first_category AS category, first_provider AS provider,
+    first_code AS code, first_reason AS reason, first_attempt AS attempt
 FROM
 (
-    SELECT arrayJoin(states) AS state, unit, unit_id, row_id, channel, type, priority, at, notification_id,
-        delivery_id, user, tenant, category, provider, code, reason, attempt
+    SELECT day, state, unit, unit_id, notification, channel, type, priority,
+        -- What can happen once is one group; what can happen again is a group for each row.
+        if(state IN ('created', 'rendered', 'sent', 'delivered', 'failed', 'expired', 'suppressed', 'bounced',
+            'complained', 'opened', 'clicked', 'dismissed', 'unsubscribed'), toFixedString('', 16), row_id) AS occasion,
+        min(at) AS first_at,
+        argMin(user, at) AS first_user,
+        argMin(tenant, at) AS first_tenant,
+        argMin(category, at) AS first_category,
+        argMin(provider, at) AS first_provider,
+        argMin(code, at) AS first_code,
+        argMin(reason, at) AS first_reason,
+        argMin(attempt, at) AS first_attempt
     FROM
     (
-        SELECT states, unit, if(unit = 'leg', leg, delivery) AS unit_id, row_id, channel, type, priority, at,
-            concat('n_', lower(hex(notification))) AS notification_id,
-            if(unit = 'leg', '', concat('d_', lower(hex(delivery)))) AS delivery_id,
-            user, tenant, category, provider, code, reason, attempt
+        SELECT day, arrayJoin(states) AS state, unit, if(unit = 'leg', leg, delivery) AS unit_id, row_id, notification, channel,
+            type, priority, at, user, tenant, category, provider, code, reason, attempt
         FROM lifecycle FINAL
         WHERE unit != 'event' AND channel != ''
     )
-)
-WHERE NOT (unit = 'delivery' AND state = 'created')
-ORDER BY at, row_id
-LIMIT 1 BY unit_id, state, if(state IN ('created', 'rendered', 'sent', 'delivered', 'failed', 'expired', 'suppressed',
-    'bounced', 'complained', 'opened', 'clicked', 'dismissed', 'unsubscribed'), toFixedString('', 16), row_id);
+    WHERE NOT (unit = 'delivery' AND state = 'created')
+    GROUP BY day, state, unit, unit_id, notification, channel, type, priority, occasion
+);
 
 -- Deliveries by the hour of their creation, kept up to date by each insert. A materialized view does
 -- not see that a row is a repeat, so the states hold delivery ids, not counts: a repeat adds nothing.
@@ -102,13 +112,16 @@ CREATE TABLE IF NOT EXISTS delivery_hours
     `dismissed_ids` AggregateFunction(uniqExactIf, FixedString(16), UInt8),
     `unsubscribed_ids` AggregateFunction(uniqExactIf, FixedString(16), UInt8),
     `bounced_ids` AggregateFunction(uniqExactIf, FixedString(16), UInt8),
-    `complained_ids` AggregateFunction(uniqExactIf, FixedString(16), UInt8)
+    `hard_bounced_ids` AggregateFunction(uniqExactIf, FixedString(16), UInt8),
+    `complained_ids` AggregateFunction(uniqExactIf, FixedString(16), UInt8),
+    `dlq_ids` AggregateFunction(uniqExactIf, FixedString(16), UInt8)
 )
 ENGINE = AggregatingMergeTree
 PARTITION BY toDate(hour)
 ORDER BY (hour, tenant, channel, type, category, priority, provider)
 TTL toDate(hour) + INTERVAL 30 DAY
-SETTINGS ttl_only_drop_parts = 1, non_replicated_deduplication_window = 10000
+SETTINGS ttl_only_drop_parts = 1, fsync_after_insert = 1, fsync_part_directory = 1,
+    non_replicated_deduplication_window = 10000
 COMMENT 'distinct deliveries per hour and what became of them';
 
 CREATE MATERIALIZED VIEW IF NOT EXISTS delivery_hours_filled TO delivery_hours AS
@@ -124,7 +137,9 @@ SELECT
     uniqExactIfState(delivery, has(states, 'dismissed')) AS dismissed_ids,
     uniqExactIfState(delivery, has(states, 'unsubscribed')) AS unsubscribed_ids,
     uniqExactIfState(delivery, has(states, 'bounced')) AS bounced_ids,
-    uniqExactIfState(delivery, has(states, 'complained')) AS complained_ids
+    uniqExactIfState(delivery, has(states, 'bounced') AND reason = 'invalid_address') AS hard_bounced_ids,
+    uniqExactIfState(delivery, has(states, 'complained')) AS complained_ids,
+    uniqExactIfState(delivery, has(states, 'dlq')) AS dlq_ids
 FROM lifecycle
 WHERE unit = 'delivery'
 GROUP BY hour, tenant, channel, type, category, priority, provider;
@@ -157,6 +172,41 @@ SELECT
     if(opened = 0, NULL, round(clicked / opened * 100, 2)) AS click_rate_pct
 FROM delivery_hours
 GROUP BY day, channel, notification_type;
+
+-- The first seed's seven metrics, by hour, type, priority and channel: send rate (legs handed to a
+-- lane, by the hour they were), then of the deliveries created in that hour the rates of delivery,
+-- opening, clicking through, unsubscribing, bouncing (hard: the address is dead) and giving up.
+CREATE VIEW IF NOT EXISTS key_metrics AS
+SELECT hour, channel, notification_type, priority,
+    sum(queued_) AS queued,
+    round(queued / 3600, 3) AS queued_per_second,
+    sum(sent_) AS sent,
+    sum(delivered_) AS delivered,
+    if(sent = 0, NULL, round(delivered / sent * 100, 2)) AS delivery_rate_pct,
+    if(delivered = 0, NULL, round(sum(opened_) / delivered * 100, 2)) AS open_rate_pct,
+    if(sum(opened_) = 0, NULL, round(sum(clicked_) / sum(opened_) * 100, 2)) AS click_through_pct,
+    if(delivered = 0, NULL, round(sum(unsubscribed_) / delivered * 100, 2)) AS unsubscribe_rate_pct,
+    sum(hard_bounced_) AS hard_bounced,
+    sum(bounced_) - hard_bounced AS soft_bounced,
+    if(sent = 0, NULL, round(sum(bounced_) / sent * 100, 2)) AS bounce_rate_pct,
+    if(sent = 0, NULL, round(sum(dlq_) / sent * 100, 2)) AS dlq_pct
+FROM
+(
+    SELECT toStartOfHour(toDateTime(at, 'UTC')) AS hour, channel, type AS notification_type, priority,
+        uniqExact(leg) AS queued_, 0 AS sent_, 0 AS delivered_, 0 AS opened_, 0 AS clicked_, 0 AS unsubscribed_,
+        0 AS bounced_, 0 AS hard_bounced_, 0 AS dlq_
+    FROM lifecycle
+    WHERE unit = 'leg' AND has(states, 'queued')
+    GROUP BY hour, channel, notification_type, priority
+    UNION ALL
+    SELECT hour, channel, type AS notification_type, priority, 0, uniqExactIfMerge(sent_ids),
+        uniqExactIfMerge(delivered_ids), uniqExactIfMerge(opened_ids), uniqExactIfMerge(clicked_ids),
+        uniqExactIfMerge(unsubscribed_ids), uniqExactIfMerge(bounced_ids), uniqExactIfMerge(hard_bounced_ids),
+        uniqExactIfMerge(dlq_ids)
+    FROM delivery_hours
+    GROUP BY hour, channel, notification_type, priority
+)
+GROUP BY hour, channel, notification_type, priority;
 
 -- A sender's standing with its providers. Bounces: 5 % is a warning, 10 % is critical. Complaints:
 -- 0.1 % a warning, 0.3 % critical, from 0.5 % providers stop the sender.

@@ -171,6 +171,9 @@ mod tests {
 
     const BODY: &str = r#"{"album":"x"}"#;
 
+    /// Headers beside the common ones, the value, what is read or said.
+    type Case = (&'static [(&'static str, &'static str)], &'static str, &'static str);
+
     fn headers(list: &[(&str, &str)]) -> Vec<(String, Bytes)> {
         list.iter().map(|(name, value)| ((*name).to_owned(), Bytes::copy_from_slice(value.as_bytes()))).collect()
     }
@@ -237,7 +240,7 @@ mod tests {
             ("ce_type", "like"),
             ("g", "not an attribute"),
         ];
-        let cases: [(&[(&str, &str)], &str, &str); 8] = [
+        let cases: [Case; 8] = [
             (&[("content-type", "application/json")], BODY, r#"/shop 7 u1 like  {"album":"x"}"#),
             (
                 &[("Content-Type", "application/vnd.shop+json"), ("CE_TIME", "2026-03-28T22:10:00Z")],

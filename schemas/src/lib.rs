@@ -4,7 +4,9 @@
 pub mod channel;
 pub mod codec;
 pub mod ids;
+pub mod span;
 pub mod time;
+pub mod units;
 
 pub mod cloudevents;
 pub mod event;
@@ -15,6 +17,7 @@ pub mod reason;
 
 pub mod lane;
 pub mod lifecycle;
+pub mod topics;
+
 pub mod block;
 pub mod migrations;
-pub mod topics;

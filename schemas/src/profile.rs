@@ -9,6 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::channel::{Channel, ChannelSet};
+use crate::span::Span;
 use crate::time::Instant;
 
 /// A wall-clock minute of the day, written `HH:MM`.
@@ -112,7 +113,7 @@ pub struct Cap {
     /// At most so many …
     pub max: u32,
     /// … in any span of this length, a duration like `1d`.
-    pub per: String,
+    pub per: Span,
 }
 
 /// How often a digest goes out.
@@ -239,7 +240,7 @@ pub struct Address {
 
 /// On which channels a user has at least one live address, as a count per channel.
 /// In-app needs none.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reachability(BTreeMap<String, Channel>);
 
 impl Reachability {

@@ -51,6 +51,8 @@ vocabulary!(
         Panicked = "panicked",
         /// No template fits the type, channel and locale.
         NoTemplate = "no_template",
+        /// The template has no text in the user's language and must not use another.
+        NoLocale = "no_locale",
         /// The template could not be rendered.
         RenderFailed = "render_failed",
         /// Its `fresh_until` passed before it could be sent.

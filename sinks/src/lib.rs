@@ -2,6 +2,7 @@
 
 mod connection;
 mod table;
+pub mod tasks;
 
 pub mod log;
 
@@ -10,7 +11,10 @@ pub mod directory;
 pub mod lane;
 pub mod ledger;
 pub mod retry;
-pub mod tasks;
+
+pub mod render;
+
+pub mod record;
 
 pub mod outcome;
 pub mod providers;

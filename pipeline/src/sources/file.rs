@@ -293,7 +293,8 @@ impl FileFeeder {
             };
             let (length, whole) = read_line(reader, &mut self.partial).map_err(|source| self.unread(source))?;
             self.position += length;
-            if !whole && !(to_end && self.position > self.line_from) {
+            let ended = whole || (to_end && self.position > self.line_from);
+            if !ended {
                 break;
             }
             let from = std::mem::replace(&mut self.line_from, self.position);

@@ -836,6 +836,26 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_connection_that_retires_in_the_middle_loses_nothing() {
+        let world = World::start().await;
+        let apns = world.provider("apns", params(&world));
+        world.simulated.set_faults(script([Rule::always("apns", Fault::GoAway).every(40).times(4)]));
+        let calls: Vec<_> = (0..400).map(|device| push(&format!("{device:064x}"))).collect();
+        let outcomes = apns.deliver(&calls, NOW).await;
+        let (accepted, repeats): (Vec<_>, Vec<_>) =
+            calls.iter().zip(&outcomes).partition(|(_, outcome)| outcome.word() == "accepted");
+        assert!(repeats.iter().all(|(_, outcome)| matches!(outcome, Outcome::Retryable { .. })), "{repeats:?}");
+        assert!(repeats.len() <= 4, "at most the one call that waited for a stream on each connection: {repeats:?}");
+        let repeats: Vec<_> = repeats.into_iter().map(|(call, _)| call.clone()).collect();
+        assert!(apns.deliver(&repeats, NOW).await.iter().all(|outcome| outcome.word() == "accepted"));
+        let counts = world.simulated.counts();
+        assert_eq!(counts.addresses.len(), 400);
+        assert!(counts.providers["apns"].connections > 1);
+        assert!(accepted.iter().all(|(call, _)| counts.addresses[&call.address.address].messages == 1));
+        world.simulated.shutdown().await;
+    }
+
+    #[tokio::test]
     async fn accepted_then_timed_out_is_maybe_sent_and_the_repeat_carries_the_same_ids() {
         let world = World::start().await;
         let apns = world.provider("apns", impatient(&world));

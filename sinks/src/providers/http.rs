@@ -177,6 +177,8 @@ fn failed(error: &reqwest::Error) -> Outcome {
     if refused(error) {
         return Outcome::retryable(Code::ours("refused_stream"), Some(Duration::ZERO));
     }
+    // A request that still waited for a stream when its connection retired ends here, too: hyper does
+    // not say whether it had begun.
     Outcome::unknown(Code::ours(if error.is_timeout() { "timeout" } else { "connection_reset" }))
 }
 

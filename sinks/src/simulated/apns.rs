@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use tidings_schemas::channel::Channel;
 use tidings_schemas::time::Instant;
 
-use super::server::Reply;
+use super::server::{self, Reply};
 use super::{Arrival, Fault, Listener, Shared, SimulatedError};
 use crate::providers::content::{Content, Push};
 
@@ -52,6 +52,7 @@ pub(super) fn handle(shared: &Shared, which: Listener, request: &Request<Bytes>)
     match shared.strike(which, Some(token), true) {
         None => no_wait(accept(shared, which, token, request)),
         Some(Fault::Slow { ms }) => (Duration::from_millis(ms), accept(shared, which, token, request)),
+        Some(Fault::GoAway) => no_wait(server::retire(accept(shared, which, token, request))),
         Some(Fault::NoAnswer) => {
             accept(shared, which, token, request);
             no_wait(Reply::Never)

@@ -88,6 +88,9 @@ pub enum Fault {
     NoAnswer,
     /// Accepts, counts, and tears the connection: everything else on it is torn too.
     Reset,
+    /// Accepts, answers, and retires the connection (GOAWAY): what runs on it ends well, what comes
+    /// next needs another. The real ones do so every hour.
+    GoAway,
     /// Refuses the stream: certainly not accepted.
     Refuse,
     /// 429 in the provider's own words.

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tidings_schemas::channel::Channel;
 use tidings_schemas::time::Instant;
 
-use super::server::Reply;
+use super::server::{self, Reply};
 use super::{Arrival, Fault, Listener, Shared, SimulatedError, keys};
 use crate::providers::content::{Content, Push};
 
@@ -51,6 +51,7 @@ pub(super) fn handle(shared: &Shared, request: &Request<Bytes>) -> (Duration, Re
     match shared.strike(Listener::Fcm, Some(&address), true) {
         None => no_wait(accept(shared, &address, &message)),
         Some(Fault::Slow { ms }) => (Duration::from_millis(ms), accept(shared, &address, &message)),
+        Some(Fault::GoAway) => no_wait(server::retire(accept(shared, &address, &message))),
         Some(Fault::NoAnswer) => {
             accept(shared, &address, &message);
             no_wait(Reply::Never)
@@ -111,7 +112,9 @@ fn token(shared: &Shared, request: &Request<Bytes>) -> Reply {
             }
             Fault::ServerError { status } => refuse(status, "internal_failure", "Internal error"),
             Fault::Answer { status, reason } => refuse(status, &reason, "As scripted"),
-            Fault::Slow { .. } | Fault::InvalidAddress { .. } => refuse(400, "invalid_grant", "As scripted"),
+            Fault::Slow { .. } | Fault::GoAway | Fault::InvalidAddress { .. } => {
+                refuse(400, "invalid_grant", "As scripted")
+            }
         };
     }
     if request.method() != Method::POST {

@@ -5,6 +5,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -32,6 +33,8 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// What a listener does with a request.
 pub(super) enum Reply {
     Answer(Box<Response<Full<Bytes>>>),
+    /// Answers and retires the connection: GOAWAY.
+    Retire(Box<Response<Full<Bytes>>>),
     /// Never answers; ends with the connection.
     Never,
     /// Tears the connection.
@@ -84,33 +87,54 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     shared.connected(which);
-    let torn = CancellationToken::new();
+    let fate = Fate::default();
     let streams = Streams::default();
     let streams_max = shared.config.streams_max;
     let service = service_fn({
-        let torn = torn.clone();
-        move |request| respond(which, shared.clone(), torn.clone(), request)
+        let fate = fate.clone();
+        move |request| respond(which, shared.clone(), fate.clone(), request)
     });
     let io = TokioIo::new(stream);
-    tokio::select! {
-        () = torn.cancelled() => {}
-        () = async {
-            // A connection's end, clean or not, is the client's affair.
-            if http2 {
-                let mut builder = hyper::server::conn::http2::Builder::new(streams.clone());
-                let _ = builder.timer(TokioTimer::new()).max_concurrent_streams(streams_max).serve_connection(io, service).await;
-            } else {
-                let _ = hyper::server::conn::http1::Builder::new().timer(TokioTimer::new()).serve_connection(io, service).await;
+    // A connection's end, clean or not, is the client's affair.
+    macro_rules! run {
+        ($connection:expr) => {{
+            let mut connection = pin!($connection);
+            tokio::select! {
+                () = fate.torn.cancelled() => {}
+                _ = connection.as_mut() => {}
+                () = fate.retired.cancelled() => {
+                    connection.as_mut().graceful_shutdown();
+                    tokio::select! {
+                        () = fate.torn.cancelled() => {}
+                        _ = connection => {}
+                    }
+                }
             }
-        } => {}
+        }};
+    }
+    if http2 {
+        let mut builder = hyper::server::conn::http2::Builder::new(streams.clone());
+        builder.timer(TokioTimer::new()).max_concurrent_streams(streams_max);
+        run!(builder.serve_connection(io, service));
+    } else {
+        let mut builder = hyper::server::conn::http1::Builder::new();
+        builder.timer(TokioTimer::new());
+        run!(builder.serve_connection(io, service));
     }
     streams.end().await;
+}
+
+/// What its requests do to a connection.
+#[derive(Clone, Default)]
+struct Fate {
+    torn: CancellationToken,
+    retired: CancellationToken,
 }
 
 async fn respond(
     which: Listener,
     shared: Arc<Shared>,
-    torn: CancellationToken,
+    fate: Fate,
     request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, h2::Error> {
     let (parts, body) = request.into_parts();
@@ -123,12 +147,24 @@ async fn respond(
     }
     match reply {
         Reply::Answer(response) => Ok(*response),
+        Reply::Retire(response) => {
+            fate.retired.cancel();
+            Ok(*response)
+        }
         Reply::Never => match std::future::pending::<Infallible>().await {},
         Reply::Reset => {
-            torn.cancel();
+            fate.torn.cancel();
             match std::future::pending::<Infallible>().await {}
         }
         Reply::Refuse => Err(h2::Reason::REFUSED_STREAM.into()),
+    }
+}
+
+/// The same answer, and the connection's retirement.
+pub(super) fn retire(reply: Reply) -> Reply {
+    match reply {
+        Reply::Answer(response) => Reply::Retire(response),
+        other => other,
     }
 }
 

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tidings_schemas::channel::Channel;
 use tidings_schemas::time::Instant;
 
-use super::server::Reply;
+use super::server::{self, Reply};
 use super::{Arrival, Fault, Listener, Shared};
 use crate::providers::content::{Content, Email};
 use crate::providers::sigv4::{self, Credentials, Post};
@@ -53,14 +53,14 @@ fn answer(shared: &Shared, request: &Request<Bytes>, wait: &mut Duration) -> Res
     let addresses = mails.iter().map(|mail| mail.address.as_str());
     let faults: Vec<_> = addresses.map(|address| shared.strike(Listener::Ses, Some(address), false)).collect();
     let whole = shared.strike(Listener::Ses, None, true).or_else(|| {
-        let on_the_wire =
-            |fault: &&Fault| matches!(fault, Fault::NoAnswer | Fault::Reset | Fault::Refuse | Fault::Slow { .. });
+        let on_the_wire = |fault: &&Fault| is_on_the_wire(fault);
         faults.iter().flatten().find(on_the_wire).cloned()
     });
-    let mut fate = None;
+    let (mut fate, mut retires) = (None, false);
     match whole {
         None => {}
         Some(Fault::Slow { ms }) => *wait = Duration::from_millis(ms),
+        Some(Fault::GoAway) => retires = true,
         Some(Fault::NoAnswer) => fate = Some(Reply::Never),
         Some(Fault::Reset) => fate = Some(Reply::Reset),
         Some(Fault::Refuse) => return Ok(Reply::Refuse),
@@ -77,7 +77,7 @@ fn answer(shared: &Shared, request: &Request<Bytes>, wait: &mut Duration) -> Res
     let mut results = Vec::new();
     for (mail, fault) in mails.into_iter().zip(faults) {
         let (status, error) = match fault {
-            None | Some(Fault::Slow { .. } | Fault::NoAnswer | Fault::Reset | Fault::Refuse) => {
+            None | Some(Fault::Slow { .. } | Fault::GoAway | Fault::NoAnswer | Fault::Reset | Fault::Refuse) => {
                 let id = accept(shared, mail);
                 results.push(json!({ "Status": "SUCCESS", "MessageId": id }));
                 continue;
@@ -100,7 +100,13 @@ fn answer(shared: &Shared, request: &Request<Bytes>, wait: &mut Duration) -> Res
     } else {
         json!({ "MessageId": results.first().map_or(&Value::Null, |result| &result["MessageId"]) })
     };
-    Ok(respond(200, &body))
+    let reply = respond(200, &body);
+    Ok(if retires { server::retire(reply) } else { reply })
+}
+
+/// Whether a fault that is meant for one mail strikes the request that carries it.
+const fn is_on_the_wire(fault: &Fault) -> bool {
+    matches!(fault, Fault::Slow { .. } | Fault::GoAway | Fault::NoAnswer | Fault::Reset | Fault::Refuse)
 }
 
 /// How `SendEmail` says what `SendBulkEmail` says by an entry's status.

@@ -1,0 +1,159 @@
+//! Which channels may carry an item, best first: one pure function, because what waited must ask
+//! again. `preferences` asks it, `route` asks it, and everything parked asks it when the profile or
+//! the rules change.
+//!
+//! Precedence: legal stop > channel switched off > type × channel > category × channel > default.
+//! A policy may let a category pass the last two (`passes_opt_out`); nothing passes the first two,
+//! nor an address that isn't there. Where a category needs a recorded consent for a channel, its
+//! absence is as good as an opt-out.
+
+use tidings_schemas::channel::{Channel, Priority};
+use tidings_schemas::reason::Reason;
+
+use crate::item::Item;
+use crate::keyed::Known;
+use crate::rules::Rules;
+
+/// The answer: what may carry the item, best first, and what may not and why.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Candidates {
+    /// Channels that may, best first.
+    pub open: Vec<Channel>,
+    /// Channels that may not, with reason.
+    pub closed: Vec<(Channel, Reason)>,
+}
+
+/// The candidates of `item` for a user of whom `known` is known.
+#[must_use]
+pub fn candidates(item: &Item, known: &Known, rules: &Rules) -> Candidates {
+    let mut answer = Candidates::default();
+    for channel in wanted(item, known, rules) {
+        match closed(item, channel, known, rules) {
+            None => answer.open.push(channel),
+            Some(reason) => answer.closed.push((channel, reason)),
+        }
+    }
+    answer
+}
+
+/// Why `channel` must not carry `item`, if it must not.
+#[must_use]
+pub fn closed(item: &Item, channel: Channel, known: &Known, rules: &Rules) -> Option<Reason> {
+    let profile = &known.profile;
+    if profile.stops.iter().any(|stop| stop.channel == channel) {
+        return Some(Reason::LegalStop);
+    }
+    if profile.channels.get(&channel) == Some(&false) {
+        return Some(Reason::OptedOut);
+    }
+    let category = rules.of_category(&item.category);
+    let of_type = profile.types.get(&*item.event_type).and_then(|switches| switches.get(&channel));
+    let of_category = profile.categories.get(&*item.category).and_then(|switches| switches.get(&channel));
+    let passes = category.is_some_and(|policy| policy.passes_opt_out);
+    if !passes && of_type.or(of_category) == Some(&false) {
+        return Some(Reason::OptedOut);
+    }
+    if category.is_some_and(|policy| policy.needs_consent.contains(&channel)) {
+        let consented = |consent: &tidings_schemas::profile::Consent| {
+            consent.channel == channel && consent.category == *item.category
+        };
+        if !profile.consents.iter().any(consented) {
+            return Some(Reason::NoConsent);
+        }
+    }
+    if !rules.provided.contains(channel) {
+        return Some(Reason::NoProvider);
+    }
+    if !known.reachability.channels().contains(channel) {
+        return Some(Reason::Unreachable);
+    }
+    None
+}
+
+/// The channels that request, policy and profile name, in order. A channel that the producer named
+/// stays in the producer's order; the type's are put into the user's own.
+fn wanted(item: &Item, known: &Known, rules: &Rules) -> Vec<Channel> {
+    if !item.channels.is_empty() {
+        return item.channels.clone();
+    }
+    let mut channels = match &rules.of_type(&item.event_type).channels {
+        Some(channels) => channels.clone(),
+        None => by_priority(item, rules),
+    };
+    if let Some(order) = &known.profile.channel_order {
+        let place = |channel: &Channel| order.iter().position(|other| other == channel).unwrap_or(order.len());
+        channels.sort_by_key(place);
+    }
+    channels
+}
+
+/// A type without channels of its own: what its priority is worth. A text message costs money and
+/// attention, so it is for security only, unless type or producer name it.
+fn by_priority(item: &Item, rules: &Rules) -> Vec<Channel> {
+    match item.priority {
+        Priority::Critical => {
+            let sms = rules.of_category(&item.category).is_some_and(|policy| policy.sms_when_critical);
+            let mut channels = vec![Channel::Push, Channel::Email, Channel::InApp];
+            if sms {
+                channels.insert(2, Channel::Sms);
+            }
+            channels
+        }
+        Priority::High | Priority::Medium => vec![Channel::Push, Channel::Email, Channel::InApp],
+        Priority::Low => vec![Channel::Email, Channel::InApp],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::script;
+
+    fn ask(profile: &str, item: &Item) -> String {
+        let answer =
+            candidates(item, &script::known(profile, &[Channel::Push, Channel::Email, Channel::Sms]), &script::rules());
+        let open: Vec<_> = answer.open.iter().map(|channel| channel.as_str().to_owned()).collect();
+        let closed: Vec<_> = answer.closed.iter().map(|(channel, reason)| format!("!{channel}:{reason}")).collect();
+        [open, closed].concat().join(" ")
+    }
+
+    #[test]
+    fn the_precedence_of_preferences() {
+        let like = script::like("u1", "bob", "photo7", 1);
+        let marketing =
+            script::typed("u1", "marketing_campaign", 1, |item| item.channels = vec![Channel::Sms, Channel::Email]);
+        let table = [
+            ("{}", &like, "push email"),
+            (r#"{"channels":{"push":false}}"#, &like, "email !push:opted_out"),
+            (r#"{"channels":{"push":false},"types":{"like":{"push":true}}}"#, &like, "email !push:opted_out"),
+            (r#"{"categories":{"social":{"push":false}}}"#, &like, "email !push:opted_out"),
+            (r#"{"categories":{"social":{"push":false}},"types":{"like":{"push":true}}}"#, &like, "push email"),
+            (r#"{"categories":{"marketing":{"push":false}}}"#, &like, "push email"),
+            (
+                r#"{"stops":[{"channel":"push","source":"STOP","at":"2026-01-01T00:00:00Z"}]}"#,
+                &like,
+                "email !push:legal_stop",
+            ),
+            (r#"{"channel_order":["email","push"]}"#, &like, "email push"),
+            ("{}", &marketing, "email !sms:no_consent"),
+            (
+                r#"{"consents":[{"channel":"sms","category":"marketing","source":"form","at":"2026-01-01T00:00:00Z"}]}"#,
+                &marketing,
+                "sms email",
+            ),
+        ];
+        for (profile, item, expected) in table {
+            assert_eq!(ask(profile, item), expected, "{profile}");
+        }
+    }
+
+    #[test]
+    fn without_an_address_or_a_provider_there_is_no_candidate() {
+        let like = script::like("u1", "bob", "photo7", 1);
+        let answer = candidates(&like, &Known::default(), &script::rules());
+        assert_eq!(answer.closed, [(Channel::Push, Reason::Unreachable), (Channel::Email, Reason::Unreachable)]);
+        let webhook = script::typed("u1", "like", 1, |item| item.channels = vec![Channel::Webhook]);
+        let answer = candidates(&webhook, &Known::default(), &script::rules());
+        assert_eq!(answer.closed, [(Channel::Webhook, Reason::NoProvider)]);
+    }
+}

@@ -1,0 +1,96 @@
+//! `dedup`: the first event of a wish within the window passes; a repeat becomes a row that names
+//! the original.
+//!
+//! The key is what the type's policy says, else the producer's id (see `validate`'s ids), and the
+//! operation, so that a cancel is not swallowed by its target. What deliver gives back comes in by a
+//! port of its own, because deliver repeats itself after a crash: each return of a leg passes once.
+//!
+//! ```text
+//! 10:00  like-77   -> goes on
+//! 10:01  like-77   -> deduplicated (e_… of 10:00)
+//! +24 h  like-77   -> goes on
+//! ```
+//! Keeps 16 bytes per key for the window; a key is forgotten by its own timer.
+
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tidings_schemas::ids::{EventId, IdHasher};
+use tidings_schemas::lifecycle::{State as Did, Unit};
+use tidings_schemas::reason::Reason;
+use tidings_schemas::span::Span;
+
+use crate::item::Item;
+use crate::keyed::{About, Cx, Operator, State, Subkey, TimerId};
+
+const FORGET: TimerId = TimerId(0);
+
+/// Parameters of `dedup`.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DedupParams {
+    /// How long a wish is remembered. Default 24h.
+    #[serde(default = "day")]
+    pub window: Span,
+}
+
+fn day() -> Span {
+    Span(Duration::from_secs(86_400))
+}
+
+/// Who came first.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FirstV1(EventId);
+impl State for FirstV1 {}
+
+/// The operator.
+pub struct Dedup {
+    window: Duration,
+}
+
+impl Operator for Dedup {
+    const KIND: &'static str = "dedup";
+    type Params = DedupParams;
+    type User = ();
+    type Entry = FirstV1;
+    type Body = ();
+
+    fn new(params: DedupParams) -> Result<Self, String> {
+        if params.window.0.is_zero() {
+            return Err("`window` is zero, which remembers nothing; leave the operator out instead".to_owned());
+        }
+        Ok(Self { window: params.window.0 })
+    }
+
+    fn on_event(&self, cx: &mut Cx<'_, Self>, _: u8, item: Item) {
+        let subkey = if item.returned.is_some() { return_key(&item) } else { Subkey::from(&item.dedup_key.0) };
+        let event = item.first_event();
+        if let Some(FirstV1(first)) = cx.entry(&subkey).cloned() {
+            // A record that was handed over twice has one event id: it is one event, not a repeat of
+            // one. So is a return that deliver said twice.
+            if first != event {
+                let about = About::member(&item, item.newest());
+                let cause = format!("repeats {first}");
+                cx.record_caused(Unit::Event, about, &[Did::Deduplicated], Some(Reason::Duplicate), cause);
+            }
+            return;
+        }
+        *cx.entry_mut(&subkey) = FirstV1(event);
+        cx.set_timer(&subkey, FORGET, cx.now().after(self.window));
+        cx.emit(0, item);
+    }
+
+    fn on_timer(&self, cx: &mut Cx<'_, Self>, subkey: &Subkey, _: TimerId) {
+        cx.remove(subkey);
+    }
+}
+
+/// What makes two returns the same: notification, channel, address, replay, number of the return.
+fn return_key(item: &Item) -> Subkey {
+    let mut hasher = IdHasher::new("returned");
+    hasher.field(&item.notification.0).text(item.channel().map_or("", |channel| channel.as_str()));
+    hasher.text(item.only_address.as_deref().unwrap_or("")).number(u64::from(item.replay));
+    hasher.number(u64::from(item.returns));
+    Subkey::from(&hasher.finish())
+}

@@ -1,0 +1,74 @@
+//! What comes into the engine: records of a source's partitions, and how far they were read.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use tidings_schemas::time::Instant;
+
+/// A record as a log or a file gives it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RawRecord {
+    /// Its place in the partition.
+    pub offset: u64,
+    /// The key.
+    pub key: Option<Bytes>,
+    /// The value; absent is a tombstone.
+    pub value: Option<Bytes>,
+    /// Names and values beside it.
+    pub headers: Vec<(String, Bytes)>,
+    /// The log's timestamp.
+    pub timestamp: Instant,
+}
+
+impl RawRecord {
+    /// The value of the header `name`.
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&Bytes> {
+        self.headers.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value)
+    }
+
+    /// What a cut's checksum adds up: a hash of offset, key and value.
+    #[must_use]
+    pub fn checksum(&self) -> u64 {
+        let mut hasher = xxhash_rust::xxh3::Xxh3::with_seed(self.offset);
+        for part in [&self.key, &self.value] {
+            match part {
+                None => hasher.update(&u64::MAX.to_le_bytes()),
+                Some(bytes) => {
+                    hasher.update(&(bytes.len() as u64).to_le_bytes());
+                    hasher.update(bytes);
+                }
+            }
+        }
+        hasher.digest()
+    }
+}
+
+/// One partition of one source, as the topology numbers sources.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Lot {
+    /// The source's number in the topology.
+    pub source: u16,
+    /// The partition.
+    pub partition: u32,
+}
+
+/// How far a partition was read within one epoch, and what was there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Extent {
+    /// Every record below it was read (or does not exist).
+    pub end: u64,
+    /// Records between the last epoch's end and this one.
+    pub records: u64,
+    /// Wrapping sum of their checksums.
+    pub checksum: u64,
+}
+
+/// Reads one partition. Never blocks: what waits for the log is somebody else's thread.
+pub trait Feed: Send {
+    /// Appends at most `records_max` further records to `out` and returns the position: every
+    /// record below it was delivered or does not exist.
+    ///
+    /// # Errors
+    /// When the partition cannot be read on: the generation ends.
+    fn poll(&mut self, records_max: usize, out: &mut Vec<RawRecord>) -> Result<u64, String>;
+}

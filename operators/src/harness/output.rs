@@ -1,0 +1,112 @@
+//! What an epoch says to the outside: lane records, hand-overs, dead letters, rows; and what it
+//! leaves in state.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use tidings_schemas::channel::{Channel, Priority};
+use tidings_schemas::ids::{EventId, KeyGroup};
+use tidings_schemas::lifecycle::Row;
+use tidings_schemas::reason::Reason;
+use tidings_schemas::time::Instant;
+
+use super::feed::{Extent, Lot};
+use super::ordinal::Ordinal;
+use super::table::{Image, StateKey};
+
+/// Where an output goes.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum To {
+    /// The lane of a channel and priority.
+    Lane(Channel, Priority),
+    /// The other path: the events topic of this priority; the record keeps its event id.
+    HandOver(Priority, EventId),
+    /// The dead-letter queue.
+    Dlq(Reason),
+}
+
+/// One output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Said {
+    /// The key group of its user.
+    pub group: KeyGroup,
+    /// Its place in the epoch.
+    pub ordinal: Ordinal,
+    /// Where it goes.
+    pub to: To,
+    /// Its user: the key of the record. Empty for a record that names none.
+    pub user: Arc<str>,
+    /// The record.
+    pub value: Bytes,
+}
+
+/// What a worker's state changed in one epoch.
+pub type Delta = BTreeMap<(Arc<str>, StateKey), Image>;
+
+/// Puts the `newer` images upon the older ones.
+pub fn merge(older: &mut Delta, newer: Delta) {
+    for (key, image) in newer {
+        let before = older.remove(&key);
+        older.insert(key, image.upon(before));
+    }
+}
+
+/// All that one worker has to say of one epoch.
+#[derive(Clone, Debug, Default)]
+pub struct EpochOutput {
+    /// The epoch.
+    pub epoch: u64,
+    /// Its instant.
+    pub now: Instant,
+    /// Lane records, hand-overs and dead letters, in the order in which they were decided.
+    pub said: Vec<Said>,
+    /// What happened, one row per unit.
+    pub rows: Vec<Row>,
+    /// What the state changed.
+    pub delta: Delta,
+    /// The earliest deadline that the worker knows.
+    pub next_timer: Option<Instant>,
+    /// What was read of each partition that this worker reads.
+    pub read: BTreeMap<Lot, Extent>,
+}
+
+impl EpochOutput {
+    /// Digest of what was said: a wrapping sum, so that workers add up in any order.
+    #[must_use]
+    pub fn digest(&self) -> u64 {
+        let mut sum = 0_u64;
+        for said in &self.said {
+            let mut hasher = xxhash_rust::xxh3::Xxh3::new();
+            hasher.update(&said.ordinal.0);
+            hasher.update(&postcard::to_stdvec(&said.to).unwrap_or_default());
+            hasher.update(said.user.as_bytes());
+            hasher.update(&said.value);
+            sum = sum.wrapping_add(hasher.digest());
+        }
+        for row in &self.rows {
+            let bytes = postcard::to_stdvec(row).unwrap_or_default();
+            sum = sum.wrapping_add(xxhash_rust::xxh3::xxh3_64(&bytes));
+        }
+        sum
+    }
+
+    /// Adds what another worker has to say of the same epoch.
+    pub fn join(&mut self, other: Self) {
+        self.said.extend(other.said);
+        self.rows.extend(other.rows);
+        self.delta.extend(other.delta);
+        self.next_timer = match (self.next_timer, other.next_timer) {
+            (Some(one), Some(two)) => Some(one.min(two)),
+            (one, two) => one.or(two),
+        };
+        self.read.extend(other.read);
+    }
+
+    /// Sorts by (key group, ordinal): the order in which two runs are compared.
+    pub fn canonical(&mut self) {
+        self.said.sort_by(|one, two| (one.group, &one.ordinal).cmp(&(two.group, &two.ordinal)));
+        self.rows.sort_by(|one, two| (one.unit, one.unit_id(), one.row_id).cmp(&(two.unit, two.unit_id(), two.row_id)));
+    }
+}

@@ -1,0 +1,444 @@
+//! From a source's record to what the chain takes in: the one place that reads payloads.
+//!
+//! Parsing is a pure function of (record, rules), so that a replay reads what the first run read. It
+//! stands before the exchange, because the user decides who gets the item. What is no event becomes a
+//! dead letter with reason, place and the raw bytes; the stream goes on.
+
+use std::cell::OnceCell;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use base64::Engine;
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use tidings_schemas::channel::{Channel, Op, Priority};
+use tidings_schemas::cloudevents;
+use tidings_schemas::event::{Event, InvalidEvent};
+use tidings_schemas::ids::{DedupKey, EventId, GroupId, IntentId, LegId, NotificationId, placement};
+use tidings_schemas::lane::{HEADER_EVENT, Returned};
+use tidings_schemas::lifecycle::{State as Did, Unit};
+use tidings_schemas::profile::{Address, Profile};
+use tidings_schemas::reason::Reason;
+use tidings_schemas::time::Instant;
+
+use crate::harness::feed::{Lot, RawRecord};
+use crate::item::{Content, Folded, Item, Member};
+use crate::keyed::{About, Cause, Draft};
+use crate::rules::Rules;
+use crate::when::{Count, Facts, Text, Value};
+
+/// What a source's records are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SourceKind {
+    /// Events; unknown top-level keys are refused, or moved to `data`.
+    Events {
+        /// Whether they are moved.
+        unknown_to_data: bool,
+    },
+    /// What deliver gives back.
+    Returned,
+    /// Profiles, keyed by user.
+    Profiles,
+    /// Addresses, keyed by user and address.
+    Addresses,
+}
+
+/// A source of the topology.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// Its id: part of every event id.
+    pub id: Arc<str>,
+    /// What its records are.
+    pub kind: SourceKind,
+}
+
+/// Which of the two paths reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Path {
+    /// The dataflow.
+    Decide,
+    /// Beside it, one by one.
+    Critical,
+}
+
+/// A record as the chain takes it in.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Arrived {
+    /// Its place in the partition.
+    pub offset: u64,
+    /// Its event id.
+    pub event: EventId,
+    /// What it is.
+    pub body: Body,
+}
+
+/// What a record is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Body {
+    /// An event, or a leg that came back.
+    Item(Box<Item>),
+    /// A whole profile.
+    Profile {
+        /// Whose.
+        user: Arc<str>,
+        /// All of it.
+        profile: Box<Profile>,
+    },
+    /// An address, or its end.
+    Address {
+        /// Whose.
+        user: Arc<str>,
+        /// Which.
+        address_id: String,
+        /// None: it is gone.
+        address: Option<Box<Address>>,
+    },
+    /// None of these.
+    Rejected(Box<Rejected>),
+}
+
+impl Arrived {
+    /// The placement that decides which worker takes it.
+    #[must_use]
+    pub fn placement(&self) -> u64 {
+        placement(match &self.body {
+            Body::Item(item) => &item.user,
+            Body::Profile { user, .. } | Body::Address { user, .. } => user,
+            Body::Rejected(rejected) => &rejected.user,
+        })
+    }
+}
+
+/// A record that cannot be used.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Rejected {
+    /// Its event id.
+    pub event: EventId,
+    /// Whether it stood among events: only those are accounted for.
+    pub is_event: bool,
+    /// The record's key, which by contract is the user.
+    pub user: Arc<str>,
+    /// Why.
+    pub reason: Reason,
+    /// In words: place, expectation, remedy.
+    pub problem: String,
+    /// The source's id.
+    pub source: Arc<str>,
+    /// The partition.
+    pub partition: u32,
+    /// The offset.
+    pub offset: u64,
+    /// The record's bytes.
+    pub raw: Vec<u8>,
+    /// When the log took it.
+    pub created_at: Instant,
+}
+
+impl Rejected {
+    /// The dead letter: legible where the record was text, Base64 where not.
+    #[must_use]
+    pub fn letter(&self) -> Vec<u8> {
+        let (key, raw) = match std::str::from_utf8(&self.raw) {
+            Ok(text) => ("raw", text.to_owned()),
+            Err(_) => ("raw_base64", base64::engine::general_purpose::STANDARD.encode(&self.raw)),
+        };
+        let letter = serde_json::json!({
+            "v": 1, "stage": "decide", "event": self.event, "reason": self.reason, "problem": self.problem,
+            "source": self.source, "partition": self.partition, "offset": self.offset,
+            "created_at": self.created_at, key: raw,
+        });
+        letter.to_string().into_bytes()
+    }
+
+    /// The event's row.
+    #[must_use]
+    pub fn draft(&self) -> Option<Draft> {
+        let about = About {
+            event: self.event,
+            intent: IntentId::default(),
+            notification: NotificationId::default(),
+            group: GroupId::default(),
+            leg: LegId::default(),
+            silent: false,
+            user: Arc::clone(&self.user),
+            tenant: Arc::from(""),
+            event_type: Arc::from(""),
+            category: Arc::from(""),
+            priority: None,
+            channel: None,
+            created_at: self.created_at,
+            ready_at: None,
+        };
+        self.is_event.then(|| Draft {
+            unit: Unit::Event,
+            did: smallvec::smallvec![Did::Created, Did::Rejected],
+            reason: Some(self.reason),
+            until: None,
+            about,
+            operator: Arc::from("validate"),
+            cause: Cause::Words(self.problem.clone()),
+        })
+    }
+}
+
+/// Reads one record of `source`.
+#[must_use]
+pub fn ingest(source: &Source, lot: Lot, record: &RawRecord, rules: &Rules, path: Path) -> Arrived {
+    let event = kept_event(record).unwrap_or_else(|| EventId::new(&source.id, lot.partition, record.offset));
+    let body = match source.kind {
+        SourceKind::Events { unknown_to_data } => parse_event(record, unknown_to_data)
+            .map(|parsed| Body::Item(Box::new(item(parsed, event, record.timestamp, rules, path)))),
+        SourceKind::Returned => parse_returned(record).map(|item| Body::Item(Box::new(item))),
+        SourceKind::Profiles => parse_profile(record),
+        SourceKind::Addresses => parse_address(record),
+    };
+    let body = body.unwrap_or_else(|(reason, problem)| {
+        Body::Rejected(Box::new(Rejected {
+            event,
+            is_event: matches!(source.kind, SourceKind::Events { .. }),
+            user: text_key(record).unwrap_or_default().into(),
+            reason,
+            problem,
+            source: Arc::clone(&source.id),
+            partition: lot.partition,
+            offset: record.offset,
+            raw: record.value.as_deref().unwrap_or_default().to_vec(),
+            created_at: record.timestamp,
+        }))
+    });
+    Arrived { offset: record.offset, event, body }
+}
+
+/// The event id that a record handed over between the two paths keeps.
+fn kept_event(record: &RawRecord) -> Option<EventId> {
+    std::str::from_utf8(record.header(HEADER_EVENT)?).ok()?.parse().ok()
+}
+
+fn text_key(record: &RawRecord) -> Option<&str> {
+    std::str::from_utf8(record.key.as_deref()?).ok()
+}
+
+type Refusal = (Reason, String);
+
+fn parse_event(record: &RawRecord, unknown_to_data: bool) -> Result<Event, Refusal> {
+    let Some(value) = &record.value else {
+        return Err((Reason::InvalidEvent, "an event without a value; tombstones have no meaning here".to_owned()));
+    };
+    let content_type = record.header("content-type").and_then(|bytes| std::str::from_utf8(bytes).ok());
+    let headers: Vec<(String, Bytes)> = record.headers.clone();
+    cloudevents::parse_record(&headers, content_type, value, unknown_to_data).map_err(|error| {
+        let reason = match &error {
+            InvalidEvent::Json(_) => Reason::InvalidJson,
+            InvalidEvent::TooLarge(_) => Reason::TooLarge,
+            InvalidEvent::Shape(_) | InvalidEvent::Field { .. } => Reason::InvalidEvent,
+        };
+        (reason, error.to_string())
+    })
+}
+
+/// The item of one event: type policy fills what the producer left open.
+fn item(event: Event, id: EventId, accepted: Instant, rules: &Rules, path: Path) -> Item {
+    let rule = rules.of_type(&event.event_type);
+    let priority = match event.priority {
+        // A larger value is less urgent: lowering is the producer's right, raising the policy's gift.
+        Some(asked) if asked > rule.priority || rule.may_raise => asked,
+        _ => rule.priority,
+    };
+    let own_key = event.dedup_key.clone().or_else(|| event.id.clone());
+    let by_id = event.id.clone().unwrap_or_else(|| id.to_string());
+    let template_id = event.template_id.as_deref().map(Arc::from).or_else(|| rule.template_id.clone());
+    let (tenant, user): (Arc<str>, Arc<str>) = (event.tenant.as_str().into(), event.user_id.as_str().into());
+    let data: Arc<str> = serde_json::to_string(&event.data).unwrap_or_default().into();
+    let member = Member {
+        event: id,
+        intent: IntentId::default(),
+        intent_by_id: IntentId::new(&tenant, &user, None, &by_id),
+        cancel_key: event.cancel_key.as_deref().map(Arc::from),
+        actor: event.actor,
+        content: Content { data, template_id },
+        created_at: accepted,
+        expires_at: event.expires_at,
+    };
+    let fallback = event.fallback_channels.unwrap_or_else(|| rule.fallback.clone());
+    let mut item = Item {
+        op: event.op,
+        user,
+        tenant,
+        event_type: event.event_type.as_str().into(),
+        category: Arc::clone(&rule.category),
+        priority,
+        notification: NotificationId::default(),
+        group: GroupId::default(),
+        dedup_key: DedupKey::default(),
+        producer_key: own_key.as_deref().map(Arc::from),
+        object: event.object,
+        members: vec![member],
+        folded: Folded::default(),
+        channels: event.channels.unwrap_or_default(),
+        fallback,
+        time: event.time.unwrap_or(accepted),
+        created_at: accepted,
+        ready_at: accepted,
+        scheduled_at: event.scheduled_at,
+        expires_at: event.expires_at,
+        candidates: Vec::new(),
+        struck: Vec::new(),
+        leg: None,
+        silent: false,
+        counted: false,
+        returns: 0,
+        returned: None,
+        replay: 0,
+        only_address: None,
+        matched: 0,
+    };
+    let expressed = rule.dedup_key.as_ref().and_then(|expression| expression.evaluate(&ItemFacts::new(&item)));
+    let of_type = expressed.is_some().then(|| item.event_type.to_string());
+    let value = expressed.or(own_key).unwrap_or_else(|| id.to_string());
+    item.dedup_key = DedupKey::new(&item.tenant, item.op.as_str(), of_type.as_deref(), &value);
+    // The dedup set is kept per user, so that the key need not name the user.
+    let intent = IntentId::new(&item.tenant, &item.user, of_type.as_deref(), &value);
+    item.members[0].intent = intent;
+    item.notification = match (path, priority) {
+        (Path::Critical, Priority::Critical) => NotificationId::critical(intent),
+        _ => NotificationId::new("validate", &item.user, b"", &mut [id]),
+    };
+    item
+}
+
+/// A leg that deliver gave back, as the item it was.
+fn parse_returned(record: &RawRecord) -> Result<Item, Refusal> {
+    let value = record.value.as_deref().unwrap_or_default();
+    let returned: Returned = serde_json::from_slice(value)
+        .map_err(|error| (Reason::InvalidEvent, format!("not a returned leg: {error}")))?;
+    let leg = returned.leg;
+    let data: Arc<str> = serde_json::to_string(&leg.data).unwrap_or_default().into();
+    let content = Content { data, template_id: leg.template_id.as_deref().map(Arc::from) };
+    // The lane record names members and actors apart: who did what is not known any more, and not
+    // needed, because a returned leg is never merged.
+    let names = leg.actors.iter().map(Some).chain(std::iter::repeat(None));
+    let member = |(event, name): (&EventId, Option<&String>)| Member {
+        event: *event,
+        intent: IntentId::default(),
+        intent_by_id: IntentId::default(),
+        cancel_key: None,
+        actor: name.map(|name| tidings_schemas::event::Actor { id: name.clone(), name: Some(name.clone()) }),
+        content: content.clone(),
+        created_at: leg.created_at,
+        expires_at: leg.expires_at,
+    };
+    let members: Vec<_> = leg.members.iter().zip(names).map(member).collect();
+    if members.is_empty() {
+        return Err((Reason::InvalidEvent, "a returned leg without members".to_owned()));
+    }
+    let named = members.iter().filter(|member| member.actor.is_some()).count() as u64;
+    let folded = Folded {
+        count: leg.activities.saturating_sub(members.len() as u64),
+        actors: leg.actors_count.saturating_sub(named),
+        hash: leg.notification.0,
+    };
+    Ok(Item {
+        op: Op::Notify,
+        user: leg.user.as_str().into(),
+        tenant: leg.tenant.as_str().into(),
+        event_type: leg.event_type.as_str().into(),
+        category: leg.category.as_str().into(),
+        priority: leg.priority,
+        notification: leg.notification,
+        group: leg.group,
+        dedup_key: DedupKey::default(),
+        producer_key: None,
+        object: leg.object,
+        members,
+        folded,
+        channels: leg.request.channels,
+        fallback: leg.fallback_channels,
+        time: record.timestamp,
+        created_at: leg.created_at,
+        ready_at: leg.ready_at,
+        scheduled_at: None,
+        expires_at: leg.expires_at,
+        candidates: vec![leg.channel],
+        struck: leg.struck,
+        leg: Some(leg.leg),
+        silent: leg.silent,
+        counted: true,
+        returns: leg.returns + 1,
+        returned: Some(returned.cause),
+        replay: leg.replay,
+        only_address: leg.only_address.as_deref().map(Arc::from),
+        matched: 0,
+    })
+}
+
+fn parse_profile(record: &RawRecord) -> Result<Body, Refusal> {
+    let user = text_key(record).filter(|user| !user.is_empty());
+    let user = user.ok_or_else(|| (Reason::InvalidEvent, "a profile needs the user as its key".to_owned()))?;
+    let profile = Profile::from_json(record.value.as_deref())
+        .map_err(|error| (Reason::InvalidEvent, format!("not a profile: {error}")))?;
+    if let Some(other) = profile.user_id.as_deref().filter(|other| *other != user) {
+        let problem = format!("the profile says `user_id` is `{other}`, its key says `{user}`; they must agree");
+        return Err((Reason::InvalidEvent, problem));
+    }
+    Ok(Body::Profile { user: user.into(), profile: Box::new(profile) })
+}
+
+fn parse_address(record: &RawRecord) -> Result<Body, Refusal> {
+    let key = text_key(record).and_then(|key| key.split_once('/'));
+    let (user, address_id) =
+        key.ok_or_else(|| (Reason::InvalidEvent, "an address needs `user/address` as its key".to_owned()))?;
+    let address: Option<Box<Address>> = match record.value.as_deref() {
+        None => None,
+        Some(value) => {
+            serde_json::from_slice(value).map_err(|error| (Reason::InvalidEvent, format!("not an address: {error}")))?
+        }
+    };
+    Ok(Body::Address { user: user.into(), address_id: address_id.to_owned(), address })
+}
+
+/// An item as expressions see it. `data` is parsed when it is first asked for.
+pub(crate) struct ItemFacts<'a> {
+    item: &'a Item,
+    data: OnceCell<BTreeMap<String, serde_json::Value>>,
+}
+
+impl<'a> ItemFacts<'a> {
+    pub(crate) fn new(item: &'a Item) -> Self {
+        Self { item, data: OnceCell::new() }
+    }
+}
+
+impl Facts for ItemFacts<'_> {
+    fn text(&self, name: Text) -> &str {
+        match name {
+            Text::UserId => &self.item.user,
+            Text::Type => &self.item.event_type,
+            Text::Category => &self.item.category,
+            Text::Tenant => &self.item.tenant,
+        }
+    }
+
+    fn count(&self, name: Count) -> u64 {
+        match name {
+            Count::Actors => self.item.actors_count(),
+            Count::Activities => self.item.activities(),
+        }
+    }
+
+    fn priority(&self) -> Priority {
+        self.item.priority
+    }
+
+    fn channel(&self) -> Option<Channel> {
+        self.item.leg.and_then(|_| self.item.channel())
+    }
+
+    fn time(&self) -> Instant {
+        self.item.time
+    }
+
+    fn data(&self, path: &[String]) -> Value<'_> {
+        let data = self.data.get_or_init(|| serde_json::from_str(&self.item.newest().content.data).unwrap_or_default());
+        Value::at(data, path)
+    }
+}

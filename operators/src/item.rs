@@ -1,0 +1,377 @@
+//! What flows through the graph: one type from `validate` to the lanes, so that any operator can be
+//! left out.
+//!
+//! An event is an item of one member. An operator that merges makes an item of many, with a new
+//! notification id; passing an item on keeps its id. A group keeps [`MEMBERS_MAX`] members; one
+//! beyond that is *folded*: counted and hashed, its row written at once, and no longer retractable.
+//! So "Alice and 4,999 others" stays one notification in bounded memory.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use tidings_schemas::channel::{Channel, Op, Priority};
+use tidings_schemas::event::{Actor, Event, Object};
+use tidings_schemas::ids::{DedupKey, EventId, GroupId, IdHasher, IntentId, LegId, NotificationId};
+use tidings_schemas::lane::ReturnCause;
+use tidings_schemas::reason::Reason;
+use tidings_schemas::time::Instant;
+
+/// Members that a group keeps. Beyond it they are folded: the text still counts them, but they can
+/// no longer be retracted. 1,024 members of about 200 bytes are the most that one parked item costs.
+pub const MEMBERS_MAX: usize = 1024;
+
+/// Names that a text may show.
+pub const NAMES_MAX: usize = 3;
+
+/// What a member says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Content {
+    /// Variables, a JSON object as text.
+    pub data: Arc<str>,
+    /// The template, where one was asked for.
+    pub template_id: Option<Arc<str>>,
+}
+
+/// One event within an item.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// The event.
+    pub event: EventId,
+    /// Its intent, by its dedup key.
+    pub intent: IntentId,
+    /// Its intent by the producer's own id: a cancel may name either.
+    pub intent_by_id: IntentId,
+    /// What a cancel may name.
+    pub cancel_key: Option<Arc<str>>,
+    /// Who did it.
+    pub actor: Option<Actor>,
+    /// What it says.
+    pub content: Content,
+    /// When it was accepted.
+    pub created_at: Instant,
+    /// Not after this.
+    pub expires_at: Option<Instant>,
+}
+
+/// Members beyond [`MEMBERS_MAX`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Folded {
+    /// How many.
+    pub count: u64,
+    /// Distinct actors among them that no kept member shares, up to the bound of exactness.
+    pub actors: u64,
+    /// Running hash of their ids, in the order of folding.
+    pub hash: [u8; 16],
+}
+
+/// What flows from operator to operator.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Item {
+    /// Notify, or a control that takes something out.
+    pub op: Op,
+    /// Who is to be told.
+    pub user: Arc<str>,
+    /// The tenant.
+    pub tenant: Arc<str>,
+    /// The type.
+    pub event_type: Arc<str>,
+    /// Its category.
+    pub category: Arc<str>,
+    /// Its priority.
+    pub priority: Priority,
+    /// What is said.
+    pub notification: NotificationId,
+    /// The group it was formed in, zero if it never was.
+    pub group: GroupId,
+    /// What makes two events the same wish.
+    pub dedup_key: DedupKey,
+    /// The producer's own key behind it, for a hand-over to the critical path.
+    pub producer_key: Option<Arc<str>>,
+    /// To what it was done, where all members agree.
+    pub object: Option<Object>,
+    /// Its events, in canonical order; never empty.
+    pub members: Vec<Member>,
+    /// Events beyond the bound.
+    pub folded: Folded,
+    /// Explicit channels, all of them used; empty for the type's default.
+    pub channels: Vec<Channel>,
+    /// Channels to use when delivery fails for good.
+    pub fallback: Vec<Channel>,
+    /// When it happened.
+    pub time: Instant,
+    /// When its oldest member was accepted.
+    pub created_at: Instant,
+    /// When it was last released.
+    pub ready_at: Instant,
+    /// Not before this.
+    pub scheduled_at: Option<Instant>,
+    /// Not after this.
+    pub expires_at: Option<Instant>,
+    /// Channels that may carry it, best first.
+    pub candidates: Vec<Channel>,
+    /// Channels that may not, with reason.
+    pub struck: Vec<(Channel, Reason)>,
+    /// The leg, once `route` made it.
+    pub leg: Option<LegId>,
+    /// In-app without a badge: neither limited nor counted.
+    pub silent: bool,
+    /// Limits have counted it already.
+    pub counted: bool,
+    /// How often deliver gave it back.
+    pub returns: u32,
+    /// Why deliver gave it back.
+    pub returned: Option<ReturnCause>,
+    /// Which replay.
+    pub replay: u32,
+    /// Only to this address.
+    pub only_address: Option<Arc<str>>,
+    /// Of a control item: how many members it took out so far.
+    pub matched: u64,
+}
+
+impl Item {
+    /// Whether this is a retraction or a cancellation.
+    #[must_use]
+    pub fn is_control(&self) -> bool {
+        self.op != Op::Notify
+    }
+
+    /// Events merged: kept and folded.
+    #[must_use]
+    pub fn activities(&self) -> u64 {
+        self.members.len() as u64 + self.folded.count
+    }
+
+    /// Distinct actors: exact among the kept members, plus those folded.
+    #[must_use]
+    pub fn actors_count(&self) -> u64 {
+        let kept: BTreeSet<&str> =
+            self.members.iter().filter_map(|member| member.actor.as_ref()).map(|actor| actor.id.as_str()).collect();
+        kept.len() as u64 + self.folded.actors
+    }
+
+    /// Names of the first distinct actors.
+    #[must_use]
+    pub fn actor_names(&self) -> Vec<String> {
+        let mut seen = BTreeSet::new();
+        let actors = self.members.iter().filter_map(|member| member.actor.as_ref());
+        let distinct = actors.filter(|actor| seen.insert(actor.id.as_str()));
+        distinct.take(NAMES_MAX).map(|actor| actor.name.clone().unwrap_or_else(|| actor.id.clone())).collect()
+    }
+
+    /// The newest member: content comes from it.
+    ///
+    /// # Panics
+    /// Never: an item has at least one member by construction.
+    #[must_use]
+    pub fn newest(&self) -> &Member {
+        self.members.last().expect("an item has at least one member")
+    }
+
+    /// The first event: what rows of a leg name.
+    #[must_use]
+    pub fn first_event(&self) -> EventId {
+        self.members.first().map_or_else(EventId::default, |member| member.event)
+    }
+
+    /// The channel that is judged next: the first candidate.
+    #[must_use]
+    pub fn channel(&self) -> Option<Channel> {
+        self.candidates.first().copied()
+    }
+
+    /// Strikes `channel` off the candidates.
+    pub fn strike(&mut self, channel: Channel, reason: Reason) {
+        self.candidates.retain(|candidate| *candidate != channel);
+        self.struck.push((channel, reason));
+    }
+
+    /// Whether `member` is what the control item `self` names.
+    #[must_use]
+    pub fn names(&self, item: &Self, member: &Member) -> bool {
+        match self.op {
+            Op::Notify => false,
+            Op::Retract => {
+                let actor = self.members.first().and_then(|control| control.actor.as_ref()).map(|actor| &actor.id);
+                self.event_type == item.event_type
+                    && actor.is_some()
+                    && actor == member.actor.as_ref().map(|actor| &actor.id)
+                    && self.object.as_ref().map(|object| &object.id) == item.object.as_ref().map(|object| &object.id)
+            }
+            Op::Cancel => {
+                let Some(control) = self.members.first() else { return false };
+                control.intent == member.intent
+                    || control.intent_by_id == member.intent_by_id
+                    || (control.cancel_key.is_some() && control.cancel_key == member.cancel_key)
+            }
+        }
+    }
+
+    /// The members that `control` names leave; returns them. The caller forms what remains anew.
+    pub fn take_out(&mut self, control: &Self) -> Vec<Member> {
+        self.take_out_where(|item, member| control.names(item, member))
+    }
+
+    /// The members whose `expires_at` is not after `now` leave; returns them.
+    pub fn take_out_expired(&mut self, now: Instant) -> Vec<Member> {
+        self.take_out_where(|_, member| member.expires_at.is_some_and(|at| at <= now))
+    }
+
+    fn take_out_where(&mut self, leaves: impl Fn(&Self, &Member) -> bool) -> Vec<Member> {
+        if !self.members.iter().any(|member| leaves(self, member)) {
+            return Vec::new();
+        }
+        let members = std::mem::take(&mut self.members);
+        let (mut out, mut kept): (Vec<_>, Vec<_>) = members.into_iter().partition(|member| leaves(self, member));
+        if kept.is_empty() && self.folded.count > 0 {
+            // Folded members can't be taken out any more, and a notification needs a face.
+            kept.extend(out.pop());
+        }
+        self.members = kept;
+        self.created_at = self.members.iter().map(|member| member.created_at).min().unwrap_or(self.created_at);
+        self.expires_at = self.earliest_expiry();
+        out
+    }
+
+    /// Takes in `newer`'s members: content comes from the newest, `created_at` from the oldest, the
+    /// object stays where both agree. Returns the members that were folded.
+    pub fn absorb(&mut self, newer: Self) -> Vec<Member> {
+        let mut folded = Vec::new();
+        for member in newer.members {
+            if self.members.len() < MEMBERS_MAX {
+                self.members.push(member);
+            } else {
+                // The content must stay the newest's: the new member takes the last place, and the
+                // one that stood there is folded.
+                let mut leaves = member;
+                if let Some(last) = self.members.last_mut() {
+                    std::mem::swap(last, &mut leaves);
+                }
+                let known = |other: &Member| match (&other.actor, &leaves.actor) {
+                    (Some(one), Some(two)) => one.id == two.id,
+                    _ => false,
+                };
+                if leaves.actor.is_some() && !self.members.iter().any(known) {
+                    self.folded.actors += 1;
+                }
+                self.folded.count += 1;
+                self.folded.hash = chain_hash(self.folded.hash, &leaves.event.0);
+                folded.push(leaves);
+            }
+        }
+        if newer.folded.count > 0 {
+            self.folded.count += newer.folded.count;
+            self.folded.actors += newer.folded.actors;
+            self.folded.hash = chain_hash(self.folded.hash, &newer.folded.hash);
+        }
+        if self.object.as_ref().map(|object| &object.id) != newer.object.as_ref().map(|object| &object.id) {
+            self.object = None;
+        }
+        self.created_at = self.created_at.min(newer.created_at);
+        self.time = self.time.max(newer.time);
+        self.expires_at = self.earliest_expiry();
+        self.priority = self.priority.min(newer.priority);
+        folded
+    }
+
+    /// When all of it is too late: the latest expiry, if every member has one. A member that expires
+    /// earlier leaves alone.
+    #[must_use]
+    pub fn latest_expiry(&self) -> Option<Instant> {
+        let mut latest = None;
+        for member in &self.members {
+            latest = latest.max(Some(member.expires_at?));
+        }
+        latest.filter(|_| self.folded.count == 0)
+    }
+
+    fn earliest_expiry(&self) -> Option<Instant> {
+        self.members.iter().filter_map(|member| member.expires_at).min()
+    }
+
+    /// The id of what `operator` forms of these members for `subkey`.
+    #[must_use]
+    pub fn formed_id(&self, operator: &str, subkey: &[u8]) -> NotificationId {
+        let mut events: Vec<_> = self.members.iter().map(|member| member.event).collect();
+        if self.folded.count == 0 {
+            NotificationId::new(operator, &self.user, subkey, &mut events)
+        } else {
+            NotificationId::with_folded(operator, &self.user, subkey, &mut events, &self.folded.hash)
+        }
+    }
+
+    /// The event as a producer would have written it: what is handed over to the critical path.
+    #[must_use]
+    pub fn to_event(&self) -> Event {
+        let member = self.newest();
+        Event {
+            id: None,
+            event_type: self.event_type.to_string(),
+            user_id: self.user.to_string(),
+            tenant: self.tenant.to_string(),
+            time: Some(self.time),
+            actor: member.actor.clone(),
+            object: self.object.clone(),
+            data: serde_json::from_str(&member.content.data).unwrap_or_default(),
+            dedup_key: self.producer_key.as_deref().map(str::to_owned),
+            channels: (!self.channels.is_empty()).then(|| self.channels.clone()),
+            fallback_channels: (!self.fallback.is_empty()).then(|| self.fallback.clone()),
+            priority: Some(self.priority),
+            template_id: member.content.template_id.as_deref().map(str::to_owned),
+            scheduled_at: self.scheduled_at,
+            expires_at: self.expires_at,
+            cancel_key: member.cancel_key.as_deref().map(str::to_owned),
+            op: self.op,
+        }
+    }
+}
+
+fn chain_hash(before: [u8; 16], next: &[u8; 16]) -> [u8; 16] {
+    let mut hasher = IdHasher::new("folded");
+    hasher.field(&before).field(next);
+    hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_item_crosses_workers_and_checkpoints_unchanged() {
+        let item = crate::script::like("u1", "bob", "photo7", 1);
+        let bytes = postcard::to_stdvec(&item).unwrap();
+        assert_eq!(postcard::from_bytes::<Item>(&bytes).unwrap(), item);
+    }
+
+    #[test]
+    fn distinct_people_are_counted_not_activities() {
+        let mut item = crate::script::like("u1", "bob", "photo7", 1);
+        item.absorb(crate::script::like("u1", "alice", "photo7", 2));
+        item.absorb(crate::script::like("u1", "bob", "photo7", 3));
+        assert_eq!((item.activities(), item.actors_count()), (3, 2));
+        assert_eq!(item.actor_names(), ["bob", "alice"]);
+    }
+
+    #[test]
+    fn five_thousand_likes_stay_one_item_of_bounded_size() {
+        let mut item = crate::script::like("u1", "a0", "photo7", 0);
+        let mut folded = 0;
+        for n in 1..5000 {
+            folded += item.absorb(crate::script::like("u1", &format!("a{n}"), "photo7", n)).len();
+        }
+        assert_eq!((item.activities(), item.actors_count(), item.members.len()), (5000, 5000, MEMBERS_MAX));
+        assert_eq!(folded, 5000 - MEMBERS_MAX);
+        assert_eq!(item.newest().event, crate::script::like("u1", "a4999", "photo7", 4999).first_event());
+    }
+
+    #[test]
+    fn a_retraction_takes_its_actor_out_and_nobody_else() {
+        let mut item = crate::script::like("u1", "bob", "photo7", 1);
+        item.absorb(crate::script::like("u1", "alice", "photo7", 2));
+        let mut control = crate::script::like("u1", "bob", "photo7", 3);
+        control.op = Op::Retract;
+        assert_eq!(item.take_out(&control).len(), 1);
+        assert_eq!(item.actor_names(), ["alice"]);
+    }
+}

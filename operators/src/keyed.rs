@@ -1,0 +1,430 @@
+//! The operator's side of the engine: what a keyed operator is, and all that it can see and do.
+//!
+//! An operator is a pure state machine. It is told of an event, a timer, a changed profile or
+//! changed rules, and answers through its [`Cx`]: state, timers, items, rows. It sees no thread, no
+//! clock but the epoch's one instant, no I/O and nothing of timely; so whatever it decides is a
+//! function of the cut.
+//!
+//! State is kept per user and, below, per subkey: the unit of dirtiness and of checkpoint images.
+//! An entry has a *head*, written whenever it was touched, and a *body*, written only in the epoch
+//! that sets it: parked items are bodies, counters are heads.
+
+use std::sync::Arc;
+
+use schemars::JsonSchema;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
+use tidings_schemas::channel::Channel;
+use tidings_schemas::ids::{EventId, GroupId, IntentId, LegId, NotificationId};
+use tidings_schemas::lifecycle::{State as Did, Unit};
+use tidings_schemas::profile::{Profile, Reachability};
+use tidings_schemas::reason::Reason;
+use tidings_schemas::time::Instant;
+
+use crate::harness::table::{TimerIndex, UserSlot};
+use crate::ingest::Path;
+use crate::item::{Item, Member};
+use crate::quiet::{self, Verdict};
+use crate::rules::Rules;
+
+/// What an operator keeps under one user: a byte string, compared by bytes.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+pub struct Subkey(pub SmallVec<[u8; 24]>);
+
+impl Subkey {
+    /// The subkey of these fields, each ended by a zero byte (which texts here never hold).
+    #[must_use]
+    pub fn of(fields: &[&str]) -> Self {
+        let mut bytes = SmallVec::new();
+        for field in fields {
+            bytes.extend_from_slice(field.as_bytes());
+            bytes.push(0);
+        }
+        Self(bytes)
+    }
+
+    /// The bytes.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl From<&[u8; 16]> for Subkey {
+    fn from(id: &[u8; 16]) -> Self {
+        Self(SmallVec::from_slice(id))
+    }
+}
+
+/// Output port that leaves the chain for the critical path, whatever stands below.
+pub const PORT_CRITICAL: u8 = 254;
+/// Output port that leaves the critical path for the dataflow.
+pub const PORT_HIGH: u8 = 253;
+
+/// Names one of an entry's timers. An entry has at most one timer of each id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct TimerId(pub u8);
+
+/// State that outlives its process: versioned bytes in checkpoints.
+pub trait State: Default + Clone + Serialize + DeserializeOwned + Send + 'static {
+    /// The version that this build writes.
+    const VERSION: u8 = 1;
+
+    /// Reads state that version `from` wrote.
+    ///
+    /// # Errors
+    /// When this build knows no way from that version.
+    fn migrate(from: u8, bytes: &[u8]) -> Result<Self, String> {
+        let _ = bytes;
+        Err(format!("state of version {from}, this build reads version {} only", Self::VERSION))
+    }
+}
+
+impl State for () {}
+impl State for Option<Box<Item>> {}
+
+/// What is known about a user at the end of an epoch.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Known {
+    /// The profile; all defaults for a user who never set anything.
+    pub profile: Arc<Profile>,
+    /// On which channels the user can be reached.
+    pub reachability: Arc<Reachability>,
+}
+
+/// A keyed operator. Parameters live in `self`; state lives in the engine.
+pub trait Operator: Send + Sized + 'static {
+    /// Its kind in the YAML.
+    const KIND: &'static str;
+    /// Its parameters there.
+    type Params: DeserializeOwned + JsonSchema;
+    /// Small state per user; the default is not stored.
+    type User: State;
+    /// State per (user, subkey), written when touched.
+    type Entry: State;
+    /// State per (user, subkey), written when set.
+    type Body: State;
+
+    /// The operator of these parameters.
+    ///
+    /// # Errors
+    /// When the parameters contradict each other; the message names the parameter and the remedy.
+    fn new(params: Self::Params) -> Result<Self, String>;
+
+    /// An item arrived on `port`.
+    fn on_event(&self, cx: &mut Cx<'_, Self>, port: u8, item: Item);
+
+    /// A timer of an entry is due. It is gone when this is called.
+    fn on_timer(&self, cx: &mut Cx<'_, Self>, subkey: &Subkey, timer: TimerId) {
+        let _ = (cx, subkey, timer);
+    }
+
+    /// The user's profile or reachability changed between the end of the last epoch and of this.
+    fn on_profile(&self, cx: &mut Cx<'_, Self>, old: &Known) {
+        let _ = (cx, old);
+    }
+
+    /// Policies or tz data changed at this cut: what is parked is to be judged again.
+    fn on_rules(&self, cx: &mut Cx<'_, Self>) {
+        let _ = cx;
+    }
+}
+
+/// A row under construction: what happened to one unit, without what the engine fills in.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Draft {
+    /// What it happened to.
+    pub unit: Unit,
+    /// What happened.
+    pub did: SmallVec<[Did; 2]>,
+    /// Why.
+    pub reason: Option<Reason>,
+    /// Until when.
+    pub until: Option<Instant>,
+    /// The item's facts, as they were.
+    pub about: About,
+    /// The operator's id.
+    pub operator: Arc<str>,
+    /// What caused it.
+    pub cause: Cause,
+}
+
+/// What an operator was called for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// An event: the unit's own or another's.
+    Event(EventId),
+    /// A timer of an entry.
+    Timer,
+    /// A changed profile or address.
+    Profile,
+    /// Changed policies or tz data.
+    Rules,
+    /// What the operator says.
+    Words(String),
+}
+
+/// The facts of an item that rows repeat.
+#[derive(Clone, Debug, PartialEq)]
+pub struct About {
+    /// The event.
+    pub event: EventId,
+    /// Its intent.
+    pub intent: IntentId,
+    /// The notification.
+    pub notification: NotificationId,
+    /// The group.
+    pub group: GroupId,
+    /// The leg.
+    pub leg: LegId,
+    /// Whether the leg is a silent copy.
+    pub silent: bool,
+    /// Who is told.
+    pub user: Arc<str>,
+    /// The tenant.
+    pub tenant: Arc<str>,
+    /// The type.
+    pub event_type: Arc<str>,
+    /// The category.
+    pub category: Arc<str>,
+    /// The priority.
+    pub priority: Option<tidings_schemas::channel::Priority>,
+    /// The channel.
+    pub channel: Option<Channel>,
+    /// When the unit's oldest event was accepted.
+    pub created_at: Instant,
+    /// When it was last released.
+    pub ready_at: Option<Instant>,
+}
+
+impl About {
+    /// An event's facts: `member` of `item`.
+    #[must_use]
+    pub fn member(item: &Item, member: &Member) -> Self {
+        Self {
+            event: member.event,
+            intent: member.intent,
+            leg: LegId::default(),
+            silent: false,
+            channel: None,
+            created_at: member.created_at,
+            ready_at: None,
+            ..Self::leg(item)
+        }
+    }
+
+    /// A leg's facts.
+    #[must_use]
+    pub fn leg(item: &Item) -> Self {
+        Self {
+            event: item.first_event(),
+            intent: item.members.first().map_or_else(IntentId::default, |member| member.intent),
+            notification: item.notification,
+            group: item.group,
+            leg: item.leg.unwrap_or_default(),
+            silent: item.silent,
+            user: Arc::clone(&item.user),
+            tenant: Arc::clone(&item.tenant),
+            event_type: Arc::clone(&item.event_type),
+            category: Arc::clone(&item.category),
+            priority: Some(item.priority),
+            channel: item.channel(),
+            created_at: item.created_at,
+            ready_at: Some(item.ready_at),
+        }
+    }
+}
+
+/// What the engine hands an operator, and takes from it, for one call.
+pub struct Cx<'a, O: Operator> {
+    pub(crate) now: Instant,
+    pub(crate) epoch: u64,
+    pub(crate) operator: &'a Arc<str>,
+    pub(crate) user: &'a Arc<str>,
+    pub(crate) known: &'a Known,
+    pub(crate) rules: &'a Rules,
+    pub(crate) path: Path,
+    pub(crate) slot: &'a mut UserSlot<O>,
+    pub(crate) timers: &'a mut TimerIndex,
+    pub(crate) emitted: &'a mut Vec<(u8, Item)>,
+    pub(crate) drafts: &'a mut Vec<Draft>,
+    pub(crate) cause: &'a Cause,
+}
+
+impl<O: Operator> Cx<'_, O> {
+    /// Stream time: the epoch's one instant.
+    #[must_use]
+    pub const fn now(&self) -> Instant {
+        self.now
+    }
+
+    /// The user of this call.
+    #[must_use]
+    pub fn user_id(&self) -> &Arc<str> {
+        self.user
+    }
+
+    /// The operator's id in the topology: part of every id that it forms.
+    #[must_use]
+    pub fn operator(&self) -> &Arc<str> {
+        self.operator
+    }
+
+    /// Profile and reachability at the end of this epoch's side inputs.
+    #[must_use]
+    pub const fn known(&self) -> &Known {
+        self.known
+    }
+
+    /// Policies and calendar of this cut.
+    #[must_use]
+    pub const fn rules(&self) -> &Rules {
+        self.rules
+    }
+
+    /// Which of the two paths this is.
+    #[must_use]
+    pub const fn path(&self) -> Path {
+        self.path
+    }
+
+    /// Which channels may carry `item` now, best first, and which may not and why.
+    #[must_use]
+    pub fn candidates(&self, item: &Item) -> crate::candidates::Candidates {
+        crate::candidates::candidates(item, self.known, self.rules)
+    }
+
+    /// What the user's quiet hours say about `item` on `channel` now.
+    #[must_use]
+    pub fn verdict(&self, item: &Item, channel: Channel) -> Verdict {
+        quiet::verdict(self.user, &self.known.profile, self.rules, item.priority, channel, self.now)
+    }
+
+    /// The state kept for the user as a whole.
+    #[must_use]
+    pub fn user(&self) -> Option<&O::User> {
+        self.slot.user()
+    }
+
+    /// The same, to be changed; it is written at the epoch's end.
+    pub fn user_mut(&mut self) -> &mut O::User {
+        self.slot.user_mut()
+    }
+
+    /// Forgets the user's state.
+    pub fn clear_user(&mut self) {
+        self.slot.clear_user();
+    }
+
+    /// The head of an entry.
+    #[must_use]
+    pub fn entry(&self, subkey: &Subkey) -> Option<&O::Entry> {
+        self.slot.head(subkey)
+    }
+
+    /// The head of an entry, to be changed; the entry is made where it is absent.
+    pub fn entry_mut(&mut self, subkey: &Subkey) -> &mut O::Entry {
+        self.slot.head_mut(subkey)
+    }
+
+    /// The body of an entry.
+    #[must_use]
+    pub fn body(&self, subkey: &Subkey) -> Option<&O::Body> {
+        self.slot.body(subkey)
+    }
+
+    /// Sets the body of an entry; the entry is made where it is absent.
+    pub fn set_body(&mut self, subkey: &Subkey, body: O::Body) {
+        self.slot.set_body(subkey, body);
+    }
+
+    /// Forgets an entry, its timers too; returns what it was.
+    pub fn remove(&mut self, subkey: &Subkey) -> Option<(O::Entry, O::Body)> {
+        for (timer, at) in self.slot.timers_of(subkey) {
+            self.timers.remove(at, self.user, subkey, timer);
+        }
+        self.slot.remove(subkey)
+    }
+
+    /// The user's subkeys, in order.
+    #[must_use]
+    pub fn subkeys(&self) -> Vec<Subkey> {
+        self.slot.subkeys()
+    }
+
+    /// Sets the entry's timer `id` to `at`, in place of an earlier one. What is due already fires in
+    /// the next epoch.
+    pub fn set_timer(&mut self, subkey: &Subkey, id: TimerId, at: Instant) {
+        if let Some(before) = self.slot.set_timer(subkey, id, at, self.epoch) {
+            self.timers.remove(before, self.user, subkey, id);
+        }
+        self.timers.insert(at, self.user, subkey, id);
+    }
+
+    /// Takes the entry's timer `id` back.
+    pub fn clear_timer(&mut self, subkey: &Subkey, id: TimerId) {
+        if let Some(at) = self.slot.clear_timer(subkey, id) {
+            self.timers.remove(at, self.user, subkey, id);
+        }
+    }
+
+    /// When the entry's timer `id` is due.
+    #[must_use]
+    pub fn timer(&self, subkey: &Subkey, id: TimerId) -> Option<Instant> {
+        self.slot.timers_of(subkey).into_iter().find(|(timer, _)| *timer == id).map(|(_, at)| at)
+    }
+
+    /// Hands `item` on to whoever is connected to output `port`.
+    pub fn emit(&mut self, port: u8, item: Item) {
+        self.emitted.push((port, item));
+    }
+
+    /// Says what happened to every event of `item`.
+    pub fn record_events(&mut self, item: &Item, did: &[Did], reason: Option<Reason>, until: Option<Instant>) {
+        for member in &item.members {
+            self.record_member(item, member, did, reason, until);
+        }
+    }
+
+    /// Says what happened to one event of `item`.
+    pub fn record_member(
+        &mut self,
+        item: &Item,
+        member: &Member,
+        did: &[Did],
+        reason: Option<Reason>,
+        until: Option<Instant>,
+    ) {
+        self.draft(Unit::Event, About::member(item, member), did, reason, until, None);
+    }
+
+    /// Says what happened to `item` as a leg.
+    pub fn record_leg(&mut self, item: &Item, did: &[Did], reason: Option<Reason>, until: Option<Instant>) {
+        self.draft(Unit::Leg, About::leg(item), did, reason, until, None);
+    }
+
+    /// As the others, of facts that the caller put together.
+    pub fn record_about(&mut self, unit: Unit, about: About, did: &[Did], reason: Option<Reason>) {
+        self.draft(unit, about, did, reason, None, None);
+    }
+
+    /// As the others, with the cause in the operator's own words instead of the engine's.
+    pub fn record_caused(&mut self, unit: Unit, about: About, did: &[Did], reason: Option<Reason>, cause: String) {
+        self.draft(unit, about, did, reason, None, Some(cause));
+    }
+
+    fn draft(
+        &mut self,
+        unit: Unit,
+        about: About,
+        did: &[Did],
+        reason: Option<Reason>,
+        until: Option<Instant>,
+        cause: Option<String>,
+    ) {
+        let operator = Arc::clone(self.operator);
+        let cause = cause.map_or_else(|| self.cause.clone(), Cause::Words);
+        self.drafts.push(Draft { unit, did: SmallVec::from_slice(did), reason, until, about, operator, cause });
+    }
+}

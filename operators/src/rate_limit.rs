@@ -1,0 +1,386 @@
+//! `rate_limit`: exact sliding windows per user, several levels at once. Overflow is not dropped: it
+//! merges ("Alice and 42 others") and leaves when budget frees and quiet hours allow.
+//!
+//! A level counts per channel, type or category, or several of them together; a user's own cap is one
+//! more level, and the smaller holds. Only what leaves is counted, on the channel on which it leaves;
+//! silent copies and exempt types neither are limited nor count. What happens to overflow is the
+//! type's policy: merge (medium and low), go to in-app (high), take the next candidate, wait, or end.
+//!
+//! ```text
+//! push 2/h
+//! 10:00  like bob photo1     -> leaves
+//! 10:01  like alice photo2   -> leaves
+//! 10:02  like carol photo3   -> parked until 11:00
+//! 10:03  like dave photo3    -> merged
+//! 11:00                      -> one leg: carol and dave
+//! ```
+//! Keeps, per level and value, the instants of the last `max` sends within the window; and one item
+//! per (channel, tenant, type) that waits.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tidings_schemas::channel::Channel;
+use tidings_schemas::lifecycle::State as Did;
+use tidings_schemas::policy::{Limits, Overflow};
+use tidings_schemas::reason::Reason;
+use tidings_schemas::span::Rate;
+use tidings_schemas::time::Instant;
+
+use crate::item::Item;
+use crate::keyed::{Cx, Known, Operator, State, Subkey, TimerId};
+use crate::parked::{self, PlaceV1, Places};
+use crate::quiet::Verdict;
+
+/// A counter is forgotten when its newest send has left the window.
+const FORGET: TimerId = TimerId(0);
+/// What waits tries to leave.
+const TRY: TimerId = TimerId(1);
+
+/// The key of a rate that holds for values that are not named.
+const OTHER: &str = "other";
+
+/// What a level counts per.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Per {
+    /// The channel on which it leaves.
+    Channel,
+    /// The type.
+    Type,
+    /// The category.
+    Category,
+}
+
+/// One level: what it counts per, and a rate for each value of the first of them.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+pub struct Level {
+    /// What it counts per.
+    pub per: Vec<Per>,
+    /// Rates like `push: 10/h`, by the value of `per`'s first; `other` for the rest.
+    #[serde(flatten)]
+    pub rates: BTreeMap<String, Rate>,
+}
+
+/// Parameters of `rate_limit`.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RateLimitParams {
+    /// Levels; all of them hold.
+    pub levels: Vec<Level>,
+}
+
+/// A counter, or a place where a leg waits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EntryV1 {
+    /// Instants of the last sends, oldest first.
+    Sends(VecDeque<Instant>),
+    /// A leg waits here.
+    Place(PlaceV1),
+}
+
+impl Default for EntryV1 {
+    fn default() -> Self {
+        Self::Sends(VecDeque::new())
+    }
+}
+impl State for EntryV1 {}
+
+impl Places for RateLimit {
+    fn place(entry: &EntryV1) -> Option<&PlaceV1> {
+        match entry {
+            EntryV1::Place(place) => Some(place),
+            EntryV1::Sends(_) => None,
+        }
+    }
+    fn entry(place: PlaceV1) -> EntryV1 {
+        EntryV1::Place(place)
+    }
+}
+
+/// The operator.
+pub struct RateLimit {
+    levels: Vec<Level>,
+}
+
+/// A rate that holds for one leg, and where its sends are counted.
+struct Held {
+    counter: Subkey,
+    rate: Rate,
+}
+
+impl Operator for RateLimit {
+    const KIND: &'static str = "rate_limit";
+    type Params = RateLimitParams;
+    type User = ();
+    type Entry = EntryV1;
+    type Body = Option<Box<Item>>;
+
+    fn new(params: RateLimitParams) -> Result<Self, String> {
+        for (number, level) in params.levels.iter().enumerate() {
+            let Some(first) = level.per.first() else {
+                return Err(format!("level {}: `per` is empty; name channel, type or category", number + 1));
+            };
+            for (name, rate) in &level.rates {
+                if rate.max == 0 {
+                    return Err(format!(
+                        "level {}: `{name}: {rate}` lets nothing pass; use a policy instead",
+                        number + 1
+                    ));
+                }
+                let known = name == OTHER || *first != Per::Channel || name.parse::<Channel>().is_ok();
+                if !known {
+                    let channels: Vec<_> = Channel::ALL.iter().map(|channel| channel.as_str()).collect();
+                    let expected = channels.join(", ");
+                    return Err(format!(
+                        "level {}: unknown channel `{name}`, expected {expected} or other",
+                        number + 1
+                    ));
+                }
+            }
+        }
+        Ok(Self { levels: params.levels })
+    }
+
+    fn on_event(&self, cx: &mut Cx<'_, Self>, _: u8, mut item: Item) {
+        if item.is_control() {
+            parked::retract(cx, &mut item);
+            return cx.emit(0, item);
+        }
+        let exempt = cx.rules().of_type(&item.event_type).limits == Limits::Exempt;
+        if item.leg.is_none() || item.silent || item.counted || exempt {
+            return cx.emit(0, item);
+        }
+        self.judge(cx, item);
+    }
+
+    fn on_timer(&self, cx: &mut Cx<'_, Self>, subkey: &Subkey, timer: TimerId) {
+        match timer {
+            FORGET => drop(cx.remove(subkey)),
+            _ => self.release(cx),
+        }
+    }
+
+    fn on_profile(&self, cx: &mut Cx<'_, Self>, _: &Known) {
+        self.judge_all(cx);
+    }
+
+    fn on_rules(&self, cx: &mut Cx<'_, Self>) {
+        self.judge_all(cx);
+    }
+}
+
+impl RateLimit {
+    /// Judges a leg that just came: its first candidate, then the next, as the policy says.
+    fn judge(&self, cx: &mut Cx<'_, Self>, mut item: Item) {
+        let mut last = None;
+        while let Some(channel) = item.channel() {
+            if self.held(cx, &item, channel).iter().any(|held| held.rate.max == 0) {
+                // A user's cap of zero is an opt-out by another name: waiting would never end.
+                item.strike(channel, Reason::RateLimited);
+                last = Some(channel);
+                continue;
+            }
+            let overflow = cx.rules().overflow(&item.event_type, item.priority);
+            let waiting = overflow == Overflow::Merge && cx.entry(&place_of(&item, channel, overflow)).is_some();
+            match self.free_at(cx, &item, channel) {
+                None if !waiting => {
+                    self.count(cx, &item, channel);
+                    item.counted = true;
+                    return cx.emit(0, item);
+                }
+                // It joins what waits, rather than overtake it.
+                free => {
+                    let free = free.unwrap_or_else(|| cx.now());
+                    match overflow {
+                        Overflow::Merge | Overflow::Defer => return self.wait(cx, item, channel, overflow, free),
+                        Overflow::Drop => return parked::end(cx, &item, channel, Reason::RateLimited),
+                        Overflow::Next => item.strike(channel, Reason::RateLimited),
+                        Overflow::InApp => {
+                            for candidate in item.candidates.clone() {
+                                if candidate != Channel::InApp || channel == Channel::InApp {
+                                    item.strike(candidate, Reason::RateLimited);
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+            last = Some(channel);
+        }
+        if let Some(channel) = last {
+            parked::end(cx, &item, channel, Reason::RateLimited);
+        }
+    }
+
+    fn wait(&self, cx: &mut Cx<'_, Self>, item: Item, channel: Channel, overflow: Overflow, free: Instant) {
+        let subkey = place_of(&item, channel, overflow);
+        let due = cx.timer(&subkey, TRY);
+        let until = due.map_or(free, |due| due.min(free));
+        parked::park(cx, &subkey, item, until, &[Did::RateLimited, Did::Parked], Reason::RateLimited);
+        cx.set_timer(&subkey, TRY, until);
+    }
+
+    /// Lets leave what can, oldest first; sets the timers of what cannot.
+    fn release(&self, cx: &mut Cx<'_, Self>) {
+        let mut places: Vec<(Instant, Subkey)> = Vec::new();
+        for subkey in cx.subkeys() {
+            if let Some(place) = cx.entry(&subkey).and_then(Self::place) {
+                places.push((place.since, subkey));
+            }
+        }
+        places.sort_unstable();
+        for (_, subkey) in places {
+            let Some((place, item)) = parked::take(cx, &subkey) else { continue };
+            self.release_one(cx, &subkey, place, item);
+        }
+    }
+
+    fn release_one(&self, cx: &mut Cx<'_, Self>, subkey: &Subkey, place: PlaceV1, mut item: Item) {
+        let Some(channel) = item.channel() else { return };
+        // What waited for budget must ask the clock again.
+        let next = match cx.verdict(&item, channel) {
+            Verdict::Defer { release, .. } => Some(release),
+            Verdict::InApp => {
+                if !item.candidates.contains(&Channel::InApp) {
+                    return parked::end(cx, &item, channel, Reason::QuietHours);
+                }
+                for candidate in item.candidates.clone().into_iter().filter(|candidate| *candidate != Channel::InApp) {
+                    item.strike(candidate, Reason::QuietHours);
+                }
+                let item = parked::leaving(cx, subkey, &place, item);
+                return self.judge(cx, item);
+            }
+            Verdict::Silent => {
+                item.silent = true;
+                let item = parked::leaving(cx, subkey, &place, item);
+                return cx.emit(0, item);
+            }
+            Verdict::Pass => self.free_at(cx, &item, channel),
+        };
+        match next {
+            None => {
+                let mut item = parked::leaving(cx, subkey, &place, item);
+                self.count(cx, &item, channel);
+                item.counted = true;
+                cx.emit(0, item);
+            }
+            Some(at) => {
+                if at != place.until {
+                    cx.record_leg(&item, &[Did::Parked], Some(Reason::RateLimited), Some(at));
+                }
+                *cx.entry_mut(subkey) = EntryV1::Place(PlaceV1 { until: at, ..place });
+                cx.set_body(subkey, Some(Box::new(item)));
+                cx.set_timer(subkey, TRY, at);
+            }
+        }
+    }
+
+    /// The profile or the rules changed: ends what is not wanted any more, moves what lost its first
+    /// candidate, and lets leave what may.
+    fn judge_all(&self, cx: &mut Cx<'_, Self>) {
+        for subkey in cx.subkeys() {
+            if cx.entry(&subkey).and_then(Self::place).is_none() {
+                continue;
+            }
+            let Some((place, mut item)) = parked::take(cx, &subkey) else { continue };
+            let before = item.channel();
+            if !parked::still_wanted(cx, &mut item) {
+                continue;
+            }
+            if item.channel() == before {
+                *cx.entry_mut(&subkey) = EntryV1::Place(place);
+                cx.set_body(&subkey, Some(Box::new(item)));
+            } else {
+                let item = parked::leaving(cx, &subkey, &place, item);
+                self.judge(cx, item);
+            }
+        }
+        self.release(cx);
+    }
+
+    /// The rates that hold for `item` on `channel`.
+    fn held(&self, cx: &Cx<'_, Self>, item: &Item, channel: Channel) -> Vec<Held> {
+        let mut held = Vec::new();
+        for level in &self.levels {
+            let value = |per: &Per| match per {
+                Per::Channel => channel.as_str(),
+                Per::Type => &*item.event_type,
+                Per::Category => &*item.category,
+            };
+            let Some(rate) = level.per.first().and_then(|per| level.rates.get(value(per)).or(level.rates.get(OTHER)))
+            else {
+                continue;
+            };
+            let mut fields = vec!["level"];
+            for per in &level.per {
+                fields.push(match per {
+                    Per::Channel => "channel",
+                    Per::Type => "type",
+                    Per::Category => "category",
+                });
+                fields.push(value(per));
+            }
+            held.push(Held { counter: Subkey::of(&fields), rate: *rate });
+        }
+        for cap in &cx.known().profile.caps {
+            let fits = cap.category.as_deref().is_none_or(|category| category == &*item.category)
+                && cap.event_type.as_deref().is_none_or(|event_type| event_type == &*item.event_type)
+                && cap.channel.is_none_or(|other| other == channel);
+            if !fits {
+                continue;
+            }
+            let per = cap.per.to_string();
+            let fields = [
+                "cap",
+                cap.category.as_deref().unwrap_or(""),
+                cap.event_type.as_deref().unwrap_or(""),
+                cap.channel.map_or("", Channel::as_str),
+                &per,
+            ];
+            held.push(Held { counter: Subkey::of(&fields), rate: Rate { max: cap.max, per: cap.per } });
+        }
+        held
+    }
+
+    /// When `item` may leave on `channel`: now, or the instant at which every level has budget.
+    fn free_at(&self, cx: &Cx<'_, Self>, item: &Item, channel: Channel) -> Option<Instant> {
+        let mut free = None;
+        for Held { counter, rate } in self.held(cx, item, channel) {
+            let Some(EntryV1::Sends(sends)) = cx.entry(&counter) else { continue };
+            let recent = sends.iter().filter(|at| at.after(rate.per.0) > cx.now()).count();
+            let most = usize::try_from(rate.max).unwrap_or(usize::MAX);
+            if recent >= most {
+                // The send whose leaving the window makes room.
+                let opens = sends.len().checked_sub(most.max(1)).and_then(|place| sends.get(place));
+                free = free.max(opens.map(|at| at.after(rate.per.0)));
+            }
+        }
+        free
+    }
+
+    /// Counts a send.
+    fn count(&self, cx: &mut Cx<'_, Self>, item: &Item, channel: Channel) {
+        let now = cx.now();
+        for Held { counter, rate } in self.held(cx, item, channel) {
+            if let EntryV1::Sends(sends) = cx.entry_mut(&counter) {
+                while sends.front().is_some_and(|at| at.after(rate.per.0) <= now) {
+                    sends.pop_front();
+                }
+                sends.push_back(now);
+            }
+            cx.set_timer(&counter, FORGET, now.after(rate.per.0));
+        }
+    }
+}
+
+/// Where a leg waits: with its like where it merges, alone where it does not.
+fn place_of(item: &Item, channel: Channel, overflow: Overflow) -> Subkey {
+    match overflow {
+        Overflow::Merge => Subkey::of(&["wait", channel.as_str(), &item.tenant, &item.event_type]),
+        Overflow::InApp | Overflow::Next | Overflow::Defer | Overflow::Drop => {
+            Subkey::from(&item.leg.unwrap_or_default().0)
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! `route`: the final choice among the candidates, by priority; an item becomes legs.
+//!
+//! Critical items and explicit `channels` go everywhere they may, one leg per channel. All others
+//! make one leg with its candidates in order, of which the first is taken unless something strikes
+//! it; low priority keeps to e-mail and in-app where it can. Critical to medium also leave a silent
+//! copy in the inbox. An item that may go nowhere still makes a leg, and ends there with the reason.
+//!
+//! ```text
+//! like (push, email)             -> leg push [push, email]; leg in_app, silent
+//! order, channels [push, email]  -> leg push; leg email; leg in_app, silent
+//! like, everything off           -> leg push, suppressed (opted_out)
+//! ```
+//! What deliver gives back enters here as that leg alone: a stale one is judged anew, an undeliverable
+//! one takes its next fallback as a new leg. Keeps nothing.
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+use tidings_schemas::channel::{Channel, Priority};
+use tidings_schemas::ids::LegId;
+use tidings_schemas::lane::ReturnCause;
+use tidings_schemas::lifecycle::State as Did;
+use tidings_schemas::reason::Reason;
+
+use crate::candidates::{Candidates, closed};
+use crate::item::Item;
+use crate::keyed::{Cx, Operator};
+
+/// `route` has no parameters.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RouteParams {}
+
+/// The operator.
+pub struct Route;
+
+impl Operator for Route {
+    const KIND: &'static str = "route";
+    type Params = RouteParams;
+    type User = ();
+    type Entry = ();
+    type Body = ();
+
+    fn new(_: RouteParams) -> Result<Self, String> {
+        Ok(Self)
+    }
+
+    fn on_event(&self, cx: &mut Cx<'_, Self>, _: u8, item: Item) {
+        if item.is_control() {
+            return cx.emit(0, item);
+        }
+        if let Some(cause) = item.returned {
+            return came_back(cx, item, cause);
+        }
+        // What was gathered or scheduled asks again: the profile may have changed since.
+        let answer = cx.candidates(&item);
+        let everywhere = item.priority == Priority::Critical || !item.channels.is_empty();
+        let inbox = silent_copy(cx, &item, &answer);
+        if everywhere {
+            each_channel(cx, item, answer);
+        } else {
+            best_channel(cx, item, answer, inbox.is_some());
+        }
+        if let Some(copy) = inbox {
+            leave(cx, copy);
+        }
+    }
+}
+
+/// One leg per channel; the fallback rides on the first.
+fn each_channel(cx: &mut Cx<'_, Route>, item: Item, answer: Candidates) {
+    let explicit = !item.channels.is_empty();
+    let mut fallback = item.fallback.clone();
+    for channel in &answer.open {
+        let mut leg = leg_of(&item, *channel);
+        leg.candidates = vec![*channel];
+        leg.struck.clear();
+        leg.fallback = std::mem::take(&mut fallback);
+        leave(cx, leg);
+    }
+    // What the producer asked for by name ends by name; of a default only the first does, and only
+    // if nothing else could be used.
+    let ends = if explicit { answer.closed.len() } else { usize::from(answer.open.is_empty()) };
+    for (channel, reason) in answer.closed.into_iter().take(ends) {
+        suppress(cx, leg_of(&item, channel), channel, reason);
+    }
+}
+
+/// One leg with its candidates in order.
+fn best_channel(cx: &mut Cx<'_, Route>, mut item: Item, mut answer: Candidates, copied: bool) {
+    if item.priority == Priority::Low {
+        let calm = |channel: &Channel| matches!(channel, Channel::Email | Channel::InApp);
+        if answer.open.iter().any(calm) {
+            let loud: Vec<_> = answer.open.iter().copied().filter(|channel| !calm(channel)).collect();
+            answer.open.retain(calm);
+            answer.closed.extend(loud.into_iter().map(|channel| (channel, Reason::Policy)));
+        }
+    }
+    if copied {
+        // The silent copy is the in-app leg; this one must not become a second.
+        answer.open.retain(|channel| *channel != Channel::InApp);
+    }
+    match answer.open.first() {
+        Some(first) => {
+            let mut leg = leg_of(&item, *first);
+            leg.candidates = answer.open;
+            leg.struck = answer.closed;
+            leave(cx, leg);
+        }
+        None => {
+            item.candidates.clear();
+            // A type whose channels are all closed, or a user with the inbox alone.
+            let closed = answer.closed.first().copied();
+            if let Some((channel, reason)) = closed.or((!copied).then_some((Channel::InApp, Reason::Policy))) {
+                suppress(cx, leg_of(&item, channel), channel, reason);
+            }
+        }
+    }
+}
+
+/// The inbox copy that critical to medium leave, unless in-app is asked for or the first choice.
+fn silent_copy(cx: &Cx<'_, Route>, item: &Item, answer: &Candidates) -> Option<Item> {
+    let kept = item.priority <= Priority::Medium;
+    let spoken = if item.priority == Priority::Critical || !item.channels.is_empty() {
+        answer.open.contains(&Channel::InApp) || item.channels.contains(&Channel::InApp)
+    } else {
+        answer.open.first() == Some(&Channel::InApp)
+    };
+    if !kept || spoken || closed(item, Channel::InApp, cx.known(), cx.rules()).is_some() {
+        return None;
+    }
+    let mut copy = item.clone();
+    copy.leg = Some(LegId::new(item.notification, "silent", item.replay));
+    copy.candidates = vec![Channel::InApp];
+    copy.struck.clear();
+    copy.fallback.clear();
+    copy.silent = true;
+    Some(copy)
+}
+
+fn leg_of(item: &Item, first: Channel) -> Item {
+    let mut leg = item.clone();
+    leg.leg = Some(LegId::new(item.notification, first.as_str(), item.replay));
+    leg
+}
+
+fn leave(cx: &mut Cx<'_, Route>, leg: Item) {
+    cx.record_leg(&leg, &[Did::Created], None, None);
+    cx.emit(0, leg);
+}
+
+fn suppress(cx: &mut Cx<'_, Route>, mut leg: Item, channel: Channel, reason: Reason) {
+    leg.candidates = vec![channel];
+    cx.record_leg(&leg, &[Did::Created, Did::Suppressed], Some(reason), None);
+}
+
+/// A leg that deliver gave back.
+fn came_back(cx: &mut Cx<'_, Route>, mut item: Item, cause: ReturnCause) {
+    if item.expires_at.is_some_and(|at| at <= cx.now()) {
+        return cx.record_leg(&item, &[Did::Returned, Did::Expired], Some(Reason::Expired), None);
+    }
+    item.ready_at = cx.now();
+    match cause {
+        ReturnCause::Stale => {
+            let channel = item.channel().unwrap_or(Channel::InApp);
+            match closed(&item, channel, cx.known(), cx.rules()) {
+                None => {
+                    cx.record_leg(&item, &[Did::Returned], Some(Reason::Stale), None);
+                    cx.emit(0, item);
+                }
+                Some(reason) => cx.record_leg(&item, &[Did::Returned, Did::Suppressed], Some(reason), None),
+            }
+        }
+        ReturnCause::Undeliverable => {
+            let mut struck = item.struck.clone();
+            struck.extend(item.channel().map(|channel| (channel, Reason::Undeliverable)));
+            let mut fallback = std::mem::take(&mut item.fallback).into_iter();
+            let open = fallback.find(|channel| match closed(&item, *channel, cx.known(), cx.rules()) {
+                None => true,
+                Some(reason) => {
+                    struck.push((*channel, reason));
+                    false
+                }
+            });
+            let Some(channel) = open else {
+                return cx.record_leg(&item, &[Did::Returned, Did::Suppressed], Some(Reason::Undeliverable), None);
+            };
+            let next = Item {
+                leg: Some(LegId::new(item.notification, channel.as_str(), item.replay)),
+                candidates: vec![channel],
+                struck,
+                fallback: fallback.collect(),
+                counted: false,
+                returned: None,
+                ..item.clone()
+            };
+            // The leg that failed ends in the one that takes its place.
+            cx.record_leg(&item, &[Did::Returned, Did::FailedOver], Some(Reason::Undeliverable), None);
+            leave(cx, next);
+        }
+        ReturnCause::Replay => {
+            let channel = item.channel().unwrap_or(Channel::InApp);
+            let leg = leg_of(&item, channel);
+            match closed(&leg, channel, cx.known(), cx.rules()) {
+                None => leave(cx, leg),
+                Some(reason) => suppress(cx, leg, channel, reason),
+            }
+        }
+    }
+}

@@ -13,8 +13,11 @@ use crate::when;
 pub struct OperatorKind {
     /// Its word in the YAML.
     pub kind: &'static str,
-    build: fn(Arc<str>, usize, serde_json::Value) -> Result<Box<dyn Stage>, String>,
+    build: Build,
 }
+
+/// A stage of an operator's id, number and parameters.
+type Build = fn(Arc<str>, usize, serde_json::Value) -> Result<Box<dyn Stage>, String>;
 
 /// Somebody who needs the types behind the kinds: the loader.
 pub trait Visitor {

@@ -161,7 +161,7 @@ impl Chain {
                     Body::Address { user, address_id, address } => {
                         self.profiles.set_address(&user, &address_id, address.as_deref());
                     }
-                    Body::Rejected(rejected) => run.reject(Ordinal::record(block.lot, arrived.offset), rejected),
+                    Body::Rejected(rejected) => run.reject(Ordinal::record(block.lot, arrived.offset), &rejected),
                     Body::Item(_) => {}
                 }
             }
@@ -194,7 +194,7 @@ impl Chain {
                         let cause = Cause::Event(arrived.event);
                         batch.push((targets.clone(), Flow { ordinal, cause, port: 0, item: *item }));
                     }
-                    Body::Rejected(rejected) => run.reject(ordinal, rejected),
+                    Body::Rejected(rejected) => run.reject(ordinal, &rejected),
                     Body::Profile { .. } | Body::Address { .. } => {}
                 }
                 if batch.len() == BATCH {
@@ -316,7 +316,7 @@ impl Run<'_> {
     }
 
     /// A record that is no event: to the dead letters, with a row.
-    fn reject(&mut self, ordinal: Ordinal, rejected: Box<crate::ingest::Rejected>) {
+    fn reject(&mut self, ordinal: Ordinal, rejected: &crate::ingest::Rejected) {
         let group = key_group(placement(&rejected.user));
         let user = Arc::clone(&rejected.user);
         let to = To::Dlq(rejected.reason);
@@ -328,7 +328,8 @@ impl Run<'_> {
 
 /// One row per unit: what happened to it within the epoch, in order, under one instant.
 fn seal(epoch: u64, now: Instant, path: Path, drafts: Vec<(Ordinal, Draft)>) -> Vec<Row> {
-    let mut units: BTreeMap<(Unit, [u8; 16]), Vec<(Ordinal, Draft)>> = BTreeMap::new();
+    type OfUnit = Vec<(Ordinal, Draft)>;
+    let mut units: BTreeMap<(Unit, [u8; 16]), OfUnit> = BTreeMap::new();
     for (ordinal, draft) in drafts {
         let id = match draft.unit {
             Unit::Event => draft.about.event.0,

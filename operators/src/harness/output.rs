@@ -107,6 +107,6 @@ impl EpochOutput {
     /// Sorts by (key group, ordinal): the order in which two runs are compared.
     pub fn canonical(&mut self) {
         self.said.sort_by(|one, two| (one.group, &one.ordinal).cmp(&(two.group, &two.ordinal)));
-        self.rows.sort_by(|one, two| (one.unit, one.unit_id(), one.row_id).cmp(&(two.unit, two.unit_id(), two.row_id)));
+        self.rows.sort_by_key(|row| (row.unit, row.unit_id(), row.row_id));
     }
 }

@@ -285,7 +285,7 @@ impl<'a> World<'a> {
         for input in &step.inputs {
             self.input(input);
         }
-        // A timer that an input set for now is due in the next epoch.
+        // A timer that an input set for this instant is due in the next epoch.
         self.advance(step.at.at);
     }
 

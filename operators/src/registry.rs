@@ -16,7 +16,7 @@ pub struct OperatorKind {
     build: Build,
 }
 
-/// From an id, the operator's number in its chain and the params of the YAML to a stage, or to what is wrong with them.
+/// A stage of an operator's id, number and parameters.
 type Build = fn(Arc<str>, usize, serde_json::Value) -> Result<Box<dyn Stage>, String>;
 
 /// Somebody who needs the types behind the kinds: the loader.

@@ -390,21 +390,27 @@ pub fn check_topics(log: &dyn Log, config: &Config) -> Result<(), TopicsError> {
     if weak.is_empty() { Ok(()) } else { Err(WeakTopics(weak).into()) }
 }
 
-/// How long calls of Kafka wait for the brokers: longer than an election of a leader takes.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long calls of a run wait for Kafka's brokers: longer than an election of a leader takes.
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Opens the log that the deployment names. `linger`: how long a record may wait for company. `clock`
-/// stamps records of an embedded log; Kafka has its own.
+/// Opens the log that the deployment names. `linger`: how long a record may wait for company;
+/// `patience`: how long a call waits for brokers. `clock` stamps records of an embedded log; Kafka has
+/// its own.
 ///
 /// # Errors
 /// When it cannot be opened or its settings are refused.
-pub fn open_log(place: &LogPlace, linger: Duration, clock: Clock) -> Result<Arc<dyn Log>, LogError> {
+pub fn open_log(
+    place: &LogPlace,
+    linger: Duration,
+    patience: Duration,
+    clock: Clock,
+) -> Result<Arc<dyn Log>, LogError> {
     Ok(match place {
         LogPlace::Embedded { path } => Arc::new(EmbeddedLog::open(&path.join("log"), clock)?),
         LogPlace::Kafka { brokers, properties } => Arc::new(KafkaLog::open(KafkaParams {
             brokers: brokers.get().clone(),
             linger,
-            patience: PATIENCE,
+            patience,
             properties: properties.get().clone(),
         })?),
     })

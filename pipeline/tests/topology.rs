@@ -190,7 +190,7 @@ fn the_wiring_is_what_the_example_says() {
     assert_eq!(ports, ["validate", "returned"], "ports are numbered in the order written");
     assert_eq!(topology.source("critical").unwrap().role, Role::Critical);
     assert_eq!(topology.operator("aggregate").unwrap().params["window"], "5m");
-    assert_eq!(loaded.config.tests.len(), 10);
+    assert_eq!(loaded.config.tests.len(), 12);
     let new_york = &loaded.config.tests[3].steps[0].at;
     assert_eq!(new_york.at.to_string(), "2026-11-01T02:00:00Z", "tests are written in local time");
 }

@@ -11,8 +11,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 pub struct Instant(pub i64);
 
 impl Instant {
-    /// The latest instant there is; used as "never".
-    pub const NEVER: Self = Self(i64::MAX);
+    /// The last instant that RFC 3339 can write; used as "never".
+    pub const NEVER: Self = Self(253_402_207_200_999);
 
     /// This instant `span` later; saturates.
     #[must_use]
@@ -41,10 +41,9 @@ impl Instant {
 
 impl fmt::Display for Instant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match jiff::Timestamp::from_millisecond(self.0) {
-            Ok(instant) => fmt::Display::fmt(&instant, f),
-            Err(_) => write!(f, "{}ms", self.0),
-        }
+        // A producer's clock may show anything; what is written must be read again all the same.
+        let last = if self.0 < 0 { jiff::Timestamp::MIN } else { jiff::Timestamp::MAX };
+        fmt::Display::fmt(&jiff::Timestamp::from_millisecond(self.0).unwrap_or(last), f)
     }
 }
 
@@ -106,6 +105,15 @@ mod tests {
         assert_eq!(instant.to_string(), text);
         assert_eq!(serde_json::to_string(&instant).unwrap(), format!("\"{text}\""));
         assert_eq!(Instant(-1).day(), -1);
+    }
+
+    #[test]
+    fn every_instant_can_be_read_again() {
+        assert_eq!(Instant::NEVER.0, jiff::Timestamp::MAX.as_millisecond());
+        assert_eq!(Instant::NEVER.to_string().parse(), Ok(Instant::NEVER));
+        assert_eq!(Instant(i64::MAX).to_string().parse(), Ok(Instant::NEVER));
+        let first: Instant = Instant(i64::MIN).to_string().parse().unwrap();
+        assert_eq!(first.to_string(), Instant(i64::MIN).to_string());
     }
 
     #[test]

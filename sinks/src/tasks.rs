@@ -66,8 +66,6 @@ impl Tasks {
 
 #[cfg(test)]
 mod tests {
-    use std::task::Poll;
-
     use super::*;
 
     #[tokio::test(start_paused = true)]
@@ -85,7 +83,7 @@ mod tests {
 
         let mut tasks = Tasks::default();
         tasks.spawn("deaf", std::future::pending::<Result<(), String>>());
-        tasks.spawn("panics", std::future::poll_fn(|_| -> Poll<Result<(), String>> { panic!("a bug") }));
+        tasks.spawn("panics", std::future::poll_fn(|_| -> std::task::Poll<Result<(), String>> { panic!("a bug") }));
         let (failed, in_time) = tasks.stop(Duration::from_secs(1)).await;
         assert!(!in_time && failed.len() == 1 && failed[0].error.as_ref().is_some_and(|it| it.contains("panicked")));
     }

@@ -12,7 +12,6 @@
 //!
 //! Rows of one unit within the epoch become one row ([`seal`]).
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tidings_schemas::channel::Priority;
@@ -161,7 +160,7 @@ impl Chain {
                     Body::Address { user, address_id, address } => {
                         self.profiles.set_address(&user, &address_id, address.as_deref());
                     }
-                    Body::Rejected(rejected) => run.reject(Ordinal::record(block.lot, arrived.offset), *rejected),
+                    Body::Rejected(rejected) => run.reject(Ordinal::record(block.lot, arrived.offset), &rejected),
                     Body::Item(_) => {}
                 }
             }
@@ -194,7 +193,7 @@ impl Chain {
                         let cause = Cause::Event(arrived.event);
                         batch.push((targets.clone(), Flow { ordinal, cause, port: 0, item: *item }));
                     }
-                    Body::Rejected(rejected) => run.reject(ordinal, *rejected),
+                    Body::Rejected(rejected) => run.reject(ordinal, &rejected),
                     Body::Profile { .. } | Body::Address { .. } => {}
                 }
                 if batch.len() == BATCH {
@@ -288,9 +287,6 @@ fn hand(run: &mut Run<'_>, profiles: &Profiles, target: Target, flow: Flow, inbo
     }
 }
 
-/// What happened to units, each with its place in the order.
-type Drafts = Vec<(Ordinal, Draft)>;
-
 /// One epoch under way.
 struct Run<'a> {
     epoch: u64,
@@ -298,19 +294,19 @@ struct Run<'a> {
     rules: &'a Rules,
     path: Path,
     output: EpochOutput,
-    drafts: Drafts,
+    drafts: Vec<(Ordinal, Draft)>,
 }
 
 impl Run<'_> {
     /// The chain's end: an item becomes a lane record, a hand-over, or a row.
-    fn end(&mut self, flow: Flow, known: Known) {
+    fn end(&mut self, flow: Flow, known: &Known) {
         let Flow { ordinal, cause, item, port } = flow;
         let group = key_group(placement(&item.user));
         let user = Arc::clone(&item.user);
         let (said, drafts) = match port {
             PORT_CRITICAL => (Some(lanes::hand_over(item, Priority::Critical)), Vec::new()),
             PORT_HIGH => (Some(lanes::hand_over(item, Priority::High)), Vec::new()),
-            _ => lanes::end(item, self.now, &known, self.rules, cause),
+            _ => lanes::end(item, self.now, known, self.rules, cause),
         };
         if let Some((to, value)) = said {
             self.output.said.push(Said { group, ordinal: ordinal.clone(), to, user, value: value.into() });
@@ -319,7 +315,7 @@ impl Run<'_> {
     }
 
     /// A record that is no event: to the dead letters, with a row.
-    fn reject(&mut self, ordinal: Ordinal, rejected: crate::ingest::Rejected) {
+    fn reject(&mut self, ordinal: Ordinal, rejected: &crate::ingest::Rejected) {
         let group = key_group(placement(&rejected.user));
         let user = Arc::clone(&rejected.user);
         let to = To::Dlq(rejected.reason);
@@ -330,20 +326,28 @@ impl Run<'_> {
 }
 
 /// One row per unit: what happened to it within the epoch, in order, under one instant.
-fn seal(epoch: u64, now: Instant, path: Path, drafts: Drafts) -> Vec<Row> {
-    let mut units: BTreeMap<(Unit, [u8; 16]), Drafts> = BTreeMap::new();
-    for (ordinal, draft) in drafts {
-        let id = match draft.unit {
-            Unit::Event => draft.about.event.0,
-            Unit::Leg | Unit::Delivery => draft.about.leg.0,
-        };
-        units.entry((draft.unit, id)).or_default().push((ordinal, draft));
+fn seal(epoch: u64, now: Instant, path: Path, drafts: Vec<(Ordinal, Draft)>) -> Vec<Row> {
+    // Places are sorted, not drafts, which are large.
+    let mut drafts: Vec<_> = drafts.into_iter().map(Some).collect();
+    let mut places: Vec<usize> = (0..drafts.len()).collect();
+    let name = |place: &usize| drafts[*place].as_ref().map(|(ordinal, draft)| (draft.unit, unit_id(draft), ordinal));
+    places.sort_by(|one, two| name(one).cmp(&name(two)));
+    let unit = |place: &usize| drafts[*place].as_ref().map(|(_, draft)| (draft.unit, unit_id(draft)));
+    let ends: Vec<usize> = places.chunk_by(|one, two| unit(one) == unit(two)).map(<[usize]>::len).collect();
+    let mut places = places.into_iter();
+    let mut rows = Vec::with_capacity(ends.len());
+    for count in ends {
+        let of_unit = places.by_ref().take(count).filter_map(|place| drafts[place].take());
+        rows.extend(seal_unit(epoch, now, path, of_unit.map(|(_, draft)| draft)));
     }
-    let of_unit = |mut drafts: Drafts| {
-        drafts.sort_by(|(one, _), (two, _)| one.cmp(two));
-        seal_unit(epoch, now, path, drafts.into_iter().map(|(_, draft)| draft))
-    };
-    units.into_values().filter_map(of_unit).collect()
+    rows
+}
+
+const fn unit_id(draft: &Draft) -> [u8; 16] {
+    match draft.unit {
+        Unit::Event => draft.about.event.0,
+        Unit::Leg | Unit::Delivery => draft.about.leg.0,
+    }
 }
 
 fn seal_unit(epoch: u64, now: Instant, path: Path, drafts: impl Iterator<Item = Draft>) -> Option<Row> {
@@ -439,7 +443,7 @@ pub enum RestoreError {
 impl Chain {
     /// What is known of a user: for tests and `state`.
     #[must_use]
-    pub fn known(&self, user: &str) -> Known {
+    pub fn known(&self, user: &str) -> &Known {
         self.profiles.get(user)
     }
 }

@@ -672,9 +672,10 @@ impl<'a> Generation<'a> {
     fn on_report(&mut self, report: Report) -> Result<(), DecideError> {
         match report {
             Report::Ready(worker, waker) => {
-                // Feeds may have been filled, and cuts sent, before the worker could be woken.
+                // Feeds may have been filled, and cuts sent, before the worker could be woken. It is put
+                // in place first: whoever fills a feed from here on wakes it.
+                let _ = self.wakers[worker].set(Arc::clone(&waker));
                 waker();
-                let _ = self.wakers[worker].set(waker);
             }
             Report::Ahead(_, ahead) => self.ahead.extend(ahead),
             Report::Done(_, output) => self.on_done(*output),

@@ -31,12 +31,15 @@
 //!    what is missing. 5. The next generation reads more of the lanes. 6. The next generation replays
 //!    more cuts.
 //!
+//! Critical events pass none of these steps: [`critical`] stands beside them.
+//!
 //! # Not promised
 //! That a broken disk or a log that stays away lets it go on: outputs wait, epochs are bounded, and
 //! the log keeps the input.
 
 pub mod clock;
 pub mod coordinator;
+pub mod critical;
 pub mod egress;
 pub(crate) mod feeds;
 pub(crate) mod keeper;

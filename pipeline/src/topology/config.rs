@@ -278,7 +278,7 @@ impl Topology {
         serde_json::from_slice(bytes).map_err(|source| InvalidCanonical { what: "topology", source })
     }
 
-    /// What cuts name.
+    /// Names the wiring. Cuts name it together with the policies: `assemble::canonical`.
     #[must_use]
     pub fn hash(&self) -> ContentHash {
         ContentHash::of(&self.canonical())

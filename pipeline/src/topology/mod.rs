@@ -21,6 +21,7 @@ mod kinds;
 mod raw;
 mod schema;
 mod tree;
+mod unit_test;
 mod validate;
 
 use std::collections::BTreeMap;
@@ -39,6 +40,7 @@ pub use graph::{dot, mermaid, svg};
 pub use kinds::{OperatorKinds, ProviderKinds};
 pub use schema::schema;
 pub use tree::Environment;
+pub use unit_test::{Failure, TestReport, run_tests};
 
 /// Everything a topology is checked against.
 #[derive(Clone, Copy)]
@@ -68,7 +70,7 @@ pub struct Loaded {
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// There is no text.
-    #[error("cannot read the topology {path}: {source}; name a file with --topology")]
+    #[error("cannot read the topology {path}: {source}; name a file that can be read")]
     Unreadable {
         /// The path.
         path: PathBuf,

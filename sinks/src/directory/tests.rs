@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use tidings_schemas::time::Instant;
 use tidings_schemas::topics::Topics;
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
@@ -100,9 +99,9 @@ impl Loading {
         self.log.append(&[written]).unwrap();
     }
 
-    fn start(&self, directory: Arc<dyn Directory>) -> JoinSet<Result<(), LoaderError>> {
+    fn start(&self, directory: Arc<dyn Directory>) -> tokio::task::JoinSet<Result<(), LoaderError>> {
         let loader = Loader::new(Arc::new(self.log.clone()), directory, &self.topics);
-        let mut running = JoinSet::new();
+        let mut running = tokio::task::JoinSet::new();
         running.spawn(loader.run(self.stop.clone()));
         running
     }

@@ -216,6 +216,11 @@ impl Check<'_> {
             (Some(_), ..) => return wrong("`nothing_sent` beside something else, or not true"),
             (None, false, _) => return wrong("an expectation about nothing"),
             (None, true, 0) => return wrong("an expectation without a fate"),
+            (None, true, 1)
+                if (raw.actors.is_some() || raw.activities.is_some()) && !fates.contains(&config::Fate::Queued) =>
+            {
+                return wrong("actors or activities of what is not queued");
+            }
             (None, true, 1) if raw.except.is_some() => return wrong("`except` without `nothing_sent`"),
             (None, true, 1) => config::Expected::Fate {
                 event: raw.event.map(|event| event.value),

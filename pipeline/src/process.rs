@@ -1,0 +1,626 @@
+//! One process: the stages that it runs, from a checked topology to running threads and tasks, and
+//! back to a clean end.
+//!
+//! # Cast
+//! *Decide* and *critical* are threads ([`crate::runtime`]); *deliver* is tasks, one reader per lane;
+//! *record* is a thread. A *tail* follows what they say into the console. They meet only through the
+//! log, so that any of them can stop, crash or run elsewhere.
+//!
+//! # Invariants
+//! - A stage that ends by itself ends the process: whoever supervises it starts it again.
+//! - Stop reaches the stages in the order in which work flows: sources first, the record last, so
+//!   that what was decided is delivered and recorded as far as it goes within the bound.
+
+mod providers;
+mod tail;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use tidings_operators::calendar::Calendar;
+use tidings_schemas::channel::{Channel, Priority};
+use tidings_schemas::event::Event;
+use tidings_schemas::ids::{EventId, lane_partition};
+use tidings_schemas::topics::Topics;
+use tidings_sinks::directory::{self, Directory};
+use tidings_sinks::lane::{Deliverer, LaneMetrics, LaneReader, Limits, Line, Parts};
+use tidings_sinks::ledger::{self, Ledger};
+use tidings_sinks::log::{Append, Clock as SinkClock, Log, TopicPartition};
+use tidings_sinks::providers::Context as ProviderContext;
+use tidings_sinks::record::clickhouse::{ClickHouse, ClickHouseParams};
+use tidings_sinks::record::files::Files;
+use tidings_sinks::record::writer::{RecordParams, RecordWriter};
+use tidings_sinks::render::{TemplateStore, Templates};
+use tidings_sinks::retry::Schedule;
+use tidings_sinks::tasks::Tasks;
+use tokio_util::sync::CancellationToken;
+
+use crate::assemble::{self, RunSettings};
+use crate::checkpoint::Checkpoints;
+use crate::console::{Console, Emit, Health, Inbox, Parts as ConsoleParts};
+use crate::runtime::clock::Clock;
+use crate::runtime::coordinator::{self, Status, Surroundings};
+use crate::runtime::critical::{Critical, CriticalPlan, CriticalStatus, CriticalSurroundings};
+use crate::sources::file::FileFeeder;
+use crate::topology::{Config, Log as LogPlace, Place, Record as RecordPlace, Store};
+
+/// How long an append of outputs may wait for company. Kafka sends a batch sooner when it is full.
+const LINGER: Duration = Duration::from_millis(2);
+
+/// How long calls of Kafka wait for the brokers: longer than an election of a leader takes.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long a stop waits for deliveries under way.
+const DRAIN_MAX: Duration = Duration::from_secs(20);
+
+/// What a process runs, and how.
+pub struct Settings {
+    /// Stages; all of them if empty.
+    pub stages: Vec<Stage>,
+    /// How decide runs.
+    pub run: RunSettings,
+    /// Where the console and the control API listen; none serves neither.
+    pub admin: Option<SocketAddr>,
+    /// What time it is, for decisions and deliveries.
+    pub clock: Arc<dyn Clock>,
+    /// How many times faster than the wall it runs.
+    pub speed: u32,
+    /// What time it is, for credentials.
+    pub wall: SinkClock,
+    /// The topology's folder: relative paths start here.
+    pub folder: PathBuf,
+    /// A certificate (PEM) to trust beside the system's.
+    pub extra_ca_pem: Option<Vec<u8>>,
+    /// What people received, for the console.
+    pub inbox: Arc<dyn Inbox>,
+    /// The picture of the topology.
+    pub graph_svg: String,
+    /// Creates missing topics: development and demo.
+    pub create_topics: bool,
+    /// Goes on although another build decided what is to be replayed.
+    pub accept_divergence: bool,
+}
+
+/// A stage of the pipeline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Stage {
+    /// The dataflow.
+    Decide,
+    /// The critical path.
+    Critical,
+    /// The lanes.
+    Deliver,
+    /// The record.
+    Record,
+}
+
+/// Where the stages stand.
+#[derive(Clone, Default)]
+pub struct Standing {
+    /// Decide.
+    pub decide: Arc<Status>,
+    /// The critical path.
+    pub critical: Arc<CriticalStatus>,
+    /// Deliver, by channel and line.
+    pub lanes: Arc<std::sync::Mutex<BTreeMap<String, Arc<LaneMetrics>>>>,
+    /// Rows written.
+    pub record: Arc<std::sync::Mutex<Option<Arc<tidings_sinks::record::writer::RecordCounts>>>>,
+    /// Whether decide runs here.
+    decides: bool,
+}
+
+/// A running process.
+pub struct Process {
+    /// Where the stages stand.
+    pub standing: Standing,
+    /// The console.
+    pub console: Console,
+    /// Where it listens.
+    pub admin: Option<SocketAddr>,
+    /// The log that it works on.
+    pub log: Arc<dyn Log>,
+    /// Takes events in.
+    pub emit: Arc<Emitter>,
+    stop: Arc<AtomicBool>,
+    threads: Vec<(&'static str, JoinHandle<anyhow::Result<()>>)>,
+    critical: Option<Critical>,
+    tasks: Tasks,
+    record_stop: CancellationToken,
+}
+
+impl Process {
+    /// Starts the stages.
+    ///
+    /// # Errors
+    /// When something that the topology names cannot be used: the message says what and why.
+    pub async fn start(config: &Config, settings: Settings) -> anyhow::Result<Self> {
+        let deployment = &config.deployment;
+        let runs = |stage| settings.stages.is_empty() || settings.stages.contains(&stage);
+        let stamp = Arc::clone(&settings.clock);
+        let clock: SinkClock = Arc::new(move || stamp.wall());
+        let log = open(deployment.log.clone(), LINGER, Arc::clone(&clock)).await?;
+        let created = (settings.create_topics, Arc::clone(&log), assemble::topics(config), config.clone());
+        let partitions = blocking(move || {
+            let (create, log, topics, config) = created;
+            if create {
+                log.create(&topics).context("topics cannot be created")?;
+            }
+            assemble::check_topics(&*log, &config)?;
+            Ok(assemble::partitions(&*log, &config)?)
+        })
+        .await?;
+        let calendar = Calendar::bundled();
+        let (plan, assembly) = assemble::plan(config, calendar, partitions.clone(), &settings.run)?;
+        let topics = config.topology.topics();
+        let standing = Standing { decides: runs(Stage::Decide), ..Standing::default() };
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut threads = Vec::new();
+        let mut tasks = Tasks::default();
+
+        let emit = Arc::new(Emitter {
+            log: Arc::clone(&log),
+            topics: topics.clone(),
+            partitions: partitions.clone(),
+            sources: config.topology.sources.iter().map(|source| {
+                (assemble::topic_of(&config.topology, source), source.name.clone())
+            }).collect(),
+            rules: Arc::clone(&assembly.rules),
+        });
+        let record = deployment.record.clone();
+        let older = match &record {
+            RecordPlace::Files(folder) => Some(Arc::new(tail::FileRows::new(folder)) as Arc<dyn crate::explain::rows::Rows + Send + Sync>),
+            RecordPlace::ClickHouse(_) => None,
+        };
+        let instant = Arc::clone(&settings.clock);
+        let console = Console::new(ConsoleParts {
+            emit: Arc::clone(&emit) as Arc<dyn Emit>,
+            inbox: Arc::clone(&settings.inbox),
+            health: Arc::new(standing.clone()),
+            clock: Arc::new(move || instant.wall()),
+            speed: settings.speed,
+            graph_svg: settings.graph_svg.clone(),
+            older,
+        });
+        let tail = tail::Tail::open(&log, config, &partitions, console.clone())?;
+        let tail_stop = Arc::clone(&stop);
+        threads.push(("tail", spawn("tail", move || tail.run(&tail_stop))?));
+
+        let record_stop = CancellationToken::new();
+        if runs(Stage::Record) {
+            let writer_stop = record_stop.clone();
+            let (log, clock) = (Arc::clone(&log), Arc::clone(&clock));
+            let params = RecordParams::new(&topics.lifecycle(), &topics.dlq());
+            let counts = Arc::clone(&standing.record);
+            let run = move || -> anyhow::Result<()> {
+                match record {
+                    RecordPlace::Files(folder) => {
+                        let writer = RecordWriter::new(log, Files::new(folder), params, clock);
+                        counts.lock().map_err(|_| anyhow!("a counter is damaged"))?.replace(writer.counts());
+                        Ok(writer.run(&writer_stop)?)
+                    }
+                    RecordPlace::ClickHouse(url) => {
+                        let store = ClickHouse::new(&ClickHouseParams::new(url.get(), "default"))?;
+                        migrate(&store, &writer_stop);
+                        let writer = RecordWriter::new(log, store, params, clock);
+                        counts.lock().map_err(|_| anyhow!("a counter is damaged"))?.replace(writer.counts());
+                        Ok(writer.run(&writer_stop)?)
+                    }
+                }
+            };
+            threads.push(("record", spawn("record", run)?));
+        }
+        if runs(Stage::Deliver) {
+            deliver(config, &settings, &topics, &log, &clock, &standing, &mut tasks).await?;
+        }
+        let mut critical = None;
+        if runs(Stage::Critical) && let Some(half) = &assembly.critical {
+            let embedded = matches!(deployment.log, LogPlace::Embedded { .. });
+            // Handles of its own, so that it queues behind nobody; an embedded log has one owner.
+            let (own, lanes) = if embedded {
+                (Arc::clone(&log), Arc::clone(&log))
+            } else {
+                let own = open(deployment.log.clone(), LINGER, Arc::clone(&clock)).await?;
+                (own, open(deployment.log.clone(), Duration::ZERO, Arc::clone(&clock)).await?)
+            };
+            let plan = CriticalPlan {
+                wiring: half.wiring.clone(),
+                sources: half.sources.clone(),
+                rules: Arc::clone(&assembly.rules),
+                outlets: plan.outlets.clone(),
+                members: 1,
+            };
+            let around = CriticalSurroundings {
+                log: own,
+                lanes,
+                clock: Arc::clone(&settings.clock),
+                stop: Arc::clone(&stop),
+                status: Arc::clone(&standing.critical),
+                observer: None,
+            };
+            critical = Some(Critical::start(plan, around)?);
+        }
+        if runs(Stage::Decide) {
+            feed_files(config, &settings.folder, &log, &stop, &mut threads)?;
+            let checkpoints = Checkpoints::in_folder(&settings.folder.join(&deployment.checkpoints.to));
+            let older = {
+                let run = settings.run.clone();
+                move |bytes: &[u8], calendar| {
+                    assemble::older(bytes, calendar, partitions.clone(), &run).map_err(|error| error.to_string())
+                }
+            };
+            let around = Surroundings {
+                log: Arc::clone(&log),
+                checkpoints: checkpoints.map_err(|problem| anyhow!(problem))?,
+                clock: Arc::clone(&settings.clock),
+                stop: Arc::clone(&stop),
+                status: Arc::clone(&standing.decide),
+                observer: None,
+                older: Arc::new(older),
+                accept_divergence: settings.accept_divergence,
+            };
+            threads.push(("decide", spawn("decide", move || Ok(coordinator::run(&plan, &around)?))?));
+        }
+        let admin = serve(&console, settings.admin, &mut tasks).await?;
+        Ok(Self { standing, console, admin, log, emit, stop, threads, critical, tasks, record_stop })
+    }
+
+    /// Waits until a stage ends by itself; says which, and why.
+    pub async fn ended(&mut self) -> anyhow::Error {
+        let mut look = tokio::time::interval(Duration::from_millis(100));
+        loop {
+            tokio::select! {
+                ended = self.tasks.ended() => match ended {
+                    Some(ended) => {
+                        let why = ended.error.unwrap_or_else(|| "it ended by itself".to_owned());
+                        return anyhow!("{}: {why}", ended.name);
+                    }
+                    None => std::future::pending().await,
+                },
+                _ = look.tick() => {
+                    if let Some(place) = self.threads.iter().position(|(_, thread)| thread.is_finished()) {
+                        let (name, thread) = self.threads.swap_remove(place);
+                        match thread.join() {
+                            Ok(Ok(())) if name == "feed" => {}
+                            Ok(Ok(())) => return anyhow!("{name}: it ended by itself"),
+                            Ok(Err(error)) => return error.context(name),
+                            Err(_) => return anyhow!("{name}: it panicked"),
+                        }
+                    }
+                    if let Some(critical) = self.critical.take_if(|critical| critical.is_finished()) {
+                        let ended = blocking(move || Ok(critical.join()?)).await;
+                        return ended.err().unwrap_or_else(|| anyhow!("critical: it ended by itself"));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Stops in the order in which work flows.
+    ///
+    /// # Errors
+    /// When a stage ended with an error.
+    pub async fn stop(self) -> anyhow::Result<()> {
+        let Self { stop, threads, critical, tasks, record_stop, .. } = self;
+        stop.store(true, Ordering::Relaxed);
+        let (record, others): (Vec<_>, Vec<_>) = threads.into_iter().partition(|(name, _)| *name == "record");
+        let deciding = blocking(move || {
+            if let Some(critical) = critical {
+                critical.join()?;
+            }
+            join(others)
+        });
+        let decided = deciding.await;
+        let (failed, _) = tasks.stop(DRAIN_MAX).await;
+        record_stop.cancel();
+        let recorded = blocking(move || join(record)).await;
+        decided?;
+        recorded?;
+        match failed.into_iter().next() {
+            Some(ended) => Err(anyhow!("{}: {}", ended.name, ended.error.unwrap_or_default())),
+            None => Ok(()),
+        }
+    }
+}
+
+fn join(threads: Vec<(&'static str, JoinHandle<anyhow::Result<()>>)>) -> anyhow::Result<()> {
+    let mut first = Ok(());
+    for (name, thread) in threads {
+        let ended = thread.join().unwrap_or_else(|_| Err(anyhow!("it panicked"))).context(name);
+        first = first.and(ended);
+    }
+    first
+}
+
+fn spawn(
+    name: &'static str,
+    body: impl FnOnce() -> anyhow::Result<()> + Send + 'static,
+) -> anyhow::Result<JoinHandle<anyhow::Result<()>>> {
+    Ok(std::thread::Builder::new().name(name.to_owned()).spawn(body)?)
+}
+
+/// Runs what blocks beside the tasks.
+async fn blocking<T: Send + 'static>(body: impl FnOnce() -> anyhow::Result<T> + Send + 'static) -> anyhow::Result<T> {
+    tokio::task::spawn_blocking(body).await?
+}
+
+async fn open(place: LogPlace, linger: Duration, clock: SinkClock) -> anyhow::Result<Arc<dyn Log>> {
+    blocking(move || Ok(assemble::open_log(&place, linger, PATIENCE, clock)?)).await
+}
+
+/// Brings ClickHouse's schema up to date; while it is away the log keeps the rows.
+fn migrate(store: &ClickHouse, stop: &CancellationToken) {
+    let mut pause = Duration::from_millis(200);
+    while !stop.is_cancelled() {
+        match store.migrate() {
+            Ok(_) => return,
+            Err(error) => {
+                tracing::warn!(%error, "ClickHouse's schema cannot be brought up to date; the log keeps the rows");
+                std::thread::sleep(pause);
+                pause = (pause * 2).min(Duration::from_secs(5));
+            }
+        }
+    }
+}
+
+async fn deliver(
+    config: &Config,
+    settings: &Settings,
+    topics: &Topics,
+    log: &Arc<dyn Log>,
+    clock: &SinkClock,
+    standing: &Standing,
+    tasks: &mut Tasks,
+) -> anyhow::Result<()> {
+    let nonce = format!("{}-{}", std::process::id(), (settings.wall)().0);
+    let ledger: Arc<dyn Ledger> = match &config.deployment.ledger {
+        Store::Redis(url) => Arc::new(ledger::RedisLedger::new(url.get(), "tidings:ledger", &nonce)?),
+        Store::Embedded { path } => Arc::new(ledger::EmbeddedLedger::open(&path.join("ledger"))?),
+    };
+    let directory: Arc<dyn Directory> = match &config.deployment.directory {
+        Store::Redis(url) => Arc::new(directory::RedisDirectory::new(url.get(), "tidings:directory")?),
+        Store::Embedded { path } => Arc::new(directory::EmbeddedDirectory::open(&path.join("directory"))?),
+    };
+    let loader = directory::Loader::new(Arc::clone(log), Arc::clone(&directory), topics);
+    let stopping = tasks.stopping();
+    tasks.spawn("directory", loader.run(stopping));
+    let context = ProviderContext {
+        folder: settings.folder.clone(),
+        extra_ca_pem: settings.extra_ca_pem.clone(),
+        wall_clock: Arc::clone(&settings.wall),
+        environment: Arc::new(|name| std::env::var(name).ok()),
+    };
+    let built = providers::build(config, &context)?;
+    for (channel, sink) in &config.topology.sinks {
+        let store = match &sink.templates {
+            Some(folder) => TemplateStore::open(&settings.folder.join(folder), "en").map_err(problems)?,
+            None => TemplateStore::fixed(Templates::embedded().map_err(problems)?),
+        };
+        let parts = Parts {
+            channel: *channel,
+            topics: topics.clone(),
+            log: Arc::clone(log),
+            ledger: Arc::clone(&ledger),
+            directory: Arc::clone(&directory),
+            render: Arc::new(store),
+            providers: providers::choice(&built, &sink.providers)?,
+            schedule: Schedule::default(),
+            categories: config.policies.categories.clone(),
+            clock: Arc::clone(clock),
+            process: nonce.as_str().into(),
+        };
+        lanes(*channel, parts, topics, standing, tasks).await?;
+    }
+    Ok(())
+}
+
+async fn lanes(
+    channel: Channel,
+    parts: Parts,
+    topics: &Topics,
+    standing: &Standing,
+    tasks: &mut Tasks,
+) -> anyhow::Result<()> {
+    let deliverer = Arc::new(Deliverer::open(parts).await?);
+    for line in Line::all() {
+        let metrics = Arc::<LaneMetrics>::default();
+        let group = line.group(channel);
+        if let Ok(mut lanes) = standing.lanes.lock() {
+            lanes.insert(group.clone(), Arc::clone(&metrics));
+        }
+        let reader = LaneReader {
+            deliverer: Arc::clone(&deliverer),
+            group: group.clone(),
+            topics: line.topics(topics, channel),
+            limits: Limits::default(),
+            metrics,
+        };
+        let stopping = tasks.stopping();
+        tasks.spawn(group, reader.run(stopping));
+    }
+    Ok(())
+}
+
+fn problems(errors: Vec<tidings_sinks::render::TemplateError>) -> anyhow::Error {
+    let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();
+    anyhow!("templates:\n  {}", lines.join("\n  "))
+}
+
+/// Sources that are files or standard input are fed into topics of their own.
+fn feed_files(
+    config: &Config,
+    folder: &Path,
+    log: &Arc<dyn Log>,
+    stop: &Arc<AtomicBool>,
+    threads: &mut Vec<(&'static str, JoinHandle<anyhow::Result<()>>)>,
+) -> anyhow::Result<()> {
+    for source in &config.topology.sources {
+        let topic = assemble::topic_of(&config.topology, source);
+        let mut feeder = match &source.place {
+            Place::Topic(_) => continue,
+            Place::File(path) => FileFeeder::open(Arc::clone(log), &topic, &folder.join(path))?,
+            Place::Stdin => {
+                let stream = Box::new(std::io::BufReader::new(std::io::stdin()));
+                FileFeeder::of_stream(Arc::clone(log), &topic, &format!("stdin-{}", std::process::id()), stream)?
+            }
+        };
+        let stop = Arc::clone(stop);
+        let run = move || {
+            let wait = || {
+                std::thread::sleep(Duration::from_millis(100));
+                !stop.load(Ordering::Relaxed)
+            };
+            feeder.run(wait)?;
+            Ok(())
+        };
+        threads.push(("feed", spawn("feed", run)?));
+    }
+    Ok(())
+}
+
+async fn serve(console: &Console, admin: Option<SocketAddr>, tasks: &mut Tasks) -> anyhow::Result<Option<SocketAddr>> {
+    let Some(address) = admin else { return Ok(None) };
+    let listener = tokio::net::TcpListener::bind(address)
+        .await
+        .with_context(|| format!("the console cannot listen on {address}; name another address with --admin"))?;
+    let bound = listener.local_addr()?;
+    let (console, stopping) = (console.clone(), tasks.stopping());
+    tasks.spawn("console", async move { console.serve(listener, stopping).await });
+    Ok(Some(bound))
+}
+
+/// Appends events to the topic of their priority, as a producer would.
+pub struct Emitter {
+    log: Arc<dyn Log>,
+    topics: Topics,
+    partitions: BTreeMap<String, u32>,
+    /// Source ids by topic: an event id names its source.
+    sources: BTreeMap<String, String>,
+    rules: Arc<tidings_operators::rules::Rules>,
+}
+
+impl Emitter {
+    /// Where an event of `priority` for `user` goes.
+    #[must_use]
+    pub fn place(&self, priority: Priority, user: &str) -> TopicPartition {
+        let topic = self.topics.events(priority);
+        let count = self.partitions.get(&topic).copied().unwrap_or(1);
+        TopicPartition { partition: lane_partition(user, count), topic: topic.into() }
+    }
+
+    /// Appends a record to a topic, keyed by `key`; blocks.
+    ///
+    /// # Errors
+    /// When the log does not take it.
+    pub fn append(&self, topic: &str, key: &str, value: Option<Vec<u8>>) -> Result<(TopicPartition, u64), String> {
+        let count = self.partitions.get(topic).copied().unwrap_or(1);
+        let user = key.split_once('/').map_or(key, |(user, _)| user);
+        let to = TopicPartition { topic: topic.into(), partition: lane_partition(user, count) };
+        let key = Some(Bytes::copy_from_slice(key.as_bytes()));
+        let append = Append { to: to.clone(), key, value: value.map(Bytes::from), headers: Vec::new() };
+        let offsets = self.log.append(&[append]).map_err(|error| error.to_string())?;
+        Ok((to, offsets.first().copied().unwrap_or_default()))
+    }
+
+    /// The topic of the events of `priority`.
+    #[must_use]
+    pub fn events(&self, priority: Priority) -> String {
+        self.topics.events(priority)
+    }
+
+    /// The topics' names.
+    #[must_use]
+    pub const fn topics(&self) -> &Topics {
+        &self.topics
+    }
+
+    /// The event that stands at `offset` of `at`.
+    #[must_use]
+    pub fn event_at(&self, at: &TopicPartition, offset: u64) -> EventId {
+        let source = self.sources.get(&*at.topic).map_or(&*at.topic, String::as_str);
+        EventId::new(source, at.partition, offset)
+    }
+}
+
+impl Emit for Emitter {
+    fn emit(&self, event: Vec<u8>) -> BoxFuture<'_, Result<EventId, String>> {
+        Box::pin(async move {
+            let parsed = Event::from_json(&event, false).map_err(|error| error.to_string())?;
+            let rule = self.rules.of_type(&parsed.event_type);
+            let asked = parsed.priority.filter(|asked| *asked > rule.priority || rule.may_raise);
+            let to = self.place(asked.unwrap_or(rule.priority), &parsed.user_id);
+            let key = Some(Bytes::from(parsed.user_id.into_bytes()));
+            let append = Append { to: to.clone(), key, value: Some(event.into()), headers: Vec::new() };
+            let log = Arc::clone(&self.log);
+            let appended = tokio::task::spawn_blocking(move || log.append(&[append])).await;
+            let offsets = appended.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+            Ok(self.event_at(&to, offsets.first().copied().unwrap_or_default()))
+        })
+    }
+}
+
+impl Health for Standing {
+    fn not_ready(&self) -> Option<String> {
+        let waits = self.decides && !self.decide.ready.load(Ordering::Relaxed);
+        waits.then(|| "preferences are not loaded to their high watermark yet".to_owned())
+    }
+
+    fn metrics(&self) -> String {
+        metrics(self)
+    }
+}
+
+/// Metrics in Prometheus' text format: base units, `_total` for counters, no user labels.
+fn metrics(standing: &Standing) -> String {
+    use std::fmt::Write as _;
+    let mut text = String::new();
+    let mut put = |name: &str, kind: &str, help: &str, labels: &str, value: u64| {
+        if !text.contains(&format!("# TYPE {name} ")) {
+            let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
+        }
+        let _ = writeln!(text, "{name}{labels} {value}");
+    };
+    let of = |value: &std::sync::atomic::AtomicU64| value.load(Ordering::Relaxed);
+    let decide = &standing.decide;
+    put("tidings_epoch", "gauge", "The last epoch that was cut.", "", of(&decide.epoch));
+    put("tidings_said_through_epoch", "gauge", "Everything up to this epoch was said.", "", of(&decide.said_through));
+    put("tidings_checkpoint_epoch", "gauge", "The newest checkpoint that counts.", "", of(&decide.checkpoint));
+    put("tidings_replayed_epochs_total", "counter", "Epochs replayed since the start.", "", of(&decide.replayed));
+    put("tidings_source_records_total", "counter", "Source records cut since the start.", "", of(&decide.records));
+    let failures = of(&decide.checkpoint_failures);
+    put("tidings_checkpoint_failures_total", "counter", "Checkpoints that could not be written.", "", failures);
+    let critical = &standing.critical;
+    put("tidings_critical_records_total", "counter", "Records of the critical path.", "", of(&critical.handled));
+    let Ok(lanes) = standing.lanes.lock() else { return text };
+    for (group, lane) in lanes.iter() {
+        let labels = format!("{{group=\"{group}\"}}");
+        put("tidings_lane_in_flight", "gauge", "Lane records in flight.", &labels, of(&lane.in_flight));
+    }
+    for (group, lane) in lanes.iter() {
+        for (status, value) in [("success", &lane.delivered), ("failed", &lane.failed)] {
+            let labels = format!("{{group=\"{group}\",status=\"{status}\"}}");
+            let help = "Deliveries that ended, by how.";
+            put("tidings_delivery_total", "counter", help, &labels, of(value));
+        }
+    }
+    for (group, lane) in lanes.iter() {
+        let labels = format!("{{group=\"{group}\"}}");
+        put("tidings_delivery_retries_total", "counter", "Attempts that are repeated.", &labels, of(&lane.retries));
+    }
+    for (group, lane) in lanes.iter() {
+        let labels = format!("{{group=\"{group}\"}}");
+        put("tidings_delivery_unknown_total", "counter", "Attempts whose end is not known.", &labels, of(&lane.unknown));
+    }
+    for (group, lane) in lanes.iter() {
+        let labels = format!("{{group=\"{group}\"}}");
+        put("tidings_dead_letters_total", "counter", "Deliveries given up.", &labels, of(&lane.dead_lettered));
+    }
+    text
+}

@@ -1,0 +1,38 @@
+//! Providers of a topology: built by their kind, chosen by list or platform.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use anyhow::{Context as _, anyhow};
+use tidings_sinks::lane::Choice;
+use tidings_sinks::providers::{self, Context, Provider};
+
+use crate::topology::{Config, Providers};
+
+pub(super) type Built = BTreeMap<String, Arc<dyn Provider>>;
+
+/// Every provider of the topology, by name.
+pub(super) fn build(config: &Config, context: &Context) -> anyhow::Result<Built> {
+    let mut built = Built::new();
+    for (name, provider) in &config.deployment.providers {
+        let kind = providers::kind(&provider.kind).ok_or_else(|| anyhow!("provider `{name}`: unknown kind"))?;
+        let made = kind.build(provider.params.get().clone(), context).with_context(|| format!("provider `{name}`"))?;
+        built.insert(name.clone(), made);
+    }
+    Ok(built)
+}
+
+/// Who carries a channel.
+pub(super) fn choice(built: &Built, providers: &Providers) -> anyhow::Result<Choice> {
+    let find = |name: &String| built.get(name).cloned().ok_or_else(|| anyhow!("provider `{name}` is not configured"));
+    Ok(match providers {
+        Providers::InOrder(names) => Choice::List(names.iter().map(find).collect::<anyhow::Result<_>>()?),
+        Providers::ByPlatform(platforms) => {
+            let first = |(platform, names): (&String, &Vec<String>)| {
+                let name = names.first().ok_or_else(|| anyhow!("platform `{platform}` names no provider"))?;
+                Ok((platform.clone(), find(name)?))
+            };
+            Choice::ByPlatform(platforms.iter().map(first).collect::<anyhow::Result<_>>()?)
+        }
+    })
+}

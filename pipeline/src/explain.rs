@@ -330,7 +330,7 @@ impl<'a, 'c> Teller<'a, 'c> {
             let text = match (state, row.unit) {
                 (State::Merged, Unit::Event) => match self.joined.filter(|_| self.is_join(row)) {
                     Some(joined) => self.joins(joined),
-                    None if is_last_merge => format!("Told together with {}.", self.others()),
+                    None if is_last_merge => format!("Put together with {} into one notification.", self.others()),
                     None => continue,
                 },
                 // Its event says so.
@@ -355,6 +355,11 @@ impl<'a, 'c> Teller<'a, 'c> {
                     Some(reason) => format!("Not sent{}: {}.", by_channel(row), why_not(reason, row, matter)),
                     None => words::sentence(state, None, matter),
                 },
+                (State::Queued, _) if self.spread(row).is_some() => format!(
+                    "Released {} after the quiet hours ended (a morning's messages are spread out), and handed over to be sent{}.",
+                    self.spread(row).unwrap_or_default(),
+                    by_channel(row)
+                ),
                 (State::Queued, _) if self.waited(row) => format!("Released, and handed over to be sent{}.", by_channel(row)),
                 (State::Queued, _) => words::sentence(state, None, matter),
                 (State::Retracted | State::Cancelled, Unit::Event) => self.taken_back(state, row, matter),
@@ -369,7 +374,12 @@ impl<'a, 'c> Teller<'a, 'c> {
                 _ => words::sentence(state, row.reason, matter),
             };
             let tone = if row.states.contains(&State::Delivered) { Tone::Good } else { tone_of(state) };
-            told.push((text, tone));
+            let because = match (row.unit, row.caused_by.as_str()) {
+                (Unit::Leg, "profile") => "The user's profile or addresses changed. ",
+                (Unit::Leg, "rules") => "The policies changed. ",
+                _ => "",
+            };
+            told.push((format!("{because}{text}"), tone));
         }
         told
     }
@@ -417,6 +427,17 @@ impl<'a, 'c> Teller<'a, 'c> {
     fn waited(&self, row: &Row) -> bool {
         let waits = |other: &&Row| other.at < row.at && other.states.iter().any(|state| is_waiting(*state));
         self.joined.is_some() || self.legs.iter().chain(&self.own).copied().any(|other| waits(&other))
+    }
+
+    /// How long after the end of the quiet hours a leg that waited for it was released.
+    fn spread(&self, row: &Row) -> Option<String> {
+        let waits = |other: &&&Row| {
+            other.at < row.at && other.reason == Some(Reason::QuietHours) && other.states.iter().any(|state| is_waiting(*state))
+        };
+        let waited = self.legs.iter().rev().find(waits).copied().or(self.joined.filter(|row| waits(&&&**row)))?;
+        let minutes = (row.at.0 - waited.until?.0) / 60_000;
+        // A later release had other causes.
+        (1..=180).contains(&minutes).then(|| format!("{minutes} minute{}", if minutes == 1 { "" } else { "s" }))
     }
 
     /// Whether `row` joined others that waited, rather than left with them.
@@ -504,6 +525,9 @@ impl<'a, 'c> Teller<'a, 'c> {
                 struck_channels.insert(*channel);
                 say(self.not_by(*channel, *reason, row));
             }
+        }
+        if self.own.iter().any(|row| row.priority == Some(Priority::Critical)) && !used.is_empty() {
+            say("nothing held it back: what is critical passes quiet hours, limits and gathering".to_owned());
         }
         let explicit = self.context.events.get(&self.event).is_some_and(|event| event.channels.is_some());
         let priority = self.own.iter().find_map(|row| row.priority);
@@ -639,7 +663,9 @@ impl<'a, 'c> Teller<'a, 'c> {
             by_id.entry(row.delivery).or_default().push(row);
         }
         let has = |rows: &[&Row], state: State| rows.iter().any(|row| row.states.contains(&state));
-        let provider = rows.iter().rev().map(|row| row.provider.as_str()).find(|name| !name.is_empty()).unwrap_or("");
+        let providers: BTreeSet<&str> = rows.iter().map(|row| row.provider.as_str()).filter(|name| !name.is_empty()).collect();
+        let providers: Vec<String> = providers.into_iter().map(|name| words::provider(name).to_owned()).collect();
+        let provider = if providers.is_empty() { words::provider("").to_owned() } else { words::list(&providers) };
         let at = |state: State| {
             rows.iter().find(|row| row.states.contains(&state)).map_or(String::new(), |row| format!(" at {}", self.clock.text(row.at)))
         };
@@ -651,7 +677,7 @@ impl<'a, 'c> Teller<'a, 'c> {
             let devices = if count > 1 { format!(" on {count} addresses") } else { String::new() };
             let took = match channel {
                 Channel::InApp => String::new(),
-                Channel::Push | Channel::Email | Channel::Sms | Channel::Webhook => format!(" ({} accepted it)", words::provider(provider)),
+                Channel::Push | Channel::Email | Channel::Sms | Channel::Webhook => format!(" ({provider} accepted it)"),
             };
             end("delivered", &format!("delivered{}{devices}{took}", at(State::Delivered)), Tone::Good)
         } else if has(rows, State::Unknown) {
@@ -665,7 +691,7 @@ impl<'a, 'c> Teller<'a, 'c> {
         } else if has(rows, State::Expired) {
             end("expired", "came too late", Tone::Quiet)
         } else if has(rows, State::Sent) {
-            end("in_flight", &format!("given to {}", words::provider(provider)), Tone::Open)
+            end("in_flight", &format!("given to {provider}"), Tone::Open)
         } else {
             end("in_flight", "on its way", Tone::Open)
         }
@@ -693,7 +719,18 @@ impl<'a, 'c> Teller<'a, 'c> {
             }
             Fate::Merged => {
                 let tone = loud.map_or(Tone::Waiting, |channel| channel.end.tone);
-                end("merged", &format!("told with {} other{}", self.companions.len(), plural(self.companions.len())), tone)
+                let with = format!("with {} other{}", self.companions.len(), plural(self.companions.len()));
+                let text = match loud {
+                    Some(channel) if tone == Tone::Good => format!("told {with}, {}", words::by(channel.channel)),
+                    Some(channel) if tone == Tone::Waiting => {
+                        let until = channel.end.text.split(':').take(2).collect::<Vec<_>>().join(":");
+                        format!("{with}, {until}")
+                    }
+                    Some(channel) if tone == Tone::Open => format!("{with}, {}", channel.end.text),
+                    Some(channel) => format!("{with}, {} {}", words::channel(channel.channel), words::spaced(&channel.end.word)),
+                    None => with,
+                };
+                end("merged", &text, tone)
             }
             Fate::Notified => match loud.or(channels.first()) {
                 Some(channel) if channel.end.tone == Tone::Good || channel.end.tone == Tone::Bad => {
@@ -774,12 +811,14 @@ impl<'a, 'c> Teller<'a, 'c> {
         } else if let Some(channel) = loud.iter().find(|channel| channel.end.tone == Tone::Open) {
             clauses.push(format!("it is on its way {}, {together}", words::by(channel.channel)).replace(", told.", ".").trim_end_matches(", told").to_owned());
         } else if let Some(channel) = loud.first() {
-            let text = format!("was {} {}", if channel.end.word == "suppressed" { "not told" } else { "told" }, words::by(channel.channel));
-            let why = channel.end.text.strip_prefix("not sent").unwrap_or_default();
-            clauses.push(format!("{text}{why}"));
+            clauses.push(match channel.end.text.strip_prefix("not sent") {
+                Some(why) => format!("was not told {}{why}", words::by(channel.channel)),
+                None => format!("{} it {}", words::by(channel.channel), channel.end.text),
+            });
         } else if self.fate == Fate::Suppressed {
             let why = reason.map_or(String::new(), |reason| format!(": {}", words::why(reason, facts)));
-            clauses.push(format!("was not told{why}"));
+            let what = if self.is_control() { "had no effect" } else { "was not told" };
+            clauses.push(format!("{what}{why}"));
         } else if self.fate == Fate::Merged {
             clauses.push(format!("is to be {together}"));
         }
@@ -789,7 +828,10 @@ impl<'a, 'c> Teller<'a, 'c> {
         if clauses.is_empty() {
             return "was accepted; nothing has been decided yet.".to_owned();
         }
-        if !clauses[0].starts_with("was ") && !clauses[0].starts_with("is ") && !clauses[0].starts_with("wait") {
+        if clauses.len() == 1 && clauses[0].starts_with("by ") {
+            clauses[0].insert_str(0, "was not told: ");
+        }
+        if !clauses[0].starts_with("had ") && !clauses[0].starts_with("was ") && !clauses[0].starts_with("is ") && !clauses[0].starts_with("wait") {
             // The sentence's subject is the event already.
             clauses[0] = clauses[0].trim_start_matches("it ").to_owned();
         }
@@ -814,7 +856,13 @@ impl<'a, 'c> Teller<'a, 'c> {
             }
             let until = self.clock.text(until);
             return Some(match row.reason {
-                Some(Reason::QuietHours) => format!("was not sent at once: it was quiet until {until}"),
+                Some(Reason::QuietHours) => match self.legs.iter().find(|later| later.at > row.at && later.caused_by == "profile") {
+                    Some(change) => format!(
+                        "was not sent at once, because it was quiet; at {} the user's profile changed",
+                        self.clock.text(change.at)
+                    ),
+                    None => format!("was not sent at once: it was quiet until {until}"),
+                },
                 Some(Reason::RateLimited) => "was not sent at once: a limit was reached".to_owned(),
                 _ => format!("waited until {until}"),
             });

@@ -237,11 +237,14 @@ impl Night {
         for (minute, friend) in [(31, "Carol"), (64, "Eve"), (102, "Frank")] {
             self.like(after(minute, 0), "mia", friend, "photo7", "");
         }
-        let id = self.id("offer");
-        let offer = json!({"id": id, "type": "live_now", "user_id": "mia", "actor": actor_of("Carol"),
-                           "expires_at": after(100, 0).to_string()});
-        let caption = "Carol goes live for an hour; by the time Mia wakes up that is over, and it is not told";
-        self.event(after(26, 0), Priority::Medium, "mia", offer, caption);
+        let sale = json!({"id": "sale-1", "type": "flash_sale", "priority": "low", "user_id": "mia",
+                          "expires_at": after(100, 0).to_string()});
+        let caption = "A flash sale until 1 o'clock: when Mia wakes up it is over, and she is not told";
+        self.event(after(26, 0), Priority::Low, "mia", sale, caption);
+        let unlike = json!({"id": "unlike-eve", "type": "like", "op": "retract", "user_id": "mia",
+                            "actor": actor_of("Eve"), "object": {"id": "photo9", "kind": "photo"}});
+        let caption = "Eve takes back a like that she never gave: there is nothing to retract, and the record says so";
+        self.event(after(28, 0), Priority::Medium, "mia", unlike, caption);
     }
 
     fn orders(&mut self) {

@@ -648,7 +648,14 @@ impl<'a, 'c> Teller<'a, 'c> {
                 let why = last.reason.map_or(String::new(), |reason| format!(": {}", words::why(reason, matter)));
                 end("suppressed", &format!("not sent{why}"), Tone::Quiet)
             }
-            Some(Fate::Merged) => end("merged", "told together with others", Tone::Quiet),
+            Some(Fate::Merged) => match self.joined.and_then(|joined| Some((joined, joined.until?))) {
+                // Nothing of the group has left yet, or its leg would stand here.
+                Some((joined, until)) => {
+                    let why = joined.reason.map_or(String::new(), |reason| format!(": {}", words::why(reason, matter)));
+                    end("merged", &format!("waits with others until {}{why}", self.clock.text(until)), Tone::Waiting)
+                }
+                None => end("merged", "told together with others", Tone::Quiet),
+            },
             Some(Fate::Expired) => end("expired", "came too late", Tone::Quiet),
             Some(Fate::Cancelled) => end("cancelled", "cancelled", Tone::Quiet),
             Some(Fate::Retracted) => end("retracted", "taken back", Tone::Quiet),
@@ -723,8 +730,9 @@ impl<'a, 'c> Teller<'a, 'c> {
                 let text = match loud {
                     Some(channel) if tone == Tone::Good => format!("told {with}, {}", words::by(channel.channel)),
                     Some(channel) if tone == Tone::Waiting => {
-                        let until = channel.end.text.split(':').take(2).collect::<Vec<_>>().join(":");
-                        format!("{with}, {until}")
+                        // The clause up to the reason; times have colons of their own.
+                        let waits = channel.end.text.split(": ").next().unwrap_or_default();
+                        format!("{with}, {}", waits.replacen("waits with others", "waits", 1))
                     }
                     Some(channel) if tone == Tone::Open => format!("{with}, {}", channel.end.text),
                     Some(channel) => format!("{with}, {} {}", words::channel(channel.channel), words::spaced(&channel.end.word)),

@@ -2,7 +2,7 @@
 //!
 //! | request | answer |
 //! |---|---|
-//! | `GET /`, `/app.js`, `/style.css` | the page; nothing comes from elsewhere |
+//! | `GET /`, `/app.js`, `/style.css`, `/icon.svg` | the page; nothing comes from elsewhere |
 //! | `GET /api/events?limit=` | the newest events with what became of them, and the version that this is |
 //! | `GET /api/stream?since=` | what changed since then, as server-sent events `event`, `act`, `resync` |
 //! | `POST /api/events?wait=5s` | appends an event; says its id, and after `wait` what was decided |
@@ -46,6 +46,7 @@ use crate::explain::rows::Query;
 
 const PAGE: &str = include_str!("page/index.html");
 const SCRIPT: &str = include_str!("page/app.js");
+const ICON: &str = include_str!("page/icon.svg");
 const STYLE: &str = include_str!("page/style.css");
 
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
@@ -89,6 +90,7 @@ impl Console {
             .route("/", get(|| async { file("text/html; charset=utf-8", PAGE) }))
             .route("/app.js", get(|| async { file("text/javascript; charset=utf-8", SCRIPT) }))
             .route("/style.css", get(|| async { file("text/css; charset=utf-8", STYLE) }))
+            .route("/icon.svg", get(|| async { file("image/svg+xml", ICON) }))
             .route("/api/events", get(events).post(emit))
             .route("/api/stream", get(follow))
             .route("/api/explain/{id}", get(story))

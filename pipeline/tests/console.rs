@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use support::{Seen, night};
 use tidings_pipeline::console::{Console, Emit, Health, Inbox, Parts};
 use tidings_pipeline::demo::workload::BEGINS_AT;
+use tidings_schemas::channel::Channel;
 use tidings_schemas::ids::EventId;
 use tidings_schemas::lifecycle::{Row, State};
 use tidings_schemas::time::Instant;
@@ -90,6 +91,7 @@ impl Served {
             health: Arc::clone(&world) as _,
             clock: Arc::new(move || Instant(clock.now.load(Ordering::SeqCst))),
             speed: 60,
+            type_channels: [("like".to_owned(), vec![Channel::Push, Channel::Email])].into(),
             graph_svg: GRAPH.to_owned(),
             older: None,
         });
@@ -195,7 +197,8 @@ async fn the_list_the_sums_and_a_story() {
 #[tokio::test]
 async fn an_event_is_sent_and_its_decision_awaited() {
     let served = Served::new(0).await;
-    let like = r#"{"type":"like","user_id":"mia","actor":{"id":"eve","name":"Eve"},"object":{"id":"p"},"op":"retract"}"#;
+    let like =
+        r#"{"type":"like","user_id":"mia","actor":{"id":"eve","name":"Eve"},"object":{"id":"p"},"op":"retract"}"#;
     let (status, answer) = served.post("/api/events", "application/json", like).await;
     assert_eq!(status, 202);
     assert!(answer["event"].as_str().is_some_and(|id| id.starts_with("e_")));
@@ -218,7 +221,10 @@ async fn an_event_is_sent_and_its_decision_awaited() {
     let (status, answer) = served.post("/api/events", "application/json", like).await;
     assert_eq!((status, &answer["error"]), (503, &json!("the event was not taken: the log cannot be reached")));
     let ready = client().get(served.url("/readyz")).send().await.expect("an answer");
-    assert_eq!((ready.status().as_u16(), ready.text().await.expect("text")), (503, "the log cannot be reached\n".into()));
+    assert_eq!(
+        (ready.status().as_u16(), ready.text().await.expect("text")),
+        (503, "the log cannot be reached\n".into())
+    );
     served.end().await;
 }
 
@@ -276,9 +282,11 @@ async fn the_stream_goes_on_where_it_was_left() {
 #[tokio::test]
 async fn the_page_is_whole_and_locked_down() {
     let served = Served::new(0).await;
-    for (path, content_type) in
-        [("/", "text/html; charset=utf-8"), ("/app.js", "text/javascript; charset=utf-8"), ("/style.css", "text/css; charset=utf-8")]
-    {
+    for (path, content_type) in [
+        ("/", "text/html; charset=utf-8"),
+        ("/app.js", "text/javascript; charset=utf-8"),
+        ("/style.css", "text/css; charset=utf-8"),
+    ] {
         let answer = client().get(served.url(path)).send().await.expect("an answer");
         assert_eq!(answer.headers()["content-type"], content_type);
         let policy = answer.headers()["content-security-policy"].to_str().expect("text").to_owned();
@@ -287,7 +295,8 @@ async fn the_page_is_whole_and_locked_down() {
         assert!(!text.contains("http://") && !text.contains("https://") && !text.contains("innerHTML"), "{path}");
     }
     // A name that another site pointed here is refused; probes are not, whatever they call us.
-    let foreign = client().get(served.url("/api/events")).header("host", "evil.example").send().await.expect("an answer");
+    let foreign =
+        client().get(served.url("/api/events")).header("host", "evil.example").send().await.expect("an answer");
     assert_eq!(foreign.status().as_u16(), 403);
     for path in ["/healthz", "/readyz", "/metrics"] {
         let probe = client().get(served.url(path)).header("host", "tidings:7878").send().await.expect("an answer");
@@ -302,7 +311,8 @@ async fn the_page_is_whole_and_locked_down() {
 #[tokio::test]
 #[ignore = "serves the page until it is ended"]
 async fn serve_the_page() {
-    let from = |name: &str, default: u64| std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default);
+    let from =
+        |name: &str, default: u64| std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default);
     let served = Served::new(u16::try_from(from("PORT", 7878)).expect("a port")).await;
     served.play(from("MINUTES", 70));
     tokio::time::sleep(Duration::from_secs(from("SECONDS", 600))).await;

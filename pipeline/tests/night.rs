@@ -35,7 +35,7 @@ impl Night {
             }
             Seen::Profile { user, profile, .. } => drop(all.profiles.insert(user, profile)),
             Seen::Rows(rows) => all.rows.extend(rows),
-            Seen::Lane(lane) => all.lanes.push(lane),
+            Seen::Lane(lane) => all.lanes.push(*lane),
             Seen::Message(_) => {}
         });
         all
@@ -69,7 +69,8 @@ fn every_fate_is_met_and_the_sums_add_up() {
     for sum in fates.sums() {
         assert!(sum.adds_up() && sum.created > 50, "{sum:?}");
     }
-    let events: BTreeSet<EventId> = night.rows.iter().filter(|row| row.unit == Unit::Event).map(|row| row.event).collect();
+    let events: BTreeSet<EventId> =
+        night.rows.iter().filter(|row| row.unit == Unit::Event).map(|row| row.event).collect();
     let met: BTreeSet<Fate> = events.iter().filter_map(|event| fates.event(*event)).collect();
     for fate in Fate::OF_EVENTS.iter().filter(|fate| **fate != Fate::Lost) {
         assert!(met.contains(fate), "no event is {}", fate.as_str());
@@ -89,10 +90,25 @@ fn forty_three_people_become_one_notification() {
 fn the_script_says_what_its_captions_promise() {
     let night = Night::played();
     let lines: Vec<_> = [
-        "like-1", "like-5", "unlike-6", "order-4412", "order-4413", "order-4412-retry", "message-1", "code-1",
-        "reminder-1", "reminder-2", "cancel-1", "spring-mia", "spring-john", "spring-sofia", "sale-1",
-        "unlike-eve", "comment-10",
-        "like-11", "like-13",
+        "like-1",
+        "like-5",
+        "unlike-6",
+        "order-4412",
+        "order-4413",
+        "order-4412-retry",
+        "message-1",
+        "code-1",
+        "reminder-1",
+        "reminder-2",
+        "cancel-1",
+        "spring-mia",
+        "spring-john",
+        "spring-sofia",
+        "sale-1",
+        "unlike-eve",
+        "comment-10",
+        "like-11",
+        "like-13",
     ]
     .into_iter()
     .map(|own| format!("{own}: {}", night.story(own).headline))

@@ -154,7 +154,8 @@ async fn events(State(server): State<Server>, Parameters(list): Parameters<List>
     let memory = server.console.memory();
     let version = format!("{}-{}", server.run, memory.version());
     let lines = memory.lines(list.limit.unwrap_or(LIST_DEFAULT));
-    Json(json!({ "version": version, "extent": memory.extent(), "events": lines, "acts": memory.acts() })).into_response()
+    Json(json!({ "version": version, "extent": memory.extent(), "events": lines, "acts": memory.acts() }))
+        .into_response()
 }
 
 #[derive(Deserialize)]
@@ -306,7 +307,8 @@ async fn story(
         let text = format!("nothing is known of `{id}`; it may be older than the record, or not decided yet");
         return problem(StatusCode::NOT_FOUND, text);
     };
-    let plain = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()).is_some_and(|accept| accept == "text/plain");
+    let plain =
+        headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()).is_some_and(|accept| accept == "text/plain");
     if plain {
         return format!("{}\n", story.text(Colour::Off)).into_response();
     }
@@ -319,7 +321,8 @@ async fn fates(State(server): State<Server>) -> Response {
     let sums: Vec<_> = sums
         .iter()
         .map(|sum| {
-            let fates: Vec<_> = sum.fates.iter().map(|(fate, units)| json!({ "fate": fate.as_str(), "units": units })).collect();
+            let fates: Vec<_> =
+                sum.fates.iter().map(|(fate, units)| json!({ "fate": fate.as_str(), "units": units })).collect();
             json!({
                 "unit": sum.unit, "created": sum.created, "fates": fates, "unaccounted": sum.unaccounted,
                 "orphans": sum.orphans, "adds_up": sum.adds_up(),
@@ -338,7 +341,8 @@ async fn now(State(server): State<Server>) -> Response {
     let parts = &server.console.0.parts;
     let now = (parts.clock)();
     let memory = server.console.memory();
-    Json(json!({ "now": now, "speed": parts.speed, "people": memory.people(now), "extent": memory.extent() })).into_response()
+    Json(json!({ "now": now, "speed": parts.speed, "people": memory.people(now), "extent": memory.extent() }))
+        .into_response()
 }
 
 async fn messages(State(server): State<Server>) -> Response {

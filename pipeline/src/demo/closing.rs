@@ -26,12 +26,15 @@ pub fn fates_table(sums: &[Sum; 3], rows: &[Row], colour: Colour) -> String {
         let _ = writeln!(text, "{:>7}  {}", sum.created, colour.bold(unit));
         for (fate, units) in sum.fates.iter().filter(|(_, units)| *units > 0) {
             let reasons = if *fate == Fate::Suppressed { reasons(sum.unit, rows) } else { String::new() };
-            let _ = writeln!(text, "{:>7}  {}{reasons}", units, colour.paint(tone(*fate), &words::spaced(fate.as_str())));
+            let _ =
+                writeln!(text, "{:>7}  {}{reasons}", units, colour.paint(tone(*fate), &words::spaced(fate.as_str())));
         }
         let told: u64 = sum.fates.iter().map(|(_, units)| units).sum();
         let verdict = match (sum.adds_up(), sum.unaccounted) {
             (true, _) => colour.paint(Tone::Good, &format!("= {}, adds up", sum.created)),
-            (false, 0) => colour.paint(Tone::Bad, &format!("{told} of {} told, {} without a beginning", sum.created, sum.orphans)),
+            (false, 0) => {
+                colour.paint(Tone::Bad, &format!("{told} of {} told, {} without a beginning", sum.created, sum.orphans))
+            }
             (false, open) => colour.paint(Tone::Waiting, &format!("and {open} of which nothing was decided yet")),
         };
         let _ = writeln!(text, "         {verdict}\n");
@@ -48,7 +51,8 @@ fn reasons(unit: Unit, rows: &[Row]) -> String {
             units.entry(reason.as_str()).or_default().insert(row.unit_id());
         }
     }
-    let words: Vec<_> = units.iter().map(|(reason, units)| format!("{} {}", units.len(), words::spaced(reason))).collect();
+    let words: Vec<_> =
+        units.iter().map(|(reason, units)| format!("{} {}", units.len(), words::spaced(reason))).collect();
     if words.is_empty() { String::new() } else { format!(" ({})", words.join(", ")) }
 }
 
@@ -57,7 +61,9 @@ const fn tone(fate: Fate) -> Tone {
         Fate::Notified | Fate::Delivered | Fate::Queued => Tone::Good,
         Fate::Parked => Tone::Waiting,
         Fate::Merged | Fate::Returned | Fate::InFlight => Tone::Open,
-        Fate::Rejected | Fate::Lost | Fate::Failed | Fate::DeadLettered | Fate::Unknown | Fate::Unaccounted => Tone::Bad,
+        Fate::Rejected | Fate::Lost | Fate::Failed | Fate::DeadLettered | Fate::Unknown | Fate::Unaccounted => {
+            Tone::Bad
+        }
         Fate::Deduplicated | Fate::Retracted | Fate::Cancelled | Fate::Expired | Fate::Suppressed => Tone::Quiet,
     }
 }
@@ -86,7 +92,9 @@ pub fn three_stories(rows: &[Row], context_of: impl Fn(&str) -> Context) -> Vec<
         (std::cmp::Reverse(span(story)), std::cmp::Reverse(story.steps.len()), story.ids.event.clone())
     });
     let waited = |story: &Story| story.end.word == "merged" && story.end.tone == Tone::Good;
-    let not_told = |story: &Story| story.end.word == "suppressed" || story.channels.iter().any(|end| !end.silent && end.end.word == "suppressed");
+    let not_told = |story: &Story| {
+        story.end.word == "suppressed" || story.channels.iter().any(|end| !end.silent && end.end.word == "suppressed")
+    };
     let at_once = |story: &Story| story.priority == Some(Priority::Critical) && story.end.tone == Tone::Good;
     let any = |_: &Story| true;
     let kinds: [&dyn Fn(&Story) -> bool; 6] = [&waited, &not_told, &at_once, &any, &any, &any];

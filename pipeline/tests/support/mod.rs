@@ -23,7 +23,7 @@ pub(crate) enum Seen {
     Event { id: EventId, at: Instant, value: Vec<u8>, caption: String },
     Profile { user: String, profile: Profile, at: Instant, caption: String },
     Rows(Vec<Row>),
-    Lane(LaneRecord),
+    Lane(Box<LaneRecord>),
     Message(Value),
 }
 
@@ -65,7 +65,8 @@ pub(crate) fn night(seed: u64, until: Instant, mut each: impl FnMut(Seen)) {
         ("quiet_hours", json!({"spread": "30m"}), None),
         ("rate_limit", levels, None),
     ]);
-    let mut critical = straight(&[("validate", json!({}), None), ("preferences", json!({}), None), ("route", json!({}), None)]);
+    let mut critical =
+        straight(&[("validate", json!({}), None), ("preferences", json!({}), None), ("route", json!({}), None)]);
     critical.sources[0].id = "critical".into();
     let rules = || rules_of(&policies(), Duration::from_secs(1800));
     let mut decide = Scenario::new(&decide, rules());
@@ -95,8 +96,11 @@ pub(crate) fn night(seed: u64, until: Instant, mut each: impl FnMut(Seen)) {
             }
             Action::Event { topic, key, value } => {
                 let is_critical = topic == Priority::Critical;
-                let (chain, source, offset) =
-                    if is_critical { (&mut critical, "critical", &mut codes) } else { (&mut decide, "events", &mut events) };
+                let (chain, source, offset) = if is_critical {
+                    (&mut critical, "critical", &mut codes)
+                } else {
+                    (&mut decide, "events", &mut events)
+                };
                 let id = EventId::new(source, 0, *offset);
                 *offset += 1;
                 each(Seen::Event { id, at: act.at, value: value.clone(), caption: act.caption });
@@ -125,7 +129,7 @@ impl World {
             if matches!(said.to, To::Lane(..)) {
                 let lane: LaneRecord = serde_json::from_slice(&said.value).expect("a lane record");
                 self.deliver(&lane, each);
-                each(Seen::Lane(lane));
+                each(Seen::Lane(Box::new(lane)));
             }
         }
     }
@@ -151,10 +155,17 @@ impl World {
             };
             let at = lane.ready_at.after(Duration::from_secs(2));
             let sent = [State::Created, State::Rendered, State::Sent];
-            let first = if lane.channel == Channel::Email { sent.to_vec() } else { [&sent[..], &[State::Delivered]].concat() };
+            let first =
+                if lane.channel == Channel::Email { sent.to_vec() } else { [&sent[..], &[State::Delivered]].concat() };
             let mut rows = vec![delivery_row(lane, delivery, provider, at, first)];
             if lane.channel == Channel::Email {
-                rows.push(delivery_row(lane, delivery, provider, at.after(Duration::from_secs(20)), vec![State::Delivered]));
+                rows.push(delivery_row(
+                    lane,
+                    delivery,
+                    provider,
+                    at.after(Duration::from_secs(20)),
+                    vec![State::Delivered],
+                ));
             }
             each(Seen::Rows(rows));
             self.messages += 1;
@@ -185,7 +196,8 @@ fn repeat_row(lane: &LaneRecord, first: EventId) -> Row {
 }
 
 fn sample(user: &str) -> Address {
-    serde_json::from_value(json!({"user_id": user, "address_id": user, "channel": "in_app", "address": user})).expect("an address")
+    serde_json::from_value(json!({"user_id": user, "address_id": user, "channel": "in_app", "address": user}))
+        .expect("an address")
 }
 
 fn delivery_row(lane: &LaneRecord, delivery: DeliveryId, provider: &str, at: Instant, states: Vec<State>) -> Row {
@@ -228,9 +240,15 @@ fn message(seq: u64, lane: &LaneRecord, address: &Address, provider: &str, at: I
         "comment_reply" => (format!("{who} commented on {object}"), text.to_owned()),
         "new_follower" => ("New followers".to_owned(), format!("{who} follow you now")),
         "new_message" => (who, text.to_owned()),
-        "order_shipped" => ("Your order is on its way".to_owned(), "Order 4412 left the warehouse with DHL.".to_owned()),
-        "verification_code" => ("482913 is your code".to_owned(), "It is valid for ten minutes. Never share it.".to_owned()),
-        "marketing_campaign" => ("Spring is here: 20 % off".to_owned(), "Hello! For one week everything green is 20 % off.".to_owned()),
+        "order_shipped" => {
+            ("Your order is on its way".to_owned(), "Order 4412 left the warehouse with DHL.".to_owned())
+        }
+        "verification_code" => {
+            ("482913 is your code".to_owned(), "It is valid for ten minutes. Never share it.".to_owned())
+        }
+        "marketing_campaign" => {
+            ("Spring is here: 20 % off".to_owned(), "Hello! For one week everything green is 20 % off.".to_owned())
+        }
         other => (other.replace('_', " "), text.to_owned()),
     };
     let content = match lane.channel {

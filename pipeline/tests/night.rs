@@ -33,7 +33,7 @@ impl Night {
                     all.events.insert(id, event);
                 }
             }
-            Seen::Profile { user, profile, .. } => drop(all.profiles.insert(user, profile)),
+            Seen::Profile { user, profile, .. } => drop(all.profiles.insert(user, *profile)),
             Seen::Rows(rows) => all.rows.extend(rows),
             Seen::Lane(lane) => all.lanes.push(*lane),
             Seen::Message(_) => {}

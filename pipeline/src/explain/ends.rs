@@ -136,8 +136,9 @@ impl Teller<'_, '_> {
                 let reason = own_reason
                     .filter(|_| self.legs.is_empty())
                     .or_else(|| self.legs.iter().rev().find_map(|row| row.reason));
-                let text = reason
-                    .map_or("not sent".to_owned(), |reason| format!("not sent ({})", words::spaced(reason.as_str())));
+                let what = if self.is_control() { "without effect" } else { "not sent" };
+                let text =
+                    reason.map_or(what.to_owned(), |reason| format!("{what} ({})", words::spaced(reason.as_str())));
                 end("suppressed", &text, Tone::Quiet)
             }
             Fate::Parked => {

@@ -21,7 +21,7 @@ use tidings_schemas::time::Instant;
 /// What happens, as a runtime would observe it.
 pub(crate) enum Seen {
     Event { id: EventId, at: Instant, value: Vec<u8>, caption: String },
-    Profile { user: String, profile: Profile, at: Instant, caption: String },
+    Profile { user: String, profile: Box<Profile>, at: Instant, caption: String },
     Rows(Vec<Row>),
     Lane(Box<LaneRecord>),
     Message(Value),
@@ -80,7 +80,12 @@ pub(crate) fn night(seed: u64, until: Instant, mut each: impl FnMut(Seen)) {
         match act.action {
             Action::Profile { user, value } => {
                 let profile = Profile::from_json(Some(&value)).expect("a profile");
-                each(Seen::Profile { user: user.clone(), profile, at: act.at, caption: act.caption });
+                each(Seen::Profile {
+                    user: user.clone(),
+                    profile: Box::new(profile),
+                    at: act.at,
+                    caption: act.caption,
+                });
                 let value = String::from_utf8(value).ok();
                 critical.step(2, &user, value.clone());
                 let output = decide.step(2, &user, value);

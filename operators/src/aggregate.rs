@@ -21,16 +21,17 @@ use tidings_schemas::channel::{Op, Priority};
 use tidings_schemas::ids::GroupId;
 use tidings_schemas::lifecycle::State as Did;
 use tidings_schemas::reason::Reason;
-use tidings_schemas::span::Span;
 use tidings_schemas::time::Instant;
+use tidings_schemas::units::Period;
 
 use crate::item::Item;
 use crate::keyed::{Cx, Operator, State, Subkey, TimerId};
+use crate::params::{Mistake, Report, key};
 
 const FLUSH: TimerId = TimerId(0);
 
 /// What a window is kept by, beside the user and the tenant.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum By {
     /// The event's type.
     #[serde(rename = "type")]
@@ -44,7 +45,7 @@ pub enum By {
 }
 
 /// Parameters of `aggregate`.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AggregateParams {
     /// What a window is kept by. Default `[type, object.id]`.
@@ -52,13 +53,13 @@ pub struct AggregateParams {
     pub by: Vec<By>,
     /// How long a window stays open. Default 5m.
     #[serde(default = "five_minutes")]
-    pub window: Span,
+    pub window: Period,
     /// Distinct actors that flush at once. Default 10.
     #[serde(default = "ten")]
     pub threshold: u64,
     /// Each event moves the deadline to `window` from now, but never beyond this from the opening.
     #[serde(default)]
-    pub sliding_max: Option<Span>,
+    pub sliding_max: Option<Period>,
     /// The first event is said at once; what follows within the window is gathered. Default false.
     #[serde(default)]
     pub leading: bool,
@@ -71,8 +72,8 @@ fn by_type_and_object() -> Vec<By> {
     vec![By::Type, By::Object]
 }
 
-fn five_minutes() -> Span {
-    Span(Duration::from_secs(300))
+fn five_minutes() -> Period {
+    Period(Duration::from_secs(300))
 }
 
 const fn ten() -> u64 {
@@ -103,17 +104,21 @@ impl Operator for Aggregate {
     type Entry = WindowV1;
     type Body = Option<Box<Item>>;
 
-    fn new(params: AggregateParams) -> Result<Self, String> {
-        if params.window.0.is_zero() {
-            return Err("`window` is zero, which gathers nothing; leave the operator out instead".to_owned());
-        }
+    fn check(params: &AggregateParams, report: &mut Report<'_>) {
+        report.positive("window", params.window.0);
         if params.threshold < 2 {
-            return Err("`threshold` is below 2, which gathers nothing; leave the operator out instead".to_owned());
+            let found = format!("a threshold of {}: each event would be said alone", params.threshold);
+            report.finding(Mistake::LowThreshold, &[key("threshold")], found, "2 or more distinct actors");
         }
-        if params.sliding_max.is_some_and(|most| most < params.window) {
-            return Err("`sliding_max` is shorter than `window`; make it at least as long".to_owned());
+        if let Some(most) = params.sliding_max.filter(|most| *most < params.window) {
+            let found = format!("a maximum of {most} below the window of {}", params.window);
+            let expected = format!("`{}` or more", params.window);
+            report.finding(Mistake::InvalidValue, &[key("sliding_max")], found, expected);
         }
-        Ok(Self { params })
+    }
+
+    fn new(params: AggregateParams) -> Self {
+        Self { params }
     }
 
     fn on_event(&self, cx: &mut Cx<'_, Self>, _: u8, mut item: Item) {

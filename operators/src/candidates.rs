@@ -5,7 +5,8 @@
 //! Precedence: legal stop > channel switched off > type × channel > category × channel > default.
 //! A policy may let a category pass the last two (`passes_opt_out`); nothing passes the first two,
 //! nor an address that isn't there. Where a category needs a recorded consent for a channel, its
-//! absence is as good as an opt-out.
+//! absence is as good as an opt-out. An address that isn't known may be taken for granted
+//! ([`Known::assumed`]): the critical path does so where it would have to wait to know better.
 
 use tidings_schemas::channel::{Channel, Priority};
 use tidings_schemas::reason::Reason;
@@ -64,7 +65,7 @@ pub fn closed(item: &Item, channel: Channel, known: &Known, rules: &Rules) -> Op
     if !rules.provided.contains(channel) {
         return Some(Reason::NoProvider);
     }
-    if !known.reachability.channels().contains(channel) {
+    if !known.reachability.channels().contains(channel) && !known.assumed.contains(channel) {
         return Some(Reason::Unreachable);
     }
     None
@@ -106,6 +107,8 @@ fn by_priority(item: &Item, rules: &Rules) -> Vec<Channel> {
 
 #[cfg(test)]
 mod tests {
+    use tidings_schemas::channel::ChannelSet;
+
     use super::*;
     use crate::script;
 
@@ -152,8 +155,11 @@ mod tests {
         let like = script::like("u1", "bob", "photo7", 1);
         let answer = candidates(&like, &Known::default(), &script::rules());
         assert_eq!(answer.closed, [(Channel::Push, Reason::Unreachable), (Channel::Email, Reason::Unreachable)]);
+        // The critical path takes for granted what it cannot know; a provider it still needs.
+        let assumed = Known { assumed: ChannelSet::ALL, ..Known::default() };
+        assert_eq!(candidates(&like, &assumed, &script::rules()).open, [Channel::Push, Channel::Email]);
         let webhook = script::typed("u1", "like", 1, |item| item.channels = vec![Channel::Webhook]);
-        let answer = candidates(&webhook, &Known::default(), &script::rules());
+        let answer = candidates(&webhook, &assumed, &script::rules());
         assert_eq!(answer.closed, [(Channel::Webhook, Reason::NoProvider)]);
     }
 }

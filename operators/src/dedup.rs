@@ -19,24 +19,25 @@ use serde::{Deserialize, Serialize};
 use tidings_schemas::ids::{EventId, IdHasher};
 use tidings_schemas::lifecycle::{State as Did, Unit};
 use tidings_schemas::reason::Reason;
-use tidings_schemas::span::Span;
+use tidings_schemas::units::Period;
 
 use crate::item::Item;
 use crate::keyed::{About, Cx, Operator, State, Subkey, TimerId};
+use crate::params::Report;
 
 const FORGET: TimerId = TimerId(0);
 
 /// Parameters of `dedup`.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DedupParams {
     /// How long a wish is remembered. Default 24h.
     #[serde(default = "day")]
-    pub window: Span,
+    pub window: Period,
 }
 
-fn day() -> Span {
-    Span(Duration::from_secs(86_400))
+fn day() -> Period {
+    Period(Duration::from_secs(86_400))
 }
 
 /// Who came first.
@@ -56,11 +57,12 @@ impl Operator for Dedup {
     type Entry = FirstV1;
     type Body = ();
 
-    fn new(params: DedupParams) -> Result<Self, String> {
-        if params.window.0.is_zero() {
-            return Err("`window` is zero, which remembers nothing; leave the operator out instead".to_owned());
-        }
-        Ok(Self { window: params.window.0 })
+    fn check(params: &DedupParams, report: &mut Report<'_>) {
+        report.positive("window", params.window.0);
+    }
+
+    fn new(params: DedupParams) -> Self {
+        Self { window: params.window.0 }
     }
 
     fn on_event(&self, cx: &mut Cx<'_, Self>, _: u8, item: Item) {

@@ -16,7 +16,7 @@ use tidings_schemas::cloudevents;
 use tidings_schemas::event::{Event, InvalidEvent};
 use tidings_schemas::ids::{DedupKey, EventId, GroupId, IntentId, LegId, NotificationId, placement};
 use tidings_schemas::lane::{HEADER_EVENT, Returned};
-use tidings_schemas::lifecycle::{State as Did, Unit};
+use tidings_schemas::lifecycle::{Stage, State as Did, Unit};
 use tidings_schemas::profile::{Address, Profile};
 use tidings_schemas::reason::Reason;
 use tidings_schemas::time::Instant;
@@ -134,19 +134,31 @@ pub struct Rejected {
     pub created_at: Instant,
 }
 
+/// Bytes of the record that a dead letter repeats: four times the largest event, and escaped still less
+/// than the log takes. Of a larger record it holds the beginning; `raw_bytes` says how much there was.
+const LETTER_BYTES_MAX: usize = 1024 * 1024;
+
 impl Rejected {
     /// The dead letter: legible where the record was text, Base64 where not.
     #[must_use]
-    pub fn letter(&self) -> Vec<u8> {
-        let (key, raw) = match std::str::from_utf8(&self.raw) {
+    pub fn letter(&self, path: Path) -> Vec<u8> {
+        let kept = self.raw.get(..LETTER_BYTES_MAX).unwrap_or(&self.raw);
+        let (key, raw) = match std::str::from_utf8(kept) {
             Ok(text) => ("raw", text.to_owned()),
-            Err(_) => ("raw_base64", base64::engine::general_purpose::STANDARD.encode(&self.raw)),
+            Err(_) => ("raw_base64", base64::engine::general_purpose::STANDARD.encode(kept)),
         };
-        let letter = serde_json::json!({
-            "v": 1, "stage": "decide", "event": self.event, "reason": self.reason, "problem": self.problem,
+        let stage = match path {
+            Path::Decide => Stage::Decide,
+            Path::Critical => Stage::Critical,
+        };
+        let mut letter = serde_json::json!({
+            "v": 1, "stage": stage, "event": self.event, "reason": self.reason, "problem": self.problem,
             "source": self.source, "partition": self.partition, "offset": self.offset,
             "created_at": self.created_at, key: raw,
         });
+        if kept.len() < self.raw.len() {
+            letter["raw_bytes"] = self.raw.len().into();
+        }
         letter.to_string().into_bytes()
     }
 
@@ -184,7 +196,7 @@ impl Rejected {
 /// Reads one record of `source`.
 #[must_use]
 pub fn ingest(source: &Source, lot: Lot, record: &RawRecord, rules: &Rules, path: Path) -> Arrived {
-    let event = kept_event(record).unwrap_or_else(|| EventId::new(&source.id, lot.partition, record.offset));
+    let event = event_id(source, lot, record);
     let body = match source.kind {
         SourceKind::Events { unknown_to_data } => parse_event(record, unknown_to_data)
             .map(|parsed| Body::Item(Box::new(item(parsed, event, record.timestamp, rules, path)))),
@@ -192,21 +204,33 @@ pub fn ingest(source: &Source, lot: Lot, record: &RawRecord, rules: &Rules, path
         SourceKind::Profiles => parse_profile(record),
         SourceKind::Addresses => parse_address(record),
     };
-    let body = body.unwrap_or_else(|(reason, problem)| {
-        Body::Rejected(Box::new(Rejected {
-            event,
-            is_event: matches!(source.kind, SourceKind::Events { .. }),
-            user: text_key(record).unwrap_or_default().into(),
-            reason,
-            problem,
-            source: Arc::clone(&source.id),
-            partition: lot.partition,
-            offset: record.offset,
-            raw: record.value.as_deref().unwrap_or_default().to_vec(),
-            created_at: record.timestamp,
-        }))
-    });
-    Arrived { offset: record.offset, event, body }
+    match body {
+        Ok(body) => Arrived { offset: record.offset, event, body },
+        Err((reason, problem)) => reject(source, lot, record, reason, problem),
+    }
+}
+
+/// The record as one that cannot be used.
+#[must_use]
+pub fn reject(source: &Source, lot: Lot, record: &RawRecord, reason: Reason, problem: String) -> Arrived {
+    let event = event_id(source, lot, record);
+    let rejected = Rejected {
+        event,
+        is_event: matches!(source.kind, SourceKind::Events { .. }),
+        user: text_key(record).unwrap_or_default().into(),
+        reason,
+        problem,
+        source: Arc::clone(&source.id),
+        partition: lot.partition,
+        offset: record.offset,
+        raw: record.value.as_deref().unwrap_or_default().to_vec(),
+        created_at: record.timestamp,
+    };
+    Arrived { offset: record.offset, event, body: Body::Rejected(Box::new(rejected)) }
+}
+
+fn event_id(source: &Source, lot: Lot, record: &RawRecord) -> EventId {
+    kept_event(record).unwrap_or_else(|| EventId::new(&source.id, lot.partition, record.offset))
 }
 
 /// The event id that a record handed over between the two paths keeps.

@@ -15,7 +15,7 @@ use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
-use tidings_schemas::channel::Channel;
+use tidings_schemas::channel::{Channel, ChannelSet};
 use tidings_schemas::ids::{EventId, GroupId, IntentId, LegId, NotificationId};
 use tidings_schemas::lifecycle::{State as Did, Unit};
 use tidings_schemas::profile::{Profile, Reachability};
@@ -25,6 +25,7 @@ use tidings_schemas::time::Instant;
 use crate::harness::table::{TimerIndex, UserSlot};
 use crate::ingest::Path;
 use crate::item::{Item, Member};
+use crate::params::{Position, Report, SideInput};
 use crate::quiet::{self, Verdict};
 use crate::rules::Rules;
 
@@ -91,14 +92,21 @@ pub struct Known {
     pub profile: Arc<Profile>,
     /// On which channels the user can be reached.
     pub reachability: Arc<Reachability>,
+    /// Channels on which an address is taken for granted: those of whom the critical path cannot know
+    /// better. Deliver holds the addresses, and ends a leg that has none. In decide always empty.
+    pub assumed: ChannelSet,
 }
 
 /// A keyed operator. Parameters live in `self`; state lives in the engine.
 pub trait Operator: Send + Sized + 'static {
     /// Its kind in the YAML.
     const KIND: &'static str;
+    /// Where in a chain it may stand.
+    const POSITION: Position = Position::Items;
+    /// What it must know about users.
+    const JOINS: &'static [SideInput] = &[];
     /// Its parameters there.
-    type Params: DeserializeOwned + JsonSchema;
+    type Params: DeserializeOwned + Serialize + JsonSchema;
     /// Small state per user; the default is not stored.
     type User: State;
     /// State per (user, subkey), written when touched.
@@ -106,11 +114,13 @@ pub trait Operator: Send + Sized + 'static {
     /// State per (user, subkey), written when set.
     type Body: State;
 
-    /// The operator of these parameters.
-    ///
-    /// # Errors
-    /// When the parameters contradict each other; the message names the parameter and the remedy.
-    fn new(params: Self::Params) -> Result<Self, String>;
+    /// Says what is wrong with parameters that could be read.
+    fn check(params: &Self::Params, report: &mut Report<'_>) {
+        let _ = (params, report);
+    }
+
+    /// The operator of these parameters, which were checked.
+    fn new(params: Self::Params) -> Self;
 
     /// An item arrived on `port`.
     fn on_event(&self, cx: &mut Cx<'_, Self>, port: u8, item: Item);
@@ -170,6 +180,8 @@ pub enum Cause {
 pub struct About {
     /// The event.
     pub event: EventId,
+    /// Its intent.
+
     /// Its intent; zero in a leg's facts.
     pub intent: IntentId,
     /// The notification.
@@ -178,6 +190,8 @@ pub struct About {
     pub group: GroupId,
     /// The leg.
     pub leg: LegId,
+    /// Whether the leg is a silent copy.
+
     /// Whether the leg is a silent one.
     pub silent: bool,
     /// Who is told.
@@ -219,7 +233,8 @@ impl About {
     pub fn leg(item: &Item) -> Self {
         Self {
             event: item.first_event(),
-            intent: IntentId::default(),
+            intent: item.members.first().map_or_else(IntentId::default, |member| member.intent),
+
             notification: item.notification,
             group: item.group,
             leg: item.leg.unwrap_or_default(),

@@ -10,14 +10,16 @@
 //! Keeps nothing: profiles are side inputs that the engine keeps.
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tidings_schemas::lifecycle::{State as Did, Unit};
 
 use crate::item::Item;
 use crate::keyed::{About, Cx, Operator};
 
+use crate::params::SideInput;
+
 /// `preferences` has no parameters.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PreferencesParams {}
 
@@ -26,13 +28,14 @@ pub struct Preferences;
 
 impl Operator for Preferences {
     const KIND: &'static str = "preferences";
+    const JOINS: &'static [SideInput] = &[SideInput::Profile, SideInput::Reachability];
     type Params = PreferencesParams;
     type User = ();
     type Entry = ();
     type Body = ();
 
-    fn new(_: PreferencesParams) -> Result<Self, String> {
-        Ok(Self)
+    fn new(_: PreferencesParams) -> Self {
+        Self
     }
 
     fn on_event(&self, cx: &mut Cx<'_, Self>, _: u8, mut item: Item) {

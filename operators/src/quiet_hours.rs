@@ -16,30 +16,35 @@
 use std::time::Duration;
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tidings_schemas::channel::Channel;
 use tidings_schemas::lifecycle::State as Did;
 use tidings_schemas::reason::Reason;
-use tidings_schemas::span::Span;
+use tidings_schemas::units::Period;
 
 use crate::item::Item;
 use crate::keyed::{Cx, Known, Operator, Subkey, TimerId};
+use crate::params::{Mistake, Position, Report, SideInput, key};
 use crate::parked::{self, PlaceV1, Places};
 use crate::quiet::Verdict;
 
 const RELEASE: TimerId = TimerId(0);
 
+/// Longest spread. A release later than that is another part of the day than the user's morning.
+const SPREAD_MAX: Duration = Duration::from_secs(4 * 3_600);
+
 /// Parameters of `quiet_hours`.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct QuietHoursParams {
-    /// A window's end releases its users one after the other over this span. Default 0: all at once.
+    /// A window's end releases its users one after the other over this span, at most 4h. Default 0s:
+    /// all at once.
     #[serde(default = "nothing")]
-    pub spread: Span,
+    pub spread: Period,
 }
 
-fn nothing() -> Span {
-    Span(Duration::ZERO)
+fn nothing() -> Period {
+    Period(Duration::ZERO)
 }
 
 /// The operator. The spread is part of the rules, because limits ask the same verdict.
@@ -56,13 +61,22 @@ impl Places for QuietHours {
 
 impl Operator for QuietHours {
     const KIND: &'static str = "quiet_hours";
+    const POSITION: Position = Position::Legs;
+    const JOINS: &'static [SideInput] = &[SideInput::Profile];
     type Params = QuietHoursParams;
     type User = ();
     type Entry = PlaceV1;
     type Body = Option<Box<Item>>;
 
-    fn new(_: QuietHoursParams) -> Result<Self, String> {
-        Ok(Self)
+    fn check(params: &QuietHoursParams, report: &mut Report<'_>) {
+        if params.spread.0 > SPREAD_MAX {
+            let found = format!("a spread of {}", params.spread);
+            report.finding(Mistake::InvalidValue, &[key("spread")], found, "at most `4h`");
+        }
+    }
+
+    fn new(_: QuietHoursParams) -> Self {
+        Self
     }
 
     fn on_event(&self, cx: &mut Cx<'_, Self>, _: u8, mut item: Item) {

@@ -17,19 +17,21 @@
 //! Keeps, per level and value, the instants of the last `max` sends within the window; and one item
 //! per (channel, tenant, type) that waits.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt;
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use schemars::{JsonSchema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, de};
 use tidings_schemas::channel::Channel;
 use tidings_schemas::lifecycle::State as Did;
 use tidings_schemas::policy::{Limits, Overflow};
 use tidings_schemas::reason::Reason;
-use tidings_schemas::span::Rate;
 use tidings_schemas::time::Instant;
+use tidings_schemas::units::Rate;
 
 use crate::item::Item;
 use crate::keyed::{Cx, Known, Operator, State, Subkey, TimerId};
+use crate::params::{Mistake, Names, Position, Report, Step, key};
 use crate::parked::{self, PlaceV1, Places};
 use crate::quiet::Verdict;
 
@@ -42,7 +44,7 @@ const TRY: TimerId = TimerId(1);
 const OTHER: &str = "other";
 
 /// What a level counts per.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Per {
     /// The channel on which it leaves.
@@ -54,7 +56,7 @@ pub enum Per {
 }
 
 /// One level: what it counts per, and a rate for each value of the first of them.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Level {
     /// What it counts per.
     pub per: Vec<Per>,
@@ -63,8 +65,97 @@ pub struct Level {
     pub rates: BTreeMap<String, Rate>,
 }
 
+impl Level {
+    fn check(&self, index: usize, report: &mut Report<'_>) {
+        let at = |last: Step| [key("levels"), Step::Index(index), last];
+        let Some(first) = self.per.first() else {
+            let expected = "one or more of `channel`, `type` and `category`";
+            report.finding(Mistake::InvalidValue, &at(key("per")), "a level that counts per nothing", expected);
+            return;
+        };
+        if self.rates.is_empty() {
+            let expected = "one, like `push: 30/h`";
+            report.finding(Mistake::InvalidValue, &at(key("per")), "a level without rates", expected);
+        }
+        let channels = || Channel::ALL.iter().map(|channel| channel.as_str().to_owned()).collect();
+        let of_policies = |pick: fn(&Names) -> &BTreeSet<String>| report.names().map(|names| pick(names).clone());
+        // Without policies at hand their names can't be wrong.
+        let (what, mistake, known): (_, _, Option<BTreeSet<String>>) = match first {
+            Per::Channel => ("channel", Mistake::UnknownChannel, Some(channels())),
+            Per::Type => ("type", Mistake::UnknownType, of_policies(|names| &names.types)),
+            Per::Category => ("category", Mistake::UnknownCategory, of_policies(|names| &names.categories)),
+        };
+        for (name, rate) in &self.rates {
+            if let Some(known) = known.as_ref().filter(|known| name != OTHER && !known.contains(name)) {
+                let expected = match known.len() {
+                    // Few enough to be read.
+                    0..=8 => {
+                        let named = known.iter().filter(|name| *name != OTHER).map(|name| format!("`{name}`"));
+                        format!("{} or `{OTHER}`", named.collect::<Vec<_>>().join(", "))
+                    }
+                    _ => format!("a {what} of `policies`, or `{OTHER}`"),
+                };
+                let path = at(Step::KeyItself(name.clone()));
+                let found = format!("unknown {what} `{name}`");
+                let finding = report.finding(mistake, &path, found, expected);
+                finding.wrong = Some((name.clone(), known.iter().cloned().collect()));
+            }
+            if rate.max == 0 {
+                let found = format!("the limit `{rate}` lets nothing through");
+                report.finding(Mistake::ZeroLimit, &at(key(name)), found, "1 or more");
+            }
+            if rate.per.0.is_zero() {
+                let found = format!("the limit `{rate}` has a window of no length");
+                report.finding(Mistake::ZeroWindow, &at(key(name)), found, "a rate like `10/h`");
+            }
+        }
+    }
+}
+
+// By hand, because serde's `flatten` reads everything twice and loses the place of a fault.
+impl<'de> Deserialize<'de> for Level {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Keys;
+        impl<'de> de::Visitor<'de> for Keys {
+            type Value = Level;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a level like `{ per: [channel], push: 30/h }`")
+            }
+            fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<Level, A::Error> {
+                let (mut per, mut rates) = (None, BTreeMap::new());
+                while let Some(name) = map.next_key::<String>()? {
+                    if name == "per" {
+                        per = Some(map.next_value()?);
+                    } else {
+                        rates.insert(name, map.next_value()?);
+                    }
+                }
+                Ok(Level { per: per.ok_or_else(|| de::Error::missing_field("per"))?, rates })
+            }
+        }
+        deserializer.deserialize_map(Keys)
+    }
+}
+
+impl JsonSchema for Level {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Level".into()
+    }
+    fn json_schema(generator: &mut SchemaGenerator) -> schemars::Schema {
+        let per = generator.subschema_for::<Vec<Per>>();
+        let rate = generator.subschema_for::<Rate>();
+        json_schema!({
+            "type": "object",
+            "description": "What is counted apart, and a rate per channel, type or category; `other` is the rest.",
+            "properties": { "per": per },
+            "required": ["per"],
+            "additionalProperties": rate,
+        })
+    }
+}
+
 /// Parameters of `rate_limit`.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RateLimitParams {
     /// Levels; all of them hold.
@@ -112,35 +203,20 @@ struct Held {
 
 impl Operator for RateLimit {
     const KIND: &'static str = "rate_limit";
+    const POSITION: Position = Position::Legs;
     type Params = RateLimitParams;
     type User = ();
     type Entry = EntryV1;
     type Body = Option<Box<Item>>;
 
-    fn new(params: RateLimitParams) -> Result<Self, String> {
-        for (number, level) in params.levels.iter().enumerate() {
-            let Some(first) = level.per.first() else {
-                return Err(format!("level {}: `per` is empty; name channel, type or category", number + 1));
-            };
-            for (name, rate) in &level.rates {
-                if rate.max == 0 {
-                    return Err(format!(
-                        "level {}: `{name}: {rate}` lets nothing pass; use a policy instead",
-                        number + 1
-                    ));
-                }
-                let known = name == OTHER || *first != Per::Channel || name.parse::<Channel>().is_ok();
-                if !known {
-                    let channels: Vec<_> = Channel::ALL.iter().map(|channel| channel.as_str()).collect();
-                    let expected = channels.join(", ");
-                    return Err(format!(
-                        "level {}: unknown channel `{name}`, expected {expected} or other",
-                        number + 1
-                    ));
-                }
-            }
+    fn check(params: &RateLimitParams, report: &mut Report<'_>) {
+        for (index, level) in params.levels.iter().enumerate() {
+            level.check(index, report);
         }
-        Ok(Self { levels: params.levels })
+    }
+
+    fn new(params: RateLimitParams) -> Self {
+        Self { levels: params.levels }
     }
 
     fn on_event(&self, cx: &mut Cx<'_, Self>, _: u8, mut item: Item) {

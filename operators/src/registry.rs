@@ -2,38 +2,43 @@
 
 use std::sync::Arc;
 
-use schemars::Schema;
-
 use crate::harness::chain::{Chain, Node, Target};
 use crate::harness::stage::{Keyed, Stage};
 use crate::ingest::{Path, Source};
 use crate::keyed::Operator;
+use crate::params::Report;
 use crate::when;
 
 /// A kind of operator.
 pub struct OperatorKind {
     /// Its word in the YAML.
     pub kind: &'static str,
-    /// JSON schema of its parameters.
-    pub schema: fn() -> Schema,
-    /// Whether these parameters would do.
-    pub check: fn(serde_json::Value) -> Result<(), String>,
     build: fn(Arc<str>, usize, serde_json::Value) -> Result<Box<dyn Stage>, String>,
+}
+
+/// Somebody who needs the types behind the kinds: the loader.
+pub trait Visitor {
+    /// Called once for each kind.
+    fn operator<O: Operator>(&mut self);
 }
 
 macro_rules! kinds {
     ($($operator:ty),* $(,)?) => {
-        &[$(OperatorKind {
+        /// All kinds.
+        pub const KINDS: &[OperatorKind] = &[$(OperatorKind {
             kind: <$operator as Operator>::KIND,
-            schema: || schemars::schema_for!(<$operator as Operator>::Params),
-            check: |params| make::<$operator>(params).map(drop),
             build: |id, number, params| Ok(Box::new(Keyed::new(id, number, make::<$operator>(params)?))),
-        }),*]
+        }),*];
+
+        /// Shows all kinds to `visitor`, as types.
+        pub fn visit(visitor: &mut impl Visitor) {
+            $(visitor.operator::<$operator>();)*
+        }
     };
 }
 
-/// All kinds. A new operator is one file and one line here.
-pub const KINDS: &[OperatorKind] = kinds![
+// A new operator is one file and one line here.
+kinds![
     crate::validate::Validate,
     crate::dedup::Dedup,
     crate::schedule::Schedule,
@@ -45,7 +50,13 @@ pub const KINDS: &[OperatorKind] = kinds![
 ];
 
 fn make<O: Operator>(params: serde_json::Value) -> Result<O, String> {
-    O::new(serde_json::from_value(params).map_err(|error| error.to_string())?)
+    let params = serde_json::from_value(params).map_err(|error| error.to_string())?;
+    let mut report = Report::new(None);
+    O::check(&params, &mut report);
+    match report.findings.into_iter().next() {
+        Some(finding) => Err(finding.to_string()),
+        None => Ok(O::new(params)),
+    }
 }
 
 /// The kind of this name.

@@ -14,7 +14,7 @@
 //! one takes its next fallback as a new leg. Keeps nothing.
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tidings_schemas::channel::{Channel, Priority};
 use tidings_schemas::ids::LegId;
 use tidings_schemas::lane::ReturnCause;
@@ -24,9 +24,10 @@ use tidings_schemas::reason::Reason;
 use crate::candidates::{Candidates, closed};
 use crate::item::Item;
 use crate::keyed::{Cx, Operator};
+use crate::params::{Position, SideInput};
 
 /// `route` has no parameters.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RouteParams {}
 
@@ -35,13 +36,15 @@ pub struct Route;
 
 impl Operator for Route {
     const KIND: &'static str = "route";
+    const POSITION: Position = Position::Route;
+    const JOINS: &'static [SideInput] = &[SideInput::Profile, SideInput::Reachability];
     type Params = RouteParams;
     type User = ();
     type Entry = ();
     type Body = ();
 
-    fn new(_: RouteParams) -> Result<Self, String> {
-        Ok(Self)
+    fn new(_: RouteParams) -> Self {
+        Self
     }
 
     fn on_event(&self, cx: &mut Cx<'_, Self>, _: u8, item: Item) {

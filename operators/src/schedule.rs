@@ -11,7 +11,7 @@
 //! Keeps the event, once, until it is due.
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tidings_schemas::channel::{Op, Priority};
 use tidings_schemas::lifecycle::State as Did;
 use tidings_schemas::reason::Reason;
@@ -22,7 +22,7 @@ use crate::keyed::{Cx, Operator, PORT_CRITICAL, Subkey, TimerId};
 const DUE: TimerId = TimerId(0);
 
 /// `schedule` has no parameters.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ScheduleParams {}
 
@@ -36,8 +36,8 @@ impl Operator for Schedule {
     type Entry = ();
     type Body = Option<Box<Item>>;
 
-    fn new(_: ScheduleParams) -> Result<Self, String> {
-        Ok(Self)
+    fn new(_: ScheduleParams) -> Self {
+        Self
     }
 
     fn on_event(&self, cx: &mut Cx<'_, Self>, _: u8, mut item: Item) {

@@ -141,7 +141,7 @@ pub fn known(profile: &str, channels: &[Channel]) -> Known {
     for channel in channels {
         reachability.apply(channel.as_str(), Some(&address("u", *channel)));
     }
-    Known { profile: Arc::new(profile), reachability: Arc::new(reachability) }
+    Known { profile: Arc::new(profile), reachability: Arc::new(reachability), ..Known::default() }
 }
 
 fn address(user: &str, channel: Channel) -> tidings_schemas::profile::Address {
@@ -333,7 +333,7 @@ fn play(script: &str, mut each: impl FnMut(usize, &str, Option<&str>, &mut Scena
         let (command, expected) =
             line.split_once("->").map_or((line, None), |(one, two)| (one.trim(), Some(two.trim())));
         if let Some(text) = command.strip_prefix("spread ") {
-            spread = text.parse::<tidings_schemas::span::Span>().expect("a span").0;
+            spread = text.parse::<tidings_schemas::units::Period>().expect("a span").0;
             continue;
         }
         if let Some(operators) = command.strip_prefix("chain ") {

@@ -13,16 +13,17 @@
 //! Keeps nothing.
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tidings_schemas::channel::Priority;
 use tidings_schemas::lifecycle::State as Did;
 
 use crate::ingest::Path;
 use crate::item::Item;
 use crate::keyed::{Cx, Operator, PORT_CRITICAL, PORT_HIGH};
+use crate::params::Position;
 
 /// `validate` has no parameters.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ValidateParams {}
 
@@ -31,13 +32,14 @@ pub struct Validate;
 
 impl Operator for Validate {
     const KIND: &'static str = "validate";
+    const POSITION: Position = Position::First;
     type Params = ValidateParams;
     type User = ();
     type Entry = ();
     type Body = ();
 
-    fn new(_: ValidateParams) -> Result<Self, String> {
-        Ok(Self)
+    fn new(_: ValidateParams) -> Self {
+        Self
     }
 
     fn on_event(&self, cx: &mut Cx<'_, Self>, _: u8, item: Item) {

@@ -59,28 +59,38 @@ FROM deliveries;
 -- One line per event of a channel, in the words of the second seed: states upper-case and unfolded,
 -- `created_at` is the time of the event. What can be true of a delivery only once is there once
 -- (one OPENED however often the mail was opened); RETRY and the like are there each time. A leg's
--- CREATED stands for its deliveries'.
+-- CREATED stands for its deliveries'. `day`, the day of the unit's creation, is for narrowing a query
+-- to its partitions.
 CREATE VIEW IF NOT EXISTS notification_events AS
-SELECT upper(state) AS event, channel, type AS notification_type, priority, at AS created_at,
-    notification_id, delivery_id, user AS user_id, tenant, category, provider, code, reason, attempt
+SELECT day, upper(state) AS event, channel, type AS notification_type, priority, first_at AS created_at,
+    concat('n_', lower(hex(notification))) AS notification_id,
+    if(unit = 'leg', '', concat('d_', lower(hex(unit_id)))) AS delivery_id,
+    first_user AS user_id, first_tenant AS tenant, first_category AS category, first_provider AS provider,
+    first_code AS code, first_reason AS reason, first_attempt AS attempt
 FROM
 (
-    SELECT arrayJoin(states) AS state, unit, unit_id, row_id, channel, type, priority, at, notification_id,
-        delivery_id, user, tenant, category, provider, code, reason, attempt
+    SELECT day, state, unit, unit_id, notification, channel, type, priority,
+        -- What can happen once is one group; what can happen again is a group for each row.
+        if(state IN ('created', 'rendered', 'sent', 'delivered', 'failed', 'expired', 'suppressed', 'bounced',
+            'complained', 'opened', 'clicked', 'dismissed', 'unsubscribed'), toFixedString('', 16), row_id) AS occasion,
+        min(at) AS first_at,
+        argMin(user, at) AS first_user,
+        argMin(tenant, at) AS first_tenant,
+        argMin(category, at) AS first_category,
+        argMin(provider, at) AS first_provider,
+        argMin(code, at) AS first_code,
+        argMin(reason, at) AS first_reason,
+        argMin(attempt, at) AS first_attempt
     FROM
     (
-        SELECT states, unit, if(unit = 'leg', leg, delivery) AS unit_id, row_id, channel, type, priority, at,
-            concat('n_', lower(hex(notification))) AS notification_id,
-            if(unit = 'leg', '', concat('d_', lower(hex(delivery)))) AS delivery_id,
-            user, tenant, category, provider, code, reason, attempt
+        SELECT day, arrayJoin(states) AS state, unit, if(unit = 'leg', leg, delivery) AS unit_id, row_id, notification, channel,
+            type, priority, at, user, tenant, category, provider, code, reason, attempt
         FROM lifecycle FINAL
         WHERE unit != 'event' AND channel != ''
     )
-)
-WHERE NOT (unit = 'delivery' AND state = 'created')
-ORDER BY at, row_id
-LIMIT 1 BY unit_id, state, if(state IN ('created', 'rendered', 'sent', 'delivered', 'failed', 'expired', 'suppressed',
-    'bounced', 'complained', 'opened', 'clicked', 'dismissed', 'unsubscribed'), toFixedString('', 16), row_id);
+    WHERE NOT (unit = 'delivery' AND state = 'created')
+    GROUP BY day, state, unit, unit_id, notification, channel, type, priority, occasion
+);
 
 -- Deliveries by the hour of their creation, kept up to date by each insert. A materialized view does
 -- not see that a row is a repeat, so the states hold delivery ids, not counts: a repeat adds nothing.

@@ -153,27 +153,33 @@ impl Event {
         if bytes.len() > RECORD_BYTES_MAX {
             return Err(InvalidEvent::TooLarge(bytes.len()));
         }
-        let event: Self = if unknown_to_data {
-            let mut map: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(bytes).map_err(shape)?;
-            let unknown: Vec<_> = map.keys().filter(|key| !EVENT_KEYS.contains(&key.as_str())).cloned().collect();
-            if !unknown.is_empty() {
-                let mut data = match map.remove("data") {
-                    None | Some(serde_json::Value::Null) => serde_json::Map::new(),
-                    Some(serde_json::Value::Object(data)) => data,
-                    Some(_) => return Err(InvalidEvent::Shape("`data` must be an object".to_owned())),
-                };
-                for key in unknown {
-                    if let Some(value) = map.remove(&key) {
-                        data.entry(key).or_insert(value);
-                    }
+        if unknown_to_data {
+            return Self::from_map(serde_json::from_slice(bytes).map_err(shape)?, true);
+        }
+        serde_json::from_slice::<Self>(bytes).map_err(shape)?.checked()
+    }
+
+    /// As [`Self::from_json`], from an object already read.
+    pub(crate) fn from_map(
+        mut map: serde_json::Map<String, serde_json::Value>,
+        unknown_to_data: bool,
+    ) -> Result<Self, InvalidEvent> {
+        let unknown = |key: &&String| unknown_to_data && !EVENT_KEYS.contains(&key.as_str());
+        let unknown: Vec<_> = map.keys().filter(unknown).cloned().collect();
+        if !unknown.is_empty() {
+            let mut data = match map.remove("data") {
+                None | Some(serde_json::Value::Null) => serde_json::Map::new(),
+                Some(serde_json::Value::Object(data)) => data,
+                Some(_) => return Err(InvalidEvent::Shape("`data` must be an object".to_owned())),
+            };
+            for key in unknown {
+                if let Some(value) = map.remove(&key) {
+                    data.entry(key).or_insert(value);
                 }
-                map.insert("data".to_owned(), serde_json::Value::Object(data));
             }
-            serde_json::from_value(serde_json::Value::Object(map)).map_err(shape)?
-        } else {
-            serde_json::from_slice(bytes).map_err(shape)?
-        };
-        event.checked()
+            map.insert("data".to_owned(), serde_json::Value::Object(data));
+        }
+        serde_json::from_value::<Self>(serde_json::Value::Object(map)).map_err(shape)?.checked()
     }
 
     /// The event with its type in normal form, once every bound holds.
@@ -227,7 +233,7 @@ fn bounded(field: &'static str, value: &str, least: usize, most: usize) -> Resul
     Ok(())
 }
 
-fn shape(error: serde_json::Error) -> InvalidEvent {
+pub(crate) fn shape(error: serde_json::Error) -> InvalidEvent {
     match error.classify() {
         serde_json::error::Category::Data => InvalidEvent::Shape(error.to_string()),
         _ => InvalidEvent::Json(error.to_string()),

@@ -4,8 +4,8 @@
 pub mod channel;
 pub mod codec;
 pub mod ids;
-pub mod span;
 pub mod time;
+pub mod units;
 
 pub mod cloudevents;
 pub mod event;
@@ -16,6 +16,7 @@ pub mod reason;
 
 pub mod lane;
 pub mod lifecycle;
+pub mod topics;
+
 pub mod block;
 pub mod migrations;
-pub mod topics;

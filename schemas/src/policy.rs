@@ -50,13 +50,37 @@ pub enum QuietRule {
 }
 
 /// A quiet rule per priority: one for all channels, or per channel.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum QuietRules {
     /// One rule for every channel; in-app stays silent where the rule is to defer.
     All(QuietRule),
     /// By channel; a channel that is not named passes.
     ByChannel(BTreeMap<Channel, QuietRule>),
+}
+
+/// By hand, so that a wrong word is reported as such: serde's untagged enums only say that nothing fits.
+impl<'de> Deserialize<'de> for QuietRules {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either;
+        impl<'de> serde::de::Visitor<'de> for Either {
+            type Value = QuietRules;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a rule like `defer`, or one per channel like `{ push: defer, in_app: silent }`")
+            }
+            fn visit_str<E: serde::de::Error>(self, word: &str) -> Result<QuietRules, E> {
+                QuietRule::deserialize(serde::de::value::StrDeserializer::new(word)).map(QuietRules::All)
+            }
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<QuietRules, A::Error> {
+                let mut rules = BTreeMap::new();
+                while let Some((channel, rule)) = map.next_entry()? {
+                    rules.insert(channel, rule);
+                }
+                Ok(QuietRules::ByChannel(rules))
+            }
+        }
+        deserializer.deserialize_any(Either)
+    }
 }
 
 /// What one type of event is.

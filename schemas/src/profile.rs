@@ -9,8 +9,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::channel::{Channel, ChannelSet};
-use crate::span::Span;
 use crate::time::Instant;
+use crate::units::Period;
 
 /// A wall-clock minute of the day, written `HH:MM`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -113,7 +113,7 @@ pub struct Cap {
     /// At most so many …
     pub max: u32,
     /// … in any span of this length, a duration like `1d`.
-    pub per: Span,
+    pub per: Period,
 }
 
 /// How often a digest goes out.

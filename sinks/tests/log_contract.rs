@@ -13,6 +13,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::config::ClientConfig;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use tidings_schemas::time::Instant;
 use tidings_sinks::log::embedded::EmbeddedLog;
 use tidings_sinks::log::kafka::{KafkaLog, KafkaParams};
@@ -355,7 +359,7 @@ fn a_group_goes_on_where_it_committed(world: &World) {
     append(&*world.log, &partition, &["a", "b", "c"]);
     assert_eq!(world.log.committed(&group, &partition).unwrap(), None);
     let ears = Arc::new(Ears::default());
-    let mut member = world.log.join(&group, &[topic.clone()], ears.clone()).unwrap();
+    let mut member = world.log.join(&group, std::slice::from_ref(&topic), ears.clone()).unwrap();
     assert_eq!(ears.hear_until(&mut *member, 3).join(" "), "a b c");
     assert_eq!(ears.assigned.lock().unwrap().get(&partition), Some(&None));
     let commit = Commit { offset: 2, metadata: r#"{"mark":7}"#.to_owned() };
@@ -366,7 +370,7 @@ fn a_group_goes_on_where_it_committed(world: &World) {
     drop(member);
     assert_eq!((ears.revoked.load(Ordering::Relaxed), ears.owned().len()), (1, 0));
     let ears = Arc::new(Ears::default());
-    let mut member = world.log.join(&group, &[topic.clone()], ears.clone()).unwrap();
+    let mut member = world.log.join(&group, std::slice::from_ref(&topic), ears.clone()).unwrap();
     assert_eq!(ears.hear_until(&mut *member, 1).join(" "), "c");
     assert_eq!(ears.assigned.lock().unwrap().get(&partition), Some(&Some(commit)));
     drop(member);
@@ -384,12 +388,12 @@ fn partitions_move_between_members(world: &World) {
     };
     all("x");
     let (first_ears, second_ears) = (Arc::new(Ears::default()), Arc::new(Ears::default()));
-    let mut first = world.log.join(&group, &[topic.clone()], first_ears.clone()).unwrap();
+    let mut first = world.log.join(&group, std::slice::from_ref(&topic), first_ears.clone()).unwrap();
     let mut heard = first_ears.hear_until(&mut *first, 4);
     heard.sort();
     assert_eq!(heard.join(" "), "x0 x1 x2 x3");
 
-    let mut second = world.log.join(&group, &[topic.clone()], second_ears.clone()).unwrap();
+    let mut second = world.log.join(&group, std::slice::from_ref(&topic), second_ears.clone()).unwrap();
     let even = || first_ears.owned().len() == 2 && second_ears.owned().len() == 2;
     let heard = settle(&mut [(&mut *first, &first_ears), (&mut *second, &second_ears)], even);
     assert_eq!(heard, Vec::<String>::new(), "what was committed on the way is not read again");
@@ -422,7 +426,7 @@ fn a_paused_partition_keeps_its_place(world: &World) {
     let topic = world.topic("t", 2);
     let (zero, one) = (at(&topic, 0), at(&topic, 1));
     let ears = Arc::new(Ears::default());
-    let mut member = world.log.join(&world.group(), &[topic.clone()], ears.clone()).unwrap();
+    let mut member = world.log.join(&world.group(), std::slice::from_ref(&topic), ears.clone()).unwrap();
     settle(&mut [(&mut *member, &ears)], || ears.owned().len() == 2);
     member.pause(std::slice::from_ref(&zero)).unwrap();
     append(&*world.log, &zero, &["a", "b"]);
@@ -449,24 +453,31 @@ fn a_paused_partition_keeps_its_place(world: &World) {
 }
 
 fn a_group_that_fell_behind_the_log_is_told(world: &World) {
-    let topic = world.topic("t", 1);
-    let (partition, group) = (at(&topic, 0), world.group());
+    let topic = world.topic("t", 2);
+    let (partition, other, group) = (at(&topic, 0), at(&topic, 1), world.group());
     append(&*world.log, &partition, &["a", "b", "c"]);
     let ears = Arc::new(Ears::default());
-    let mut member = world.log.join(&group, &[topic.clone()], ears.clone()).unwrap();
+    let mut member = world.log.join(&group, std::slice::from_ref(&topic), ears.clone()).unwrap();
     ears.hear_until(&mut *member, 3);
     ears.read_to.lock().unwrap().insert(partition.clone(), 1);
     drop(member);
     world.log.trim(&partition, 2).unwrap();
+    append(&*world.log, &other, &["x", "y", "z"]);
+    let expected = LogError::OutOfRange { partition, offset: 1, oldest: 2, end: 3 };
     let ears = Arc::new(Ears::default());
-    let mut member = world.log.join(&group, &[topic.clone()], ears).unwrap();
-    let error = loop {
+    let mut member = world.log.join(&group, &[topic], ears).unwrap();
+    // It is told, and what the other partition holds is not lost with it.
+    let (mut told, mut heard) = (false, Vec::new());
+    while !told || heard.len() < 3 {
         match member.poll(10, LONG) {
-            Ok(found) => assert_eq!(found, vec![]),
-            Err(error) => break error,
+            Ok(found) => heard.extend(found.iter().map(|(_, record)| text(record))),
+            Err(error) => {
+                assert_eq!(error, expected);
+                told = true;
+            }
         }
-    };
-    assert_eq!(error, LogError::OutOfRange { partition, offset: 1, oldest: 2, end: 3 });
+    }
+    assert_eq!(heard.join(" "), "x y z");
 }
 
 macro_rules! contract {
@@ -520,11 +531,17 @@ fn kafka_params(brokers: String) -> KafkaParams {
 }
 
 fn kafka(scenario: &str) -> Option<World> {
+    kafka_with(scenario, &[])
+}
+
+fn kafka_with(scenario: &str, properties: &[(&str, &str)]) -> Option<World> {
     let Ok(brokers) = std::env::var("TIDINGS_TEST_KAFKA") else {
         skipped(scenario, "TIDINGS_TEST_KAFKA");
         return None;
     };
-    Some(World::new(|_| Arc::new(KafkaLog::open(kafka_params(brokers)).unwrap())))
+    let mut params = kafka_params(brokers);
+    params.properties.extend(properties.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+    Some(World::new(|_| Arc::new(KafkaLog::open(params).unwrap())))
 }
 
 fn in_memory() -> World {
@@ -533,6 +550,127 @@ fn in_memory() -> World {
 
 fn embedded() -> World {
     World::new(|directory| Arc::new(EmbeddedLog::open(directory, noon()).unwrap()))
+}
+
+#[test]
+fn an_end_that_holds_no_record_is_reached_by_position() {
+    let Some(world) = kafka("an_end_that_holds_no_record_is_reached_by_position") else { return };
+    let topic = world.topic("t", 1);
+    let partition = at(&topic, 0);
+    let brokers = std::env::var("TIDINGS_TEST_KAFKA").unwrap();
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", brokers).set("transactional.id", &world.prefix);
+    let producer: BaseProducer = config.create().unwrap();
+    producer.init_transactions(LONG).unwrap();
+    let transaction = |word: &str| {
+        producer.begin_transaction().unwrap();
+        producer.send(BaseRecord::<str, str>::to(&topic).payload(word)).map_err(|(error, _)| error).unwrap();
+        producer.flush(LONG).unwrap();
+    };
+    transaction("a");
+    producer.commit_transaction(LONG).unwrap();
+    transaction("given up");
+    producer.abort_transaction(LONG).unwrap();
+    // Offsets: the record, a marker, the aborted record, a marker.
+    assert_eq!(world.log.range(&partition).unwrap(), 0..4);
+    for (from, expected) in [(0, "a"), (1, ""), (3, ""), (4, "")] {
+        let (records, position) = to_end(&mut *world.log.reader(&partition, from).unwrap());
+        assert_eq!((records.iter().map(text).collect::<String>().as_str(), position), (expected, 4), "from {from}");
+    }
+    // While a transaction is open, the end is before it, and nothing of it is passed over.
+    transaction("b");
+    assert_eq!(world.log.range(&partition).unwrap(), 0..4);
+    let mut reader = world.log.reader(&partition, 1).unwrap();
+    assert_eq!(to_end(&mut *reader), (vec![], 4));
+    producer.commit_transaction(LONG).unwrap();
+    let (records, position) = to_end(&mut *reader);
+    assert_eq!((text(&records[0]), records.len(), position), ("b".to_owned(), 1, 6));
+}
+
+#[test]
+fn kafka_tells_its_time_after_an_append_it_stamped() {
+    let Some(world) = kafka("kafka_tells_its_time_after_an_append_it_stamped") else { return };
+    let (events, cuts) = (world.topic("t", 1), world.topic_kept("cuts", 1, Retention::Forever));
+    append(&*world.log, &at(&events, 0), &["a"]);
+    let refused = world.log.time();
+    assert!(matches!(&refused, Err(LogError::Refused(why)) if why.contains("LogAppendTime")), "{refused:?}");
+    append(&*world.log, &at(&cuts, 0), &["a"]);
+    let (records, _) = to_end(&mut *world.log.reader(&at(&cuts, 0), 0).unwrap());
+    assert_eq!(world.log.time().unwrap(), records[0].timestamp);
+}
+
+#[test]
+fn a_full_queue_holds_the_caller_back() {
+    let Some(world) = kafka_with("a_full_queue_holds_the_caller_back", &[("queue.buffering.max.messages", "7")]) else {
+        return;
+    };
+    let partition = at(&world.topic("t", 1), 0);
+    let words: Vec<String> = (0..300).map(|index| index.to_string()).collect();
+    let offsets = append(&*world.log, &partition, &words.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(offsets, (0..300).collect::<Vec<_>>());
+    assert_eq!(texts(&*world.log, &partition, 0), words.join(" "));
+}
+
+#[test]
+fn a_member_whose_place_was_taken_commits_nothing() {
+    let Some(world) = kafka_with("a_member_whose_place_was_taken_commits_nothing", &[("group.instance.id", "one")])
+    else {
+        return;
+    };
+    let (topic, group) = (world.topic("t", 1), world.group());
+    let partition = at(&topic, 0);
+    append(&*world.log, &partition, &["a"]);
+    let (old_ears, new_ears) = (Arc::new(Ears::default()), Arc::new(Ears::default()));
+    let mut old = world.log.join(&group, std::slice::from_ref(&topic), old_ears.clone()).unwrap();
+    assert_eq!(old_ears.hear_until(&mut *old, 1).join(" "), "a");
+    let mut new = world.log.join(&group, std::slice::from_ref(&topic), new_ears.clone()).unwrap();
+    assert_eq!(new_ears.hear_until(&mut *new, 1).join(" "), "a");
+    let fenced = LogError::Fenced(group.clone());
+    let commit = Commit { offset: 1, metadata: String::new() };
+    assert_eq!(old.commit(&[(partition.clone(), commit)]), Err(fenced.clone()));
+    let error = loop {
+        match old.poll(1, LONG) {
+            Ok(found) => assert_eq!(found, vec![]),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error, fenced);
+    assert_eq!(old_ears.owned().len(), 0);
+    drop(old);
+    assert_eq!(world.log.committed(&group, &partition).unwrap(), None);
+    append(&*world.log, &partition, &["b"]);
+    assert_eq!(new_ears.hear_until(&mut *new, 1).join(" "), "b");
+}
+
+#[test]
+fn settings_of_a_foreign_topic_that_lose_records_are_named() {
+    let Some(world) = kafka("settings_of_a_foreign_topic_that_lose_records_are_named") else { return };
+    let brokers = std::env::var("TIDINGS_TEST_KAFKA").unwrap();
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", brokers).create().unwrap();
+    let name = format!("{}.foreign", world.prefix);
+    let topic = NewTopic::new(&name, 1, TopicReplication::Fixed(1)).set("unclean.leader.election.enable", "true");
+    let topic = topic.set("min.insync.replicas", "1").set("retention.ms", "60000").set("retention.bytes", "4096");
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(admin.create_topics([&topic], &AdminOptions::new())).unwrap()[0].as_ref().unwrap();
+    let retention = Retention::For(EIGHT_DAYS);
+    let want = TopicSpec { name: name.clone(), partitions: 1, retention, replication: 3, min_insync: 2 };
+    let said = loop {
+        let said = world.log.weaknesses(std::slice::from_ref(&want)).unwrap();
+        // The broker hears of a new topic a little later than the controller.
+        if !said[0].contains("does not exist") {
+            break said.join("\n").replace(&name, "T");
+        }
+    };
+    let expected = [
+        "topic `T` is kept for 60 s, expected for 691200 s",
+        "topic `T` has replication factor 1, expected 3",
+        "topic `T` acknowledges with 1 copies (min.insync.replicas), expected 2",
+        "topic `T`: unclean.leader.election.enable is true, so acknowledged records can vanish; set it to false",
+        "topic `T`: retention.bytes is 4096, so a burst shortens retention; set it to -1",
+        "topic `T`: max.message.bytes is 1048588, a record may have more; set it to at least 8454144",
+    ];
+    assert_eq!(said, expected.join("\n"));
 }
 
 /// A broker of the test's own, from a folder of Kafka's jars: one that may be killed.
@@ -609,7 +747,20 @@ fn a_killed_broker_keeps_what_it_acknowledged() {
     let mut reader = world.log.reader(&partition, 0).unwrap();
     append(&*world.log, &partition, &["a", "b"]);
 
+    let ears = Arc::new(Ears::default());
+    let topics = [partition.topic.to_string()];
+    let mut member = world.log.join(&world.group(), &topics, ears.clone()).unwrap();
+    assert_eq!(ears.hear_until(&mut *member, 2).join(" "), "a b");
+
     broker.kill();
+    // A member that leaves has something to commit, and nobody takes it: it does not wait for ever.
+    let (done, left) = std::sync::mpsc::sync_channel(1);
+    let leaving = std::thread::spawn(move || {
+        drop(member);
+        done.send(()).unwrap();
+    });
+    left.recv_timeout(LONG).unwrap();
+    leaving.join().unwrap();
     let lost = world.log.append(&[say(&partition, "maybe"), say(&partition, "perhaps")]).unwrap_err();
     assert!(lost.is_transient(), "{lost}");
     let mut heard = Vec::new();
@@ -775,10 +926,10 @@ fn an_evicted_member_commits_nothing() {
     let (partition, group) = (at(&topic, 0), world.group());
     append(&log, &partition, &["a"]);
     let (old_ears, new_ears) = (Arc::new(Ears::default()), Arc::new(Ears::default()));
-    let mut old = log.join(&group, &[topic.clone()], old_ears.clone()).unwrap();
+    let mut old = log.join(&group, std::slice::from_ref(&topic), old_ears.clone()).unwrap();
     assert_eq!(old_ears.hear_until(&mut *old, 1).join(" "), "a");
     log.evict(&group);
-    let mut new = log.join(&group, &[topic.clone()], new_ears.clone()).unwrap();
+    let mut new = log.join(&group, std::slice::from_ref(&topic), new_ears.clone()).unwrap();
     assert_eq!(new_ears.hear_until(&mut *new, 1).join(" "), "a");
     let fenced = LogError::Fenced(group.clone());
     let commit = Commit { offset: 1, metadata: String::new() };

@@ -36,6 +36,9 @@ use crate::when::When;
 /// it bounds what is in flight between operators.
 const BATCH: usize = 128;
 
+/// The epoch that rows of the critical path name: none.
+const NO_EPOCH: u64 = 0;
+
 /// Where an operator's output goes: another operator's input port, or the lanes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Target {
@@ -120,8 +123,8 @@ impl Chain {
     /// Runs one epoch. `blocks` are this worker's, one partition's in the order in which they were
     /// sent; partitions in any order.
     pub fn epoch(&mut self, epoch: u64, now: Instant, rules: &Rules, mut blocks: Vec<Block>) -> EpochOutput {
-        let mut run =
-            Run { epoch, now, rules, output: EpochOutput { epoch, now, ..EpochOutput::default() }, drafts: Vec::new() };
+        let output = EpochOutput { epoch, now, ..EpochOutput::default() };
+        let mut run = Run { epoch, now, rules, path: self.path, output, drafts: Vec::new() };
         blocks.sort_by_key(|block| block.lot);
         let (side, records): (Vec<_>, Vec<_>) = blocks.into_iter().partition(|block| block.is_side_input());
         self.side_inputs(&mut run, side);
@@ -136,6 +139,17 @@ impl Chain {
         }
         let id: Arc<str> = Arc::from(PROFILES);
         self.profiles.drain_dirty(|key, image| drop(output.delta.insert((Arc::clone(&id), key), image)));
+        output
+    }
+
+    /// Runs one record by itself, outside of all epochs, upon what the caller knows of its user: how
+    /// the critical path decides. Its operators keep nothing, so that records don't see each other.
+    pub fn single(&mut self, now: Instant, rules: &Rules, lot: Lot, arrived: Arrived, known: Known) -> EpochOutput {
+        if let Body::Item(item) = &arrived.body {
+            self.profiles = Profiles::only(&item.user, known);
+        }
+        let output = self.epoch(NO_EPOCH, now, rules, vec![Block { lot, target: 0, records: vec![arrived] }]);
+        self.profiles = Profiles::default();
         output
     }
 
@@ -279,6 +293,7 @@ struct Run<'a> {
     epoch: u64,
     now: Instant,
     rules: &'a Rules,
+    path: Path,
     output: EpochOutput,
     drafts: Vec<(Ordinal, Draft)>,
 }
@@ -306,7 +321,7 @@ impl Run<'_> {
         let user = Arc::clone(&rejected.user);
         let to = To::Dlq(rejected.reason);
         self.drafts.extend(rejected.draft().map(|draft| (ordinal.clone(), draft)));
-        let value = rejected.letter().into();
+        let value = rejected.letter(self.path).into();
         self.output.said.push(Said { group, ordinal, to, user, value });
     }
 }

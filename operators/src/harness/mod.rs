@@ -31,6 +31,7 @@
 //! user's worker the slowest.
 
 pub mod chain;
+pub mod dataflow;
 
 pub mod feed;
 pub mod ordinal;

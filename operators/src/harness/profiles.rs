@@ -42,6 +42,13 @@ impl Profiles {
         Arc::make_mut(&mut known.reachability).apply(address_id, address);
     }
 
+    /// Nothing is known but this, of one user.
+    pub(crate) fn only(user: &Arc<str>, known: Known) -> Self {
+        let mut profiles = Self::default();
+        profiles.users.insert(Arc::clone(user), known);
+        profiles
+    }
+
     fn touch(&mut self, user: &Arc<str>) -> &mut Known {
         let known = self.users.entry(Arc::clone(user)).or_default();
         self.changed.entry(Arc::clone(user)).or_insert_with(|| known.clone());
@@ -76,7 +83,8 @@ impl Profiles {
         }
         let (profile, reachability) =
             postcard::from_bytes(bytes).map_err(|error| format!("a profile's bytes do not fit: {error}"))?;
-        let known = Known { profile: Arc::new(profile), reachability: Arc::new(reachability) };
+        let (profile, reachability) = (Arc::new(profile), Arc::new(reachability));
+        let known = Known { profile, reachability, ..Known::default() };
         self.users.insert(Arc::clone(&key.user), known);
         Ok(())
     }

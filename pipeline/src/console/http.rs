@@ -34,7 +34,7 @@ use serde::Deserialize;
 use serde_json::json;
 use tidings_schemas::event::{Event, RECORD_BYTES_MAX};
 use tidings_schemas::ids::EventId;
-use tidings_schemas::span::Span;
+use tidings_schemas::units::Period;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -253,7 +253,7 @@ async fn emit(
     if content_type.split(';').next().map(str::trim) != Some("application/json") {
         return problem(StatusCode::UNSUPPORTED_MEDIA_TYPE, "expected content-type application/json");
     }
-    let wait = match wait.wait.map(|wait| wait.parse::<Span>()).transpose() {
+    let wait = match wait.wait.map(|wait| wait.parse::<Period>()).transpose() {
         Ok(wait) => wait.map(|wait| wait.0.min(WAIT_MAX)),
         Err(error) => return problem(StatusCode::BAD_REQUEST, format!("`wait`: {error}")),
     };

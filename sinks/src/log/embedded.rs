@@ -27,7 +27,7 @@ use fjall::{Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistM
 use serde::{Deserialize, Serialize};
 use tidings_schemas::time::Instant;
 
-use super::local::{Local, Placed, Store};
+use super::local::{Found, Local, Placed, Store};
 use super::{
     Append, Assignment, Clock, Commit, GroupReader, Log, LogError, READ_BYTES_MAX, Reader, Record, Retention,
     TopicPartition, TopicSpec,
@@ -284,7 +284,7 @@ fn commit_key(group: &str, place: Place) -> Result<Vec<u8>, LogError> {
 }
 
 impl Store for Disk {
-    fn topics(&self) -> Result<Vec<(TopicSpec, Vec<Range<u64>>)>, LogError> {
+    fn topics(&self) -> Result<Vec<Found>, LogError> {
         let mut topics = Vec::new();
         for entry in self.topics.iter() {
             let (name, bytes) = entry.into_inner().map_err(store)?;
@@ -298,7 +298,8 @@ impl Store for Disk {
             let ranges =
                 (0..partitions).map(|partition| self.found(place(number, partition))).collect::<Result<_, _>>()?;
             self.numbers().insert(name.clone(), number);
-            topics.push((TopicSpec { name, partitions, retention, replication: 1, min_insync: 1 }, ranges));
+            let spec = TopicSpec { name, partitions, retention, replication: 1, min_insync: 1 };
+            topics.push(Found { spec, ranges });
         }
         Ok(topics)
     }

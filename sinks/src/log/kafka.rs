@@ -49,7 +49,7 @@ use super::{
 
 /// How long a client that is let go may take to say goodbye. `rd_kafka_destroy` was seen to hang;
 /// beyond this it is left behind with a warning, and the process may exit.
-const GOODBYE_MAX: Duration = Duration::from_secs(5);
+const GOODBYE_MAX: Duration = Duration::from_secs(10);
 /// How long a full producer queue is left to drain before it is tried again.
 const QUEUE_FULL_PAUSE: Duration = Duration::from_millis(5);
 /// How long a new topic's leaders or a group's coordinator are left to settle before they are
@@ -77,6 +77,9 @@ const RESERVED: [&str; 16] = [
     "request.required.acks",
     "transactional.id",
 ];
+
+/// A topic's settings, by Kafka's names.
+type Settings = BTreeMap<String, String>;
 
 /// How to reach the brokers.
 #[derive(Clone, Debug)]
@@ -176,18 +179,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Drops a client on a thread of its own and waits for it, within reason.
-fn let_go(client: impl Send + 'static) {
+/// Says goodbye to a client on a thread of its own and waits for it, within reason.
+fn let_go(goodbye: impl FnOnce() + Send + 'static) {
     let (done, gone) = mpsc::sync_channel(1);
-    let goodbye = std::thread::Builder::new().name("kafka-goodbye".to_owned()).spawn(move || {
-        drop(client);
+    let thread = std::thread::Builder::new().name("kafka-goodbye".to_owned()).spawn(move || {
+        goodbye();
         let _ = done.send(());
     });
-    let waited = match goodbye {
-        Ok(_) => gone.recv_timeout(GOODBYE_MAX).is_ok(),
-        Err(_) => false,
-    };
-    if !waited {
+    if thread.is_err() || gone.recv_timeout(GOODBYE_MAX).is_err() {
         tracing::warn!(waited_ms = GOODBYE_MAX.as_millis(), "a Kafka client did not close; left behind");
     }
 }
@@ -418,7 +417,7 @@ impl Kafka {
         drop(answers);
         // The last call that uses it lets it go.
         if let Some(producer) = Arc::into_inner(producer) {
-            let_go(producer);
+            let_go(move || drop(producer));
         }
         Err(answer)
     }
@@ -492,7 +491,7 @@ impl Kafka {
     }
 
     /// The settings of the topics that exist among `names`.
-    fn settings(&self, names: &[String]) -> Result<BTreeMap<String, BTreeMap<String, String>>, LogError> {
+    fn settings(&self, names: &[String]) -> Result<BTreeMap<String, Settings>, LogError> {
         let resources: Vec<_> = names.iter().map(|name| ResourceSpecifier::Topic(name)).collect();
         if resources.is_empty() {
             return Ok(BTreeMap::new());
@@ -513,7 +512,7 @@ impl Kafka {
         Ok(settings)
     }
 
-    fn describe(&self, names: &[String]) -> Result<Vec<(TopicSpec, BTreeMap<String, String>)>, LogError> {
+    fn describe(&self, names: &[String]) -> Result<Vec<(TopicSpec, Settings)>, LogError> {
         let metadata = self.desk.fetch_metadata(None, self.params.patience).map_err(|error| unreachable(&error))?;
         let found =
             |name: &String| metadata.topics().iter().find(|it| it.name() == name && !it.partitions().is_empty());
@@ -652,13 +651,13 @@ const fn is_moving(code: Option<RDKafkaErrorCode>) -> bool {
 impl Drop for Kafka {
     fn drop(&mut self) {
         if let Some(producer) = lock(&self.producer).take() {
-            let_go(producer);
+            let_go(move || drop(producer));
         }
         for desk in std::mem::take(&mut *lock(&self.desks)) {
-            let_go(desk);
+            let_go(move || drop(desk));
         }
         for (_, consumer) in std::mem::take(&mut *lock(&self.groups)) {
-            let_go(consumer);
+            let_go(move || drop(consumer));
         }
     }
 }
@@ -706,7 +705,7 @@ const fn is_missing(code: RDKafkaErrorCode) -> bool {
     )
 }
 
-fn number(settings: &BTreeMap<String, String>, name: &str) -> Option<i64> {
+fn number(settings: &Settings, name: &str) -> Option<i64> {
     settings.get(name)?.parse().ok()
 }
 
@@ -714,7 +713,7 @@ fn span(millis: i64) -> Duration {
     Duration::from_millis(unsigned(millis))
 }
 
-fn retention_of(settings: &BTreeMap<String, String>) -> Retention {
+fn retention_of(settings: &Settings) -> Retention {
     let policy = settings.get("cleanup.policy").map_or("delete", String::as_str);
     if policy.split(',').any(|it| it.trim() == "compact") {
         let lag = number(settings, "min.compaction.lag.ms").unwrap_or(0);
@@ -751,7 +750,7 @@ fn settings_for(topic: &TopicSpec) -> Vec<(&'static str, String)> {
 }
 
 /// Settings of Kafka's own that make a topic weaker, whatever it should be like.
-fn own_weaknesses(name: &str, settings: &BTreeMap<String, String>) -> Vec<String> {
+fn own_weaknesses(name: &str, settings: &Settings) -> Vec<String> {
     let mut found = Vec::new();
     let setting = |name: &str| settings.get(name).map_or("", String::as_str);
     if setting("unclean.leader.election.enable") == "true" {
@@ -872,6 +871,8 @@ struct KafkaReader {
     /// Whether the position is the true end's whenever an end is seen: so after one that was
     /// confirmed, as long as records follow without a gap.
     exact: bool,
+    /// Waits for the next poll, because this one had records.
+    error: Option<LogError>,
 }
 
 impl KafkaReader {
@@ -880,7 +881,8 @@ impl KafkaReader {
         // The queue is split off before the partition is assigned: librdkafka then keeps its hands off.
         let queue = shared.consumer.split_partition_queue(&partition.topic, native);
         let start = list([(&partition, raw(from))])?;
-        let reader = Self { kafka, shared, partition, native, queue, position: from, end_min: None, exact: false };
+        let (position, end_min, exact, error) = (from, None, false, None);
+        let reader = Self { kafka, shared, partition, native, queue, position, end_min, exact, error };
         (reader.shared.consumer.incremental_assign(&start)).map_err(|error| LogError::Refused(error.to_string()))?;
         Ok(reader)
     }
@@ -920,10 +922,10 @@ impl KafkaReader {
             return Ok(true);
         }
         // Records came since, or the end holds none: another end, or a record, will tell.
-        self.end_min = Some(end);
         (self.shared.consumer)
             .seek(&self.partition.topic, self.native, raw(self.position), self.kafka.params.patience)
             .map_err(|error| unreachable(&error))?;
+        self.end_min = Some(end);
         Ok(false)
     }
 
@@ -954,11 +956,11 @@ enum News {
     End,
 }
 
-impl Reader for KafkaReader {
-    fn poll(&mut self, records_max: usize, wait: Duration) -> Result<Batch, LogError> {
-        let mut batch = Batch::default();
-        let (mut bytes, mut wait) = (0, wait);
-        while batch.records.len() < records_max && bytes < READ_BYTES_MAX {
+impl KafkaReader {
+    /// Fills `batch` until it is full, at the end, or `wait` is over.
+    fn fill(&mut self, batch: &mut Batch, records_max: usize, mut wait: Duration) -> Result<(), LogError> {
+        let mut bytes = 0;
+        while batch.records.len() < records_max && bytes < READ_BYTES_MAX && !batch.at_end {
             match self.next(wait)? {
                 Some(News::Record(record)) if record.offset < self.position => {}
                 Some(News::Record(record)) => {
@@ -969,17 +971,25 @@ impl Reader for KafkaReader {
                     batch.records.push(record);
                     wait = Duration::ZERO;
                 }
-                Some(News::End) => {
-                    batch.at_end = self.confirm()?;
-                    if batch.at_end {
-                        break;
-                    }
-                }
+                Some(News::End) => batch.at_end = self.confirm()?,
                 None => break,
             }
         }
-        if batch.records.is_empty() && !batch.at_end {
-            self.reachable()?;
+        if batch.records.is_empty() && !batch.at_end { self.reachable() } else { Ok(()) }
+    }
+}
+
+impl Reader for KafkaReader {
+    fn poll(&mut self, records_max: usize, wait: Duration) -> Result<Batch, LogError> {
+        if let Some(error) = self.error.take() {
+            return Err(error);
+        }
+        let mut batch = Batch::default();
+        if let Err(error) = self.fill(&mut batch, records_max, wait) {
+            if batch.records.is_empty() {
+                return Err(error);
+            }
+            self.error = Some(error);
         }
         batch.position = self.position;
         Ok(batch)
@@ -1164,7 +1174,7 @@ impl KafkaMember {
                 };
                 self.positions.iter().find_map(outside)
             }
-            Some(RDKafkaErrorCode::PollExceeded) => {
+            Some(RDKafkaErrorCode::PollExceeded | RDKafkaErrorCode::FencedInstanceId | RDKafkaErrorCode::Fatal) => {
                 self.lose();
                 Some(LogError::Fenced(self.group.clone()))
             }
@@ -1265,42 +1275,56 @@ impl GroupReader for KafkaMember {
         if commits.iter().any(|(partition, _)| !self.positions.contains_key(partition)) {
             return Err(LogError::Fenced(self.group.clone()));
         }
-        let offsets = list(commits.iter().map(|(partition, commit)| (partition, raw(commit.offset))))?;
-        for (element, (_, commit)) in offsets.elements().iter_mut().zip(commits) {
-            element.set_metadata(&commit.metadata);
-        }
-        consumer.commit(&offsets, CommitMode::Sync).map_err(|error| match error.rdkafka_error_code() {
-            Some(
-                RDKafkaErrorCode::IllegalGeneration
-                | RDKafkaErrorCode::UnknownMemberId
-                | RDKafkaErrorCode::FencedInstanceId,
-            ) => LogError::Fenced(self.group.clone()),
-            Some(RDKafkaErrorCode::OffsetMetadataTooLarge) => LogError::Refused(error.to_string()),
-            _ => unreachable(&error),
-        })
+        commit(consumer, &self.group, commits)
     }
+}
+
+fn commit(
+    consumer: &BaseConsumer<MemberContext>,
+    group: &str,
+    commits: &[(TopicPartition, Commit)],
+) -> Result<(), LogError> {
+    let offsets = list(commits.iter().map(|(partition, commit)| (partition, raw(commit.offset))))?;
+    for (element, (_, commit)) in offsets.elements().iter_mut().zip(commits) {
+        element.set_metadata(&commit.metadata);
+    }
+    consumer.commit(&offsets, CommitMode::Sync).map_err(|error| match error.rdkafka_error_code() {
+        Some(
+            RDKafkaErrorCode::IllegalGeneration
+            | RDKafkaErrorCode::UnknownMemberId
+            | RDKafkaErrorCode::FencedInstanceId,
+        ) => LogError::Fenced(group.to_owned()),
+        Some(RDKafkaErrorCode::OffsetMetadataTooLarge) => LogError::Refused(error.to_string()),
+        _ => unreachable(&error),
+    })
 }
 
 impl Drop for KafkaMember {
     fn drop(&mut self) {
+        let Some(consumer) = self.consumer.take() else { return };
         let owned: Vec<_> = self.positions.keys().cloned().collect();
-        if !self.fenced
-            && !owned.is_empty()
-            && let Err(error) = self.give(&owned)
-        {
-            tracing::warn!(group = self.group, %error, "could not commit while leaving; the next owner repeats");
-        }
+        let commits = if owned.is_empty() { Vec::new() } else { self.assignment.revoked(&owned) };
         self.changes.leaving.store(true, Ordering::Relaxed);
-        if let Some(consumer) = self.consumer.take() {
-            // Partitions that were on their way are answered for, so that the group need not wait.
-            for change in std::mem::take(&mut *lock(&self.changes.waiting)) {
-                let (Change::Take(partitions) | Change::Give { partitions, .. }) = change;
-                if let Ok(list) = list(partitions.iter().map(|partition| (partition, Offset::Invalid))) {
-                    let _ = consumer.incremental_unassign(&list);
-                }
-            }
-            let_go(consumer);
+        // Partitions that were on their way are answered for, so that the group need not wait.
+        let mut gone: BTreeSet<TopicPartition> = owned.into_iter().collect();
+        for change in std::mem::take(&mut *lock(&self.changes.waiting)) {
+            let (Change::Take(partitions) | Change::Give { partitions, .. }) = change;
+            gone.extend(partitions);
         }
+        let group = self.group.clone();
+        let_go(move || {
+            if !commits.is_empty()
+                && let Err(error) = commit(&consumer, &group, &commits)
+            {
+                tracing::warn!(group, %error, "could not commit while leaving; the next owner repeats");
+            }
+            if let Ok(gone) = list(gone.iter().map(|partition| (partition, Offset::Invalid)))
+                && let Err(error) = consumer.incremental_unassign(&gone)
+            {
+                tracing::debug!(group, %error, "could not let partitions go while leaving");
+            }
+            drop(consumer);
+        });
     }
 }
 

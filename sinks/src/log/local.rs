@@ -42,10 +42,16 @@ pub(super) struct Placed<'a> {
     pub(super) superseded_until: Option<Instant>,
 }
 
+/// A topic with the range of each of its partitions.
+pub(super) struct Found {
+    pub(super) spec: TopicSpec,
+    pub(super) ranges: Vec<Range<u64>>,
+}
+
 /// What a log on one machine is kept in. Calls that write come one at a time.
 pub(super) trait Store: Send + Sync + 'static {
-    /// Every topic with the range of each of its partitions.
-    fn topics(&self) -> Result<Vec<(TopicSpec, Vec<Range<u64>>)>, LogError>;
+    /// Every topic that is there.
+    fn topics(&self) -> Result<Vec<Found>, LogError>;
     fn write_topics(&self, topics: &[TopicSpec]) -> Result<(), LogError>;
     /// All of the records or none; durable after the next [`Store::sync`].
     fn write(&self, records: &[Placed<'_>]) -> Result<(), LogError>;
@@ -129,7 +135,7 @@ pub(super) struct Local<S> {
 impl<S: Store> Local<S> {
     pub(super) fn open(store: S, clock: Clock) -> Result<Arc<Self>, LogError> {
         let mut state = State::default();
-        for (spec, ranges) in store.topics()? {
+        for Found { spec, ranges } in store.topics()? {
             let name: Arc<str> = spec.name.as_str().into();
             let partitions = ranges.into_iter().map(Ends::of).collect();
             state.topics.insert(Arc::clone(&name), Topic { spec, name, partitions });
@@ -152,9 +158,9 @@ impl<S: Store> Local<S> {
     fn wrote(&self, done: Result<(), LogError>, known: impl FnOnce(&mut State)) -> Result<u64, LogError> {
         let mut state = self.state();
         if let Err(error) = done {
-            state.broken = Some(error.to_string());
+            let why = state.broken.insert(why(error)).clone();
             self.changed.notify_all();
-            return Err(LogError::Ambiguous(error.to_string()));
+            return Err(LogError::Ambiguous(why));
         }
         known(&mut state);
         state.written += 1;
@@ -201,9 +207,9 @@ impl<S: Store> Local<S> {
         let done = self.store.sync();
         let mut state = self.state();
         if let Err(error) = done {
-            state.broken = Some(error.to_string());
+            let why = state.broken.insert(why(error)).clone();
             self.changed.notify_all();
-            return Err(LogError::Ambiguous(error.to_string()));
+            return Err(LogError::Ambiguous(why));
         }
         for (partition, end) in unseen {
             state.advance(&partition, |ends| ends.end = end);
@@ -396,6 +402,14 @@ impl<S: Store> Local<S> {
     }
 }
 
+/// The store's words, without those of the error around them.
+fn why(error: LogError) -> String {
+    match error {
+        LogError::Store(why) => why,
+        error => error.to_string(),
+    }
+}
+
 impl State {
     fn usable(&self) -> Result<(), LogError> {
         match &self.broken {
@@ -585,7 +599,12 @@ impl<S: Store> LocalMember<S> {
         for index in 0..readable.len() {
             let partition = &readable[(self.turn + index) % readable.len()];
             let Some(position) = self.positions.get_mut(partition) else { continue };
-            let batch = self.log.read(partition, *position, records_max - found.len())?;
+            let batch = match self.log.read(partition, *position, records_max - found.len()) {
+                Ok(batch) => batch,
+                Err(error) if found.is_empty() => return Err(error),
+                // Said when this partition's turn comes first; what was found must not be lost.
+                Err(_) => break,
+            };
             *position = batch.position;
             found.extend(batch.records.into_iter().map(|record| (partition.clone(), record)));
             if found.len() >= records_max {
@@ -672,5 +691,122 @@ impl<S: Store> Drop for LocalMember<S> {
         }
         drop(state);
         self.log.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::super::memory::Memory;
+    use super::*;
+
+    /// A store whose syncs wait to be let through.
+    struct Gated {
+        memory: Memory,
+        began: mpsc::SyncSender<()>,
+        gate: Mutex<mpsc::Receiver<Result<(), LogError>>>,
+    }
+
+    impl Store for Gated {
+        fn topics(&self) -> Result<Vec<Found>, LogError> {
+            let spec = TopicSpec {
+                name: "t".to_owned(),
+                partitions: 1,
+                retention: Retention::Forever,
+                replication: 1,
+                min_insync: 1,
+            };
+            Ok(vec![Found { spec, ranges: std::iter::once(0..0).collect() }])
+        }
+        fn write_topics(&self, topics: &[TopicSpec]) -> Result<(), LogError> {
+            self.memory.write_topics(topics)
+        }
+        fn write(&self, records: &[Placed<'_>]) -> Result<(), LogError> {
+            self.memory.write(records)
+        }
+        fn write_commits(&self, group: &str, commits: &[(TopicPartition, Commit)]) -> Result<(), LogError> {
+            self.memory.write_commits(group, commits)
+        }
+        fn sync(&self) -> Result<(), LogError> {
+            self.began.send(()).unwrap();
+            self.gate.lock().unwrap().recv().unwrap()
+        }
+        fn read(&self, of: &TopicPartition, range: Range<u64>, most: usize) -> Result<(Vec<Record>, u64), LogError> {
+            self.memory.read(of, range, most)
+        }
+        fn committed(&self, group: &str, of: &TopicPartition) -> Result<Option<Commit>, LogError> {
+            self.memory.committed(group, of)
+        }
+        fn trim(&self, of: &TopicPartition, range: Range<u64>) -> Result<(), LogError> {
+            self.memory.trim(of, range)
+        }
+        fn first_since(
+            &self,
+            of: &TopicPartition,
+            range: Range<u64>,
+            instant: Instant,
+            most: usize,
+        ) -> Result<(u64, Option<Instant>), LogError> {
+            self.memory.first_since(of, range, instant, most)
+        }
+        fn compact(&self, now: Instant, most: usize) -> Result<(), LogError> {
+            self.memory.compact(now, most)
+        }
+    }
+
+    fn of() -> TopicPartition {
+        TopicPartition { topic: "t".into(), partition: 0 }
+    }
+
+    type Gate = mpsc::SyncSender<Result<(), LogError>>;
+
+    fn gated() -> (Arc<Local<Gated>>, mpsc::Receiver<()>, Gate) {
+        let ((began, begun), (open, gate)) = (mpsc::sync_channel(9), mpsc::sync_channel(9));
+        let store = Gated { memory: Memory::default(), began, gate: Mutex::new(gate) };
+        (Local::open(store, Arc::new(|| Instant(0))).unwrap(), begun, open)
+    }
+
+    fn append(log: &Local<Gated>) -> Result<Vec<u64>, LogError> {
+        log.append(&[Append { to: of(), key: None, value: None, headers: Vec::new() }])
+    }
+
+    fn until_written(log: &Local<Gated>, count: u64) {
+        while log.state().written < count {
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn appends_that_come_during_a_sync_share_the_next_one() {
+        let (log, begun, open) = gated();
+        std::thread::scope(|scope| {
+            let first = scope.spawn(|| append(&log));
+            begun.recv().unwrap();
+            let others = [0; 5].map(|_| scope.spawn(|| append(&log)));
+            until_written(&log, 6);
+            assert_eq!(log.range(&of()).unwrap(), 0..0, "nobody sees what is not durable");
+            open.send(Ok(())).unwrap();
+            assert_eq!(first.join().unwrap().unwrap(), [0]);
+            begun.recv().unwrap();
+            assert_eq!(log.range(&of()).unwrap(), 0..1);
+            open.send(Ok(())).unwrap();
+            let mut offsets: Vec<u64> = others.into_iter().flat_map(|it| it.join().unwrap().unwrap()).collect();
+            offsets.sort_unstable();
+            assert_eq!(offsets, [1, 2, 3, 4, 5]);
+        });
+        assert!(begun.try_recv().is_err(), "six appends, two syncs");
+    }
+
+    #[test]
+    fn a_sync_that_fails_breaks_the_log() {
+        let (log, _begun, open) = gated();
+        open.send(Err(LogError::Store("disk full".to_owned()))).unwrap();
+        assert!(append(&log).unwrap_err().is_ambiguous());
+        let again = append(&log).unwrap_err();
+        let expected = "the log's store failed: disk full; open the log again";
+        assert_eq!(again.to_string(), expected);
+        let read = log.reader(&of(), 0).unwrap().poll(1, Duration::from_secs(9));
+        assert_eq!(read.unwrap_err(), again);
     }
 }

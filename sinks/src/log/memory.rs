@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tidings_schemas::time::Instant;
 
-use super::local::{Local, Placed, Store};
+use super::local::{Found, Local, Placed, Store};
 use super::{
     Append, Assignment, Clock, Commit, GroupReader, Log, LogError, READ_BYTES_MAX, Reader, Record, TopicPartition,
     TopicSpec, bytes_of,
@@ -175,8 +175,9 @@ struct Partition {
     superseded: BTreeMap<(Instant, u64), Option<bytes::Bytes>>,
 }
 
+/// What the log in memory is kept in.
 #[derive(Default)]
-struct Memory {
+pub(super) struct Memory {
     partitions: Mutex<BTreeMap<TopicPartition, Partition>>,
     commits: Mutex<BTreeMap<(String, TopicPartition), Commit>>,
 }
@@ -222,7 +223,7 @@ impl Partition {
 }
 
 impl Store for Memory {
-    fn topics(&self) -> Result<Vec<(TopicSpec, Vec<Range<u64>>)>, LogError> {
+    fn topics(&self) -> Result<Vec<Found>, LogError> {
         Ok(Vec::new())
     }
 

@@ -213,10 +213,10 @@ fn said(row: &Row) -> Said {
 /// The last fate of a unit so far.
 fn note(last: &mut Option<(Said, Fate)>, row: &Row, fates: &[Fate]) {
     let fate = row.states.iter().rev().find_map(|state| Fate::of_state(*state, fates));
-    if let Some(fate) = fate {
-        if last.is_none_or(|(before, _)| before <= said(row)) {
-            *last = Some((said(row), fate));
-        }
+    if let Some(fate) = fate
+        && last.is_none_or(|(before, _)| before <= said(row))
+    {
+        *last = Some((said(row), fate));
     }
 }
 
@@ -381,7 +381,10 @@ mod tests {
             (&[event(&[Created, Parked], 1), event(&[Merged], 2), event(&[Retracted], 3)], Fate::Retracted),
             (&[event(&[Created], 1), leg(1, false, &[Created, Queued], 1)], Fate::Notified),
             (&[event(&[Created], 1), leg(1, false, &[Created, Deferred], 1)], Fate::Parked),
-            (&[event(&[Created], 1), leg(1, false, &[Created, Queued], 1), leg(1, false, &[Returned], 2)], Fate::Parked),
+            (
+                &[event(&[Created], 1), leg(1, false, &[Created, Queued], 1), leg(1, false, &[Returned], 2)],
+                Fate::Parked,
+            ),
             (
                 &[event(&[Created], 1), leg(1, false, &[Created, Deferred], 1), leg(2, true, &[Created, Queued], 1)],
                 Fate::Parked,

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Lines of JSON, because ClickHouse (`file('record/day=*/*.ndjson', JSONEachRow)`), DuckDB
-//! (`read_json('record/day=*/*.ndjson')`) and people read them. A file is named by its batch, written
+//! (`SELECT "at", states FROM read_json('record/day=*/*.ndjson')`) and people read them. A file is named by its batch, written
 //! beside its place, synced and renamed: after a crash it is there in full or not at all, and the
 //! same batch again finds it. A row that its stage said twice is there twice: read distinct `row_id`,
 //! as [`super::index`] does.

@@ -6,9 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use tidings_schemas::ids::{
-    DeliveryId, EventId, GroupId, IntentId, InvalidId, LegId, NotificationId, RowId,
-};
+use tidings_schemas::ids::{DeliveryId, EventId, GroupId, IntentId, InvalidId, LegId, NotificationId, RowId};
 use tidings_schemas::lifecycle::{Row, Stage, Unit};
 
 use super::fates::Fates;
@@ -50,8 +48,7 @@ impl RecordIndex {
         if self.rows.get(&id).is_some_and(|known| known.at <= row.at) {
             return;
         }
-        let ids =
-            [row.event.0, row.intent.0, row.notification.0, row.group.0, row.leg.0, row.delivery.0, row.row_id.0];
+        let ids = [row.event.0, row.intent.0, row.notification.0, row.group.0, row.leg.0, row.delivery.0, row.row_id.0];
         for named in ids.into_iter().filter(|named| *named != [0; 16]) {
             self.by_id.entry(named).or_default().insert(id);
         }

@@ -136,7 +136,8 @@ impl<S: RecordStore> RecordWriter<S> {
                 std::slice::from_ref(&self.params.topic),
                 Arc::clone(&changes) as Arc<dyn Assignment>,
             )?;
-            let member = Member { writer: &mut self, reader, changes, owned: BTreeMap::new(), pause: None, dlq_partitions };
+            let member =
+                Member { writer: &mut self, reader, changes, owned: BTreeMap::new(), pause: None, dlq_partitions };
             match member.run(stop) {
                 // Someone else has the partitions: what was announced is theirs to write. Join anew.
                 Err(LogError::Fenced(_)) => {}
@@ -152,7 +153,7 @@ impl<S: RecordStore> RecordWriter<S> {
 struct Changes(Mutex<Vec<Change>>);
 
 enum Change {
-    Gained(TopicPartition, Commit),
+    Gained(TopicPartition, Option<Commit>),
     Lost(TopicPartition),
 }
 
@@ -168,7 +169,7 @@ impl Changes {
 
 impl Assignment for Changes {
     fn assigned(&self, partitions: &[(TopicPartition, Option<Commit>)]) {
-        self.push(partitions.iter().map(|(it, commit)| Change::Gained(it.clone(), commit.clone().unwrap_or_default())));
+        self.push(partitions.iter().map(|(it, commit)| Change::Gained(it.clone(), commit.clone())));
     }
 
     // Called within a poll, when no write is under way: what is gathered was never said and is read
@@ -188,8 +189,9 @@ struct Waiting {
 
 /// A partition that is ours.
 struct Owned {
-    /// The committed offset: where the next batch begins.
-    from: u64,
+    /// The committed offset: where the next batch begins. Where nothing was committed yet, the first
+    /// record that comes, which need not be offset 0.
+    from: Option<u64>,
     /// The next batch's end, once it is announced.
     announced: Option<u64>,
     waiting: VecDeque<Waiting>,
@@ -198,11 +200,11 @@ struct Owned {
 }
 
 impl Owned {
-    fn new(commit: &Commit) -> Self {
-        let announced = commit.metadata.strip_prefix(ANNOUNCED).and_then(|end| end.parse().ok());
+    fn new(commit: Option<&Commit>) -> Self {
+        let announced = |commit: &Commit| commit.metadata.strip_prefix(ANNOUNCED).and_then(|end| end.parse().ok());
         Self {
-            from: commit.offset,
-            announced: announced.filter(|end| *end > commit.offset),
+            from: commit.map(|commit| commit.offset),
+            announced: commit.and_then(|commit| announced(commit).filter(|end| *end > commit.offset)),
             waiting: VecDeque::new(),
             since: Instant(0),
         }
@@ -301,7 +303,7 @@ impl<S: RecordStore> Member<'_, S> {
                     if self.pause.is_some() {
                         self.reader.pause(std::slice::from_ref(&partition))?;
                     }
-                    self.owned.insert(partition, Owned::new(&commit));
+                    self.owned.insert(partition, Owned::new(commit.as_ref()));
                 }
                 Change::Lost(partition) => {
                     self.owned.remove(&partition);
@@ -310,7 +312,8 @@ impl<S: RecordStore> Member<'_, S> {
         }
         for (partition, record) in polled? {
             let Some(owned) = self.owned.get_mut(&partition) else { continue };
-            if record.offset < owned.waiting.back().map_or(owned.from, |last| last.offset + 1) {
+            let from = *owned.from.get_or_insert(record.offset);
+            if record.offset < owned.waiting.back().map_or(from, |last| last.offset + 1) {
                 continue;
             }
             if owned.waiting.is_empty() {
@@ -339,20 +342,22 @@ impl<S: RecordStore> Member<'_, S> {
     /// Steps 2 to 4 for the batch of `partition` that ends at `end`.
     fn write(&mut self, partition: &TopicPartition, end: u64) -> Result<(), Failure> {
         let Some(owned) = self.owned.get_mut(partition) else { return Ok(()) };
+        let Some(from) = owned.from else { return Ok(()) };
         // 2. Fix the range before anyone hears of it.
         if owned.announced != Some(end) {
-            let announce = Commit { offset: owned.from, metadata: format!("{ANNOUNCED}{end}") };
+            let announce = Commit { offset: from, metadata: format!("{ANNOUNCED}{end}") };
             self.reader.commit(&[(partition.clone(), announce)])?;
             owned.announced = Some(end);
         }
         // 3. Give it to the store, and then what is no block to the DLQ.
-        let mut batch =
-            RecordBatch { partition: partition.clone(), range: owned.from..end, blocks: Vec::new() };
+        let mut batch = RecordBatch { partition: partition.clone(), range: from..end, blocks: Vec::new() };
         let mut poisoned = Vec::new();
         for waiting in owned.waiting.iter().take_while(|waiting| waiting.offset < end) {
             match &waiting.block {
                 Ok(block) => batch.blocks.push(block.clone()),
-                Err(reason) => poisoned.push(dead(partition, waiting, reason, &self.writer.params.dlq, self.dlq_partitions)),
+                Err(reason) => {
+                    poisoned.push(dead(partition, waiting, reason, &self.writer.params.dlq, self.dlq_partitions))
+                }
             }
         }
         if let Err(error) = self.writer.store.write(&batch) {
@@ -373,7 +378,7 @@ impl<S: RecordStore> Member<'_, S> {
         // 4. It is written: go on behind it.
         self.reader.commit(&[(partition.clone(), Commit { offset: end, metadata: String::new() })])?;
         owned.waiting.retain(|waiting| waiting.offset >= end);
-        owned.from = end;
+        owned.from = Some(end);
         owned.announced = None;
         owned.since = (self.writer.clock)();
         let counts = &self.writer.counts;

@@ -58,7 +58,7 @@ fn rows(dice: &mut Dice, start: Instant, count: u64) -> Vec<Row> {
                 notification: NotificationId(leg),
                 group: if dice.roll(3) == 0 { GroupId(dice.id(4, 5)) } else { GroupId::default() },
                 leg: if unit == Unit::Event { LegId::default() } else { LegId(leg) },
-                silent: unit == Unit::Leg && leg[8] % 3 == 0,
+                silent: unit == Unit::Leg && leg[8].is_multiple_of(3),
                 delivery: if unit == Unit::Delivery { DeliveryId(dice.id(3, 80)) } else { DeliveryId::default() },
                 user: "u1".to_owned(),
                 channel: Some(Channel::Push),
@@ -86,7 +86,8 @@ fn the_sums_in_rust_and_in_sql_agree_on_any_rows() {
         let mut records = Vec::new();
         for epoch in 0..=6 {
             for stage in Stage::ALL {
-                let of: Vec<Row> = (rows.iter()).filter(|row| row.epoch == epoch && row.stage == *stage).cloned().collect();
+                let of: Vec<Row> =
+                    (rows.iter()).filter(|row| row.epoch == epoch && row.stage == *stage).cloned().collect();
                 if *stage == Stage::Decide && epoch > 0 {
                     records.push(Block::encode(*stage, epoch, &of));
                     // Some epochs are never closed, some not complete.

@@ -92,7 +92,8 @@ fn history_leads_from_an_event_through_its_group_to_its_deliveries() {
         let states = vec![State::Created, State::Merged];
         Row { event, at, epoch: 1, states, unit: Unit::Event, group, user: "u1".to_owned(), ..Row::default() }.sealed()
     };
-    let leg = Row { unit: Unit::Leg, stage: Stage::Decide, epoch: 1, group, delivery: Default::default(), ..told.clone() };
+    let leg =
+        Row { unit: Unit::Leg, stage: Stage::Decide, epoch: 1, group, delivery: Default::default(), ..told.clone() };
     let leg = Row { at: Instant(30 * DAY_MS + 5), states: vec![State::Created, State::Queued], ..leg }.sealed();
     for row in [told.clone(), leg.clone(), member(1), member(2)] {
         index.add(row.clone());

@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) fn skipped(test: &str, variable: &str) {
     // Past the harness's capture: a run without a server must not look like one with it.
-    let _ = writeln!(std::io::stderr(), "SKIPPED {test}: set {variable} to run it against a real ClickHouse");
+    let _ = writeln!(std::io::stderr(), "SKIPPED {test}: set {variable} to run it against a real server");
 }
 
 pub(crate) fn now() -> Instant {

@@ -16,7 +16,8 @@ use crate::support::{Database, batch, delivery, now};
 const RATE: &str = "SELECT channel, countIf(event = 'SENT') AS sent, countIf(event = 'DELIVERED') AS delivered,
  countIf(event = 'FAILED') AS failed, round(delivered / sent * 100, 2) AS delivery_rate_pct
 FROM notification_events WHERE created_at > now() - INTERVAL 24 HOUR GROUP BY channel";
-const OPENS: &str = "SELECT notification_type, countIf(event = 'DELIVERED') AS delivered, countIf(event = 'OPENED') AS opened,
+const OPENS: &str =
+    "SELECT notification_type, countIf(event = 'DELIVERED') AS delivered, countIf(event = 'OPENED') AS opened,
  countIf(event = 'CLICKED') AS clicked, round(opened / delivered * 100, 2) AS open_rate,
  round(clicked / opened * 100, 2) AS click_rate
 FROM notification_events WHERE channel = 'email' AND created_at > now() - INTERVAL 7 DAY
@@ -73,7 +74,11 @@ fn sample() -> Vec<Row> {
             if n == 7 {
                 rows.push(Row { attempt: 2, ..later(&[State::Retry], 50, "timeout") }.sealed());
             }
-            rows.push(if n < failed { later(&[State::Failed], 100, "") } else { later(&[State::Delivered], 101 + n, "") });
+            rows.push(if n < failed {
+                later(&[State::Failed], 100, "")
+            } else {
+                later(&[State::Delivered], 101 + n, "")
+            });
             if channel == Channel::Email && n >= failed && n % 2 == 0 {
                 rows.push(later(&[State::Opened], 5_000, "pixel 1"));
             }
@@ -96,7 +101,8 @@ fn check_seed_queries(database: &Database) {
         line.split('\t').map(round).collect::<Vec<_>>().join(" ")
     };
     let latency: Vec<String> = database.ask(LATENCY).into_iter().map(rounded).collect();
-    let expected = ["email high 203.50 290.35 298.07", "push high 151.50 195.15 199.03", "sms high 151.00 195.10 199.02"];
+    let expected =
+        ["email high 203.50 290.35 298.07", "push high 151.50 195.15 199.03", "sms high 151.00 195.10 199.02"];
     assert_eq!(latency, expected);
     let of_views = "SELECT DISTINCT toTypeName(created_at), toTypeName(delivered_at) FROM notification_deliveries";
     assert_eq!(database.value(of_views), "DateTime64(3, \\'UTC\\')\tNullable(DateTime64(3, \\'UTC\\'))");
@@ -108,7 +114,10 @@ fn check_seed_queries(database: &Database) {
     assert_eq!(database.ask(latency), ["email\t194\t204", "push\t98\t152", "sms\t99\t151"]);
     let metrics = "SELECT channel, sum(sent), avg(open_rate_pct), avg(click_through_pct), sum(hard_bounced), avg(dlq_pct) \
                    FROM key_metrics GROUP BY channel";
-    assert_eq!(database.ask(metrics), ["email\t200\t50\t1.03\t0\t0", "push\t100\t0\t\\N\t0\t0", "sms\t100\t0\t\\N\t0\t0"]);
+    assert_eq!(
+        database.ask(metrics),
+        ["email\t200\t50\t1.03\t0\t0", "push\t100\t0\t\\N\t0\t0", "sms\t100\t0\t\\N\t0\t0"]
+    );
     let standing = "SELECT provider, sent, bounced, standing FROM reputation";
     let expected = ["email_provider\t200\t0\tgood", "push_provider\t100\t0\tgood", "sms_provider\t100\t0\tgood"];
     assert_eq!(database.ask(standing), expected);
@@ -130,7 +139,10 @@ fn the_seeds_queries_give_right_answers_word_for_word_whatever_is_repeated() {
     let later = |row: Row| Row { at: row.at.after(Duration::from_millis(40)), ..row };
     let again: Vec<Row> = rows.iter().cloned().map(later).collect();
     store.write(&batch(2, &[Block::encode(Stage::Deliver, 0, &again)])).unwrap();
-    assert!(database.value("SELECT count() > 1200 FROM lifecycle").contains('1'), "repeats are there to be seen through");
+    assert!(
+        database.value("SELECT count() > 1200 FROM lifecycle").contains('1'),
+        "repeats are there to be seen through"
+    );
     check_seed_queries(&database);
     assert_eq!(database.value("SELECT count() FROM lifecycle FINAL"), rows.len().to_string());
     database.ask("OPTIMIZE TABLE lifecycle FINAL");
@@ -198,7 +210,8 @@ fn history_tells_where_an_event_went_by_any_id() {
     let intent = IntentId::new("", "u1", None, "like-1");
     let decided = Row { stage: Stage::Decide, epoch: 1, at, delivery: Default::default(), ..sent.clone() };
     let states = |states: &[State]| states.to_vec();
-    let event = Row { unit: Unit::Event, intent, states: states(&[State::Created, State::Validated]), ..decided.clone() };
+    let event =
+        Row { unit: Unit::Event, intent, states: states(&[State::Created, State::Validated]), ..decided.clone() };
     let event = Row { leg: Default::default(), ..event }.sealed();
     let leg = Row { unit: Unit::Leg, states: states(&[State::Created, State::Queued]), ..decided }.sealed();
     let other = delivery(2, Channel::Push, &[State::Created], at);

@@ -11,14 +11,13 @@ use std::thread::JoinHandle;
 use tidings_schemas::block::Block;
 use tidings_schemas::lifecycle::Stage;
 use tidings_sinks::log::Log;
-use tidings_sinks::log::memory::MemoryLog;
 use tidings_sinks::record::clickhouse::ClickHouseParams;
 use tidings_sinks::record::files::Files;
 use tidings_sinks::record::writer::{RecordCounts, RecordError, RecordParams, RecordWriter};
 use tidings_sinks::record::{RecordBatch, RecordStore, StoreError};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{DLQ, Database, append, clock, committed, log, params, rows_block, skipped, until};
+use crate::support::{DLQ, Database, append, clock, committed, log, params, partition, rows_block, skipped, until};
 
 /// A writer on a thread.
 pub(crate) struct Running {
@@ -28,7 +27,11 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    pub(crate) fn start(log: &MemoryLog, store: impl RecordStore + 'static, params: RecordParams) -> Self {
+    pub(crate) fn start(
+        log: &(impl Log + Clone + 'static),
+        store: impl RecordStore + 'static,
+        params: RecordParams,
+    ) -> Self {
         let writer = RecordWriter::new(Arc::new(log.clone()), store, params, clock());
         let (stop, counts) = (CancellationToken::new(), writer.counts());
         let token = stop.clone();
@@ -40,15 +43,15 @@ impl Running {
         self.thread.join().unwrap().unwrap();
     }
 
-    fn dies(self) {
+    pub(crate) fn dies(self) {
         assert!(self.thread.join().is_err(), "expected to be killed");
     }
 }
 
 /// Kills its thread before or after the batch is written.
-struct Dies<S> {
-    store: S,
-    after: bool,
+pub(crate) struct Dies<S> {
+    pub(crate) store: S,
+    pub(crate) after: bool,
 }
 
 impl<S: RecordStore> RecordStore for Dies<S> {
@@ -60,7 +63,7 @@ impl<S: RecordStore> RecordStore for Dies<S> {
     }
 }
 
-fn exactly(database: &Database, rows: u64) {
+pub(crate) fn exactly(database: &Database, rows: u64) {
     assert_eq!(database.value("SELECT count() FROM lifecycle"), rows.to_string(), "as inserted, without FINAL");
     assert_eq!(database.value("SELECT uniqExact(row_id) FROM lifecycle"), rows.to_string());
     assert_eq!(database.value("SELECT sum(sent) FROM delivery_rate"), rows.to_string());
@@ -179,7 +182,8 @@ fn a_server_out_of_reach_for_a_while_and_answers_that_get_lost() {
     let Some(database) = Database::ready("unreachable") else { return };
     let line = Line::to(&database.params.url);
     let url = format!("http://127.0.0.1:{}", line.port);
-    let store = tidings_sinks::record::clickhouse::ClickHouse::new(&ClickHouseParams { url, ..database.params.clone() });
+    let store =
+        tidings_sinks::record::clickhouse::ClickHouse::new(&ClickHouseParams { url, ..database.params.clone() });
     let log = log(2);
     for n in 0..10 {
         append(&log, n % 2, rows_block(u64::from(n) * 10, u64::from(n) * 10 + 10));
@@ -252,6 +256,20 @@ fn writers_come_and_go_and_are_thrown_out() {
     let all: Vec<_> = (files.row_files().unwrap().iter()).flat_map(|path| Files::rows(path).unwrap()).collect();
     let distinct: BTreeSet<_> = all.iter().map(|row| row.row_id).collect();
     assert_eq!((all.len(), distinct.len()), (480, 480), "nothing twice, nothing lost");
+}
+
+#[test]
+fn a_group_without_a_commit_begins_at_the_oldest_record() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = Files::new(folder.path());
+    let log = log(1);
+    (0..3).for_each(|n| append(&log, 0, rows_block(n, n + 1)));
+    log.trim(&partition(0), 2).unwrap();
+    Running::start(&log, Dies { store: files.clone(), after: false }, params()).dies();
+    assert_eq!((committed(&log, 0).offset, committed(&log, 0).metadata.as_str()), (2, "end=3"));
+    let writer = Running::start(&log, files, params());
+    until("it is written", || committed(&log, 0).offset == 3);
+    writer.stop();
 }
 
 /// A server of our own, to be killed.
@@ -331,8 +349,9 @@ fn clickhouse_killed_in_the_middle_again_and_again() {
         until("inserts are under way", || writer.counts.batches.load(Ordering::Relaxed) >= batches);
         server.kill();
         let failures = writer.counts.failures.load(Ordering::Relaxed);
-        until("it is noticed", || writer.counts.failures.load(Ordering::Relaxed) > failures + 1
-            || committed(&log, 0).offset == blocks);
+        until("it is noticed", || {
+            writer.counts.failures.load(Ordering::Relaxed) > failures + 1 || committed(&log, 0).offset == blocks
+        });
         server.restart();
         until("all is committed", || committed(&log, 0).offset == blocks && committed(&log, 1).offset == blocks);
     }

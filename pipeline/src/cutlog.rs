@@ -1,0 +1,409 @@
+//! The cut log: how far each partition was read and what time it was. The only source of truth.
+//!
+//! # Cast
+//! A *generation* is one run of the decide stage; its name is the offset of its own [`Entry::Begin`],
+//! so that nobody chooses a number. A *cut* ends an epoch. A *checkpoint* counts once it stands here.
+//!
+//! # Protocol
+//! 1. A starter appends `begin`, and only then reads the log up to it ([`CutLog::begin`]).
+//! 2. One append is outstanding. Acknowledged at exactly the previous offset plus one, it is durable;
+//!    at any other offset somebody else writes, and the generation ends ([`CutLog::append`]).
+//! 3. In doubt, the writer reads that offset: exactly the bytes sent, acknowledged; other bytes, the
+//!    generation ends; nothing, it sends the same bytes again.
+//! 4. Reading is one function for everybody ([`read`]). A record counts only if no record of a later
+//!    generation stands before it in what is left of the log. A cut counts only as the epoch after
+//!    the last counted one: the first wins, a repeat is ignored, a gap is an error. The newest
+//!    checkpoint is the counted one of the highest epoch, not the last in the log.
+//!
+//! # Invariants
+//! - Two generations never both have a cut of one epoch counted.
+//! - What counts never stops counting: trimming removes only cuts that a kept checkpoint covers.
+//!
+//! # If it dies at step n
+//! 1. A `begin` without followers fences older generations and nothing else.
+//! 2. An append whose acknowledgement was lost is found by the next starter: it counts, and its epoch
+//!    is replayed. One that never landed was never said: outputs wait for durability.
+//! 3. The same bytes twice are one cut and an ignored repeat.
+//!
+//! # Not promised
+//! That a fenced generation learns of it at once. It may go on deciding; it can only repeat what was
+//! said, because its next cut does not count and outputs wait for their cut.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use tidings_schemas::codec::{frame, unframe};
+use tidings_schemas::time::Instant;
+use tidings_sinks::log::{Append, Log, LogError, TopicPartition};
+
+/// The version of the entries' encoding.
+const VERSION: u8 = 1;
+
+/// Names a stored object by its content.
+pub type Hash = [u8; 32];
+
+/// What a cut says of one partition.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct End {
+    /// The epoch's end: records below it are cut.
+    pub end: u64,
+    /// Records since the last cut.
+    pub records: u64,
+    /// Wrapping sum of their checksums.
+    pub checksum: u64,
+}
+
+/// The newest mark of a lane partition.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MarkAt {
+    /// The lane's topic.
+    pub topic: String,
+    /// The partition.
+    pub partition: u32,
+    /// Where the mark stands.
+    pub offset: u64,
+}
+
+/// What ends an epoch.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CutBody {
+    /// The epoch.
+    pub epoch: u64,
+    /// Stream time.
+    pub now: Instant,
+    /// Changed partitions, by source id.
+    pub ends: BTreeMap<String, BTreeMap<u32, End>>,
+    /// The topology, policies included, stored by this hash.
+    pub topology: Hash,
+    /// The tz data, stored by this hash.
+    pub calendar: Hash,
+    /// The build that decides.
+    pub build: Hash,
+    /// Every output up to this epoch was acknowledged.
+    pub said_through: u64,
+    /// The newest marks, where they changed since the last cut.
+    pub marks: Vec<MarkAt>,
+    /// The last epoch that was finished when this cut was made, and the digest of what it said.
+    pub finished: Option<(u64, u64)>,
+}
+
+/// A record of the log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Entry {
+    /// A generation begins; its name is this record's offset.
+    Begin {
+        /// Tells one starter's bytes from another's.
+        nonce: u128,
+    },
+    /// An epoch ends.
+    Cut {
+        /// Whose cut.
+        generation: u64,
+        /// What it says.
+        cut: CutBody,
+    },
+    /// A checkpoint is complete.
+    Checkpoint {
+        /// Whose.
+        generation: u64,
+        /// The object that names its chunks.
+        name: String,
+        /// The epoch at whose end it was taken; every output up to it was acknowledged.
+        epoch: u64,
+    },
+}
+
+/// A checkpoint that counts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Named {
+    /// The object that names its chunks.
+    pub name: String,
+    /// Its epoch.
+    pub epoch: u64,
+}
+
+/// What the log says, to whoever reads it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counted {
+    /// Counted cuts, without gaps, each with its offset.
+    pub cuts: Vec<(u64, CutBody)>,
+    /// Counted checkpoints by epoch; of one epoch the first.
+    pub checkpoints: BTreeMap<u64, Named>,
+    /// The highest generation that wrote anything.
+    pub generation: Option<u64>,
+    /// The highest epoch of which everything was said.
+    pub said_through: u64,
+    /// Whether the log was trimmed: then a checkpoint must be found.
+    pub trimmed: bool,
+}
+
+/// Why the log cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum CutLogError {
+    /// A later generation writes: this one ends, quietly.
+    #[error("another run of this pipeline has taken over (generation {0}); this one ends")]
+    Superseded(u64),
+    /// The log itself.
+    #[error("the cut log: {0}")]
+    Log(#[from] LogError),
+    /// An entry's bytes.
+    #[error("the cut log at offset {offset}: {problem}")]
+    Damaged {
+        /// Where.
+        offset: u64,
+        /// What.
+        problem: String,
+    },
+    /// A counted cut does not follow the last one.
+    #[error("the cut log has a gap: epoch {found} at offset {offset} follows epoch {last}")]
+    Gap {
+        /// Where.
+        offset: u64,
+        /// The epoch there.
+        found: u64,
+        /// The epoch before.
+        last: u64,
+    },
+}
+
+impl Entry {
+    /// The entry's bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        frame(VERSION, &postcard::to_stdvec(self).unwrap_or_default())
+    }
+
+    /// The entry of these bytes.
+    ///
+    /// # Errors
+    /// When the bytes are damaged or of another version.
+    pub fn decode(offset: u64, bytes: &[u8]) -> Result<Self, CutLogError> {
+        let damaged = |problem: String| CutLogError::Damaged { offset, problem };
+        let body = unframe(VERSION, bytes).map_err(|error| damaged(error.to_string()))?;
+        postcard::from_bytes(body).map_err(|error| damaged(error.to_string()))
+    }
+
+    const fn generation(&self, offset: u64) -> u64 {
+        match self {
+            Self::Begin { .. } => offset,
+            Self::Cut { generation, .. } | Self::Checkpoint { generation, .. } => *generation,
+        }
+    }
+}
+
+/// Step 4, for everybody: what counts among `entries`, which are all that is left of the log.
+///
+/// # Errors
+/// When a counted cut leaves a gap.
+pub fn read(entries: impl IntoIterator<Item = (u64, Entry)>, trimmed: bool) -> Result<Counted, CutLogError> {
+    let mut counted = Counted { trimmed, ..Counted::default() };
+    for (offset, entry) in entries {
+        let generation = entry.generation(offset);
+        if counted.generation.is_some_and(|highest| generation < highest) {
+            continue;
+        }
+        counted.generation = Some(generation);
+        match entry {
+            Entry::Begin { .. } => {}
+            Entry::Cut { cut, .. } => {
+                let last = counted.cuts.last().map(|(_, last)| last.epoch);
+                match last {
+                    Some(last) if cut.epoch <= last => continue,
+                    Some(last) if cut.epoch > last + 1 => {
+                        return Err(CutLogError::Gap { offset, found: cut.epoch, last });
+                    }
+                    _ => {}
+                }
+                counted.said_through = counted.said_through.max(cut.said_through);
+                counted.cuts.push((offset, cut));
+            }
+            Entry::Checkpoint { name, epoch, .. } => {
+                counted.said_through = counted.said_through.max(epoch);
+                counted.checkpoints.entry(epoch).or_insert(Named { name, epoch });
+            }
+        }
+    }
+    Ok(counted)
+}
+
+/// The log, as one generation writes it.
+pub struct CutLog {
+    log: Arc<dyn Log>,
+    partition: TopicPartition,
+    generation: u64,
+    next: u64,
+}
+
+/// How often an append in doubt is asked for and sent again before the generation gives up. With the
+/// log's own time-outs this is minutes: longer than a leader election.
+const DOUBTS_MAX: u32 = 30;
+
+/// How long a starter waits for records that it knows to be there.
+const READ_WAIT: Duration = Duration::from_secs(1);
+
+impl CutLog {
+    /// Step 1: begins a generation and reads the log up to it.
+    ///
+    /// # Errors
+    /// When the log cannot be written or read, or does not make sense.
+    pub fn begin(log: Arc<dyn Log>, topic: &str, nonce: u128) -> Result<(Self, Counted), CutLogError> {
+        let partition = TopicPartition { topic: topic.into(), partition: 0 };
+        let bytes = Entry::Begin { nonce }.encode();
+        let generation = append_anywhere(&*log, &partition, &bytes)?;
+        let entries = entries(&*log, &partition, generation)?;
+        let trimmed = log.range(&partition)?.start > 0;
+        let counted = read(entries, trimmed)?;
+        Ok((Self { log, partition, generation, next: generation + 1 }, counted))
+    }
+
+    /// This generation's name.
+    #[must_use]
+    pub const fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Steps 2 and 3: appends one entry; returns its offset once it is durable.
+    ///
+    /// # Errors
+    /// When another generation writes, or the log does not answer for too long.
+    pub fn append(&mut self, entry: &Entry) -> Result<u64, CutLogError> {
+        let bytes = entry.encode();
+        for _ in 0..DOUBTS_MAX {
+            let sent = self.log.append(&[append_of(&self.partition, &bytes)]);
+            match sent {
+                Ok(offsets) if offsets.first() == Some(&self.next) => {
+                    self.next += 1;
+                    return Ok(self.next - 1);
+                }
+                Ok(offsets) => return Err(CutLogError::Superseded(offsets.first().copied().unwrap_or(self.next))),
+                Err(error) if error.is_transient() => match self.look(&bytes)? {
+                    Some(true) => {
+                        self.next += 1;
+                        return Ok(self.next - 1);
+                    }
+                    Some(false) => return Err(CutLogError::Superseded(self.next)),
+                    None => {}
+                },
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(CutLogError::Log(LogError::Unreachable("an append stayed in doubt for too long".to_owned())))
+    }
+
+    /// Whether the next offset holds exactly these bytes; none while it holds nothing, or cannot be
+    /// asked.
+    fn look(&self, bytes: &[u8]) -> Result<Option<bool>, CutLogError> {
+        let found = self.log.reader(&self.partition, self.next).and_then(|mut reader| reader.poll(1, READ_WAIT));
+        match found {
+            Ok(batch) => Ok(batch.records.first().map(|record| record.value.as_deref() == Some(bytes))),
+            Err(error) if error.is_transient() => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Gives up the log below `offset`.
+    ///
+    /// # Errors
+    /// When the log cannot be reached.
+    pub fn trim(&self, offset: u64) -> Result<(), CutLogError> {
+        Ok(self.log.trim(&self.partition, offset)?)
+    }
+}
+
+fn append_of(partition: &TopicPartition, bytes: &[u8]) -> Append {
+    Append { to: partition.clone(), key: None, value: Some(Bytes::copy_from_slice(bytes)), headers: Vec::new() }
+}
+
+/// Appends `bytes` wherever the log's end is; the nonce in them finds them again.
+fn append_anywhere(log: &dyn Log, partition: &TopicPartition, bytes: &[u8]) -> Result<u64, CutLogError> {
+    match log.append(&[append_of(partition, bytes)]) {
+        Ok(offsets) => Ok(offsets.first().copied().unwrap_or_default()),
+        // A `begin` in doubt is simply begun again: two of them fence the same generations.
+        Err(error) if error.is_ambiguous() => {
+            let offsets = log.append(&[append_of(partition, bytes)])?;
+            Ok(offsets.first().copied().unwrap_or_default())
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// All entries that are left, up to and including `last`.
+fn entries(log: &dyn Log, partition: &TopicPartition, last: u64) -> Result<Vec<(u64, Entry)>, CutLogError> {
+    let start = log.range(partition)?.start;
+    let mut reader = log.reader(partition, start)?;
+    let mut entries = Vec::new();
+    let mut position = start;
+    while position <= last {
+        let batch = reader.poll(4096, READ_WAIT)?;
+        for record in batch.records.into_iter().filter(|record| record.offset <= last) {
+            let bytes = record.value.unwrap_or_default();
+            entries.push((record.offset, Entry::decode(record.offset, &bytes)?));
+        }
+        position = batch.position;
+    }
+    Ok(entries)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cut(generation: u64, epoch: u64) -> Entry {
+        Entry::Cut { generation, cut: CutBody { epoch, said_through: epoch.saturating_sub(2), ..CutBody::default() } }
+    }
+
+    fn checkpoint(generation: u64, epoch: u64) -> Entry {
+        Entry::Checkpoint { generation, name: format!("c{epoch}"), epoch }
+    }
+
+    fn epochs(entries: Vec<(u64, Entry)>) -> Result<Vec<u64>, CutLogError> {
+        Ok(read(entries, false)?.cuts.iter().map(|(_, cut)| cut.epoch).collect())
+    }
+
+    #[test]
+    fn a_record_counts_unless_a_later_generation_stands_before_it() {
+        let begin = Entry::Begin { nonce: 0 };
+        // Generation 0 goes on for a while after generation 3 began: its cut 3 does not count, the
+        // new generation's does.
+        let log = vec![(0, begin.clone()), (1, cut(0, 1)), (2, cut(0, 2)), (3, begin), (4, cut(0, 3)), (5, cut(3, 3))];
+        let counted = read(log, false).unwrap();
+        assert_eq!(counted.cuts.iter().map(|(offset, _)| *offset).collect::<Vec<_>>(), [1, 2, 5]);
+        assert_eq!(counted.generation, Some(3));
+    }
+
+    #[test]
+    fn a_trimmed_begin_still_fences_by_the_records_that_name_it() {
+        // The begin of generation 7 is gone; its cut is not.
+        let log = vec![(8, cut(7, 5)), (9, cut(2, 6)), (10, cut(7, 6))];
+        assert_eq!(epochs(log).unwrap(), [5, 6]);
+        assert_eq!(read(vec![(8, cut(7, 5)), (9, checkpoint(2, 9))], true).unwrap().checkpoints.len(), 0);
+    }
+
+    #[test]
+    fn repeats_are_ignored_and_gaps_are_errors() {
+        assert_eq!(epochs(vec![(1, cut(0, 1)), (2, cut(0, 1)), (3, cut(0, 2))]).unwrap(), [1, 2]);
+        let error = epochs(vec![(1, cut(0, 1)), (2, cut(0, 3))]).unwrap_err().to_string();
+        assert_eq!(error, "the cut log has a gap: epoch 3 at offset 2 follows epoch 1");
+    }
+
+    #[test]
+    fn the_newest_checkpoint_is_the_highest_not_the_last() {
+        let log = vec![(1, cut(0, 1)), (2, cut(0, 2)), (3, checkpoint(0, 2)), (4, checkpoint(0, 1))];
+        let counted = read(log, false).unwrap();
+        assert_eq!(counted.checkpoints.last_key_value().map(|(epoch, _)| *epoch), Some(2));
+        assert_eq!(counted.said_through, 2);
+    }
+
+    #[test]
+    fn entries_have_golden_bytes() {
+        let entry = Entry::Checkpoint { generation: 7, name: "7-42".to_owned(), epoch: 42 };
+        let hex: String = entry.encode().iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, "010207".to_owned() + "04372d3432" + "2a" + &hex[hex.len() - 8..]);
+        assert_eq!(Entry::decode(0, &entry.encode()).unwrap(), entry);
+        let error = Entry::decode(9, b"\x01nonsense").unwrap_err().to_string();
+        assert!(error.starts_with("the cut log at offset 9: checksum"), "{error}");
+    }
+}

@@ -1,0 +1,937 @@
+//! The coordinator: makes cuts, and lets nothing be said too early. Steps are numbered as in the
+//! module above.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, bounded, select};
+use tidings_operators::calendar::Calendar;
+use tidings_operators::harness::chain::RestoreError;
+use tidings_operators::harness::dataflow::{
+    Assigned, Command, Cut, Report, Running, Waker, WorkerIo, start as start_workers,
+};
+use tidings_operators::harness::feed::{Extent, Lot};
+use tidings_operators::harness::output::EpochOutput;
+use tidings_operators::ingest::Path;
+use tidings_schemas::lifecycle::Row;
+use tidings_schemas::time::Instant;
+use tidings_sinks::log::{Log, LogError, TopicPartition};
+
+use super::clock::Clock;
+use super::egress::{Egress, PresentError, Say, Spoken, present};
+use super::feeds::Readers;
+use super::keeper::{Keep, Keeper, Kept};
+use super::plan::Plan;
+use super::recovery::{Start, StartError, start};
+use crate::checkpoint::{CheckpointError, Checkpoints, Manifest};
+use crate::cutlog::{CutBody, CutLog, CutLogError, End, Entry, Hash, MarkAt, Named};
+
+/// Epochs that may be open at once: released, and not yet finished. A slow log or worker lengthens
+/// epochs instead of adding to them.
+const OPEN_MAX: u64 = 2;
+
+/// Finished epochs that may wait to be said. Beyond it no cut is made: the log keeps the input.
+const UNSAID_MAX: u64 = 256;
+
+/// How long the coordinator waits for something that it cannot go on without, before it looks again.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Marks are written this often.
+const MARK_EVERY: Duration = Duration::from_secs(1);
+
+/// Stream time may run ahead of monotonic time by this much; a larger step must agree with the log's
+/// own time.
+const STEP_MAX: Duration = Duration::from_secs(1);
+
+/// How far the log's time and the wall clock may differ when a step is checked.
+const AGREE_WITHIN: Duration = Duration::from_secs(60);
+
+/// How long a graceful stop waits for what was decided to be said and kept.
+const STOP_MAX: Duration = Duration::from_secs(30);
+
+/// Sees what is said, as it is said: the console, `tail`, `emit`.
+pub trait Observer: Send + Sync {
+    /// Rows of an epoch whose cut is durable.
+    fn rows(&self, rows: &[Row]);
+}
+
+/// Where a run stands, for whoever asks.
+#[derive(Debug, Default)]
+pub struct Status {
+    /// The last epoch that was cut.
+    pub epoch: AtomicU64,
+    /// Everything up to this epoch was said.
+    pub said_through: AtomicU64,
+    /// The newest checkpoint that counts.
+    pub checkpoint: AtomicU64,
+    /// Epochs that were replayed at the start.
+    pub replayed: AtomicU64,
+    /// Source records that were cut.
+    pub records: AtomicU64,
+    /// Profiles are loaded, decisions are made.
+    pub ready: AtomicBool,
+    /// Checkpoints that could not be written.
+    pub checkpoint_failures: AtomicU64,
+}
+
+/// What a run needs beside its plan.
+#[derive(Clone)]
+pub struct Surroundings {
+    /// Sources, lanes, cuts.
+    pub log: Arc<dyn Log>,
+    /// Checkpoints and blobs.
+    pub checkpoints: Checkpoints,
+    /// What time it is.
+    pub clock: Arc<dyn Clock>,
+    /// Set to stop gracefully.
+    pub stop: Arc<AtomicBool>,
+    /// Where it stands.
+    pub status: Arc<Status>,
+    /// Sees what is said.
+    pub observer: Option<Arc<dyn Observer>>,
+    /// Makes the plan of a topology that was stored: an older one drains before a newer one starts.
+    pub older: Arc<dyn Fn(&[u8], Calendar) -> Result<Plan, String> + Send + Sync>,
+    /// Goes on although another build decided what is to be replayed.
+    pub accept_divergence: bool,
+}
+
+/// Why a run ended.
+#[derive(Debug, thiserror::Error)]
+pub enum DecideError {
+    /// The start was refused.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// The cut log: superseded, or away for too long.
+    #[error(transparent)]
+    CutLog(#[from] CutLogError),
+    /// The log.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The lanes.
+    #[error(transparent)]
+    Lanes(#[from] PresentError),
+    /// The checkpoint store.
+    #[error(transparent)]
+    Store(#[from] CheckpointError),
+    /// The state does not fit the topology.
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
+    /// A replay did not say what the first run said.
+    #[error("epoch {epoch} cannot be replayed: {problem}; nothing of it was said by this run")]
+    Mismatch {
+        /// The epoch.
+        epoch: u64,
+        /// What differs, and how.
+        problem: String,
+    },
+    /// The clock stepped and the log does not agree.
+    #[error(
+        "the clock stepped from {last} to {wall}, and the log's own time is {log}: set the clock right and start again"
+    )]
+    Clock {
+        /// Stream time before.
+        last: Instant,
+        /// What the wall clock shows.
+        wall: Instant,
+        /// What the log says.
+        log: Instant,
+    },
+    /// A worker or thread ended.
+    #[error("{0}")]
+    Worker(String),
+}
+
+/// Runs the decide stage until it is told to stop. An older topology's cuts are drained first.
+///
+/// # Errors
+/// When the run cannot start or go on; nothing is lost by it.
+pub fn run(plan: &Plan, around: &Surroundings) -> Result<(), DecideError> {
+    loop {
+        let nonce = nonce(&*around.clock);
+        let (cutlog, counted) = CutLog::begin(Arc::clone(&around.log), &plan.outlets.topics.cuts(), nonce)?;
+        let begun = start(counted, &around.checkpoints)?;
+        let Some(older) = begun.must_drain(plan, around.accept_divergence)? else {
+            return Generation::begin(plan, around, cutlog, begun)?.run(false);
+        };
+        tracing::info!("the topology changed: the older one drains first");
+        let bytes = around.checkpoints.blob(&older)?;
+        let calendar = begun.cuts.iter().find(|cut| cut.topology == older).map(|cut| cut.calendar).unwrap_or_default();
+        let calendar = Calendar::from_bytes(around.checkpoints.blob(&calendar)?.into());
+        let plan = calendar.map_err(|error| error.to_string()).and_then(|calendar| (around.older)(&bytes, calendar));
+        let mut plan = plan.map_err(|problem| DecideError::Worker(format!("the older topology: {problem}")))?;
+        plan.topology = bytes.into();
+        Generation::begin(&plan, around, cutlog, begun)?.run(true)?;
+    }
+}
+
+/// Tells one starter from another: wall clock and monotonic clock together, and where this is.
+fn nonce(clock: &dyn Clock) -> u128 {
+    let wall = u128::from(clock.wall().0.cast_unsigned());
+    wall << 64 | u128::from(std::process::id()) << 32 | u128::from(clock.elapsed().subsec_nanos())
+}
+
+/// Every thread of a generation; dropping it waits for them. It is the last field to be dropped that
+/// they listen to: their channels are closed by then.
+struct Threads {
+    wakers: Vec<Arc<OnceLock<Waker>>>,
+    running: Option<Running>,
+    joins: Vec<JoinHandle<()>>,
+    readers: Readers,
+    ended: Arc<AtomicBool>,
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::Relaxed);
+        for waker in self.wakers.iter().filter_map(|waker| waker.get()) {
+            waker();
+        }
+        if let Some(running) = self.running.take() {
+            // A worker's own end was reported already.
+            let _ = running.join();
+        }
+        for join in self.joins.drain(..) {
+            let _ = join.join();
+        }
+    }
+}
+
+/// A cut on its way into the log.
+enum Logged {
+    Cut(u64, u64),
+    Checkpoint(Named),
+    Failed(CutLogError),
+}
+
+struct Epoch {
+    output: EpochOutput,
+    ends: BTreeMap<Lot, u64>,
+    workers: usize,
+}
+
+/// One generation under way.
+struct Generation<'a> {
+    plan: &'a Plan,
+    around: &'a Surroundings,
+    hashes: (Hash, Hash),
+    commands: Vec<Sender<Command>>,
+    wakers: Vec<Arc<OnceLock<Waker>>>,
+    reports: Receiver<Report>,
+    entries: Option<Sender<Entry>>,
+    logged: Receiver<Logged>,
+    say: Option<Sender<Say>>,
+    spoken: Receiver<Spoken>,
+    keep: Option<Sender<Keep>>,
+    kept: Receiver<Kept>,
+    _threads: Threads,
+    start: Start,
+
+    /// How far the feeds have come, as totals since the workers started.
+    ahead: BTreeMap<Lot, Extent>,
+    /// What the cuts of this generation have taken of those totals.
+    cut: BTreeMap<Lot, Extent>,
+    /// Where each partition was cut.
+    ends: BTreeMap<Lot, u64>,
+    last: u64,
+    now: Instant,
+    /// Clock's elapsed time when the last cut was made.
+    cut_at: Duration,
+    unlogged: Option<u64>,
+    durable: u64,
+    open: BTreeMap<u64, Epoch>,
+    finished: u64,
+    digest: Option<(u64, u64)>,
+    /// Finished epochs that wait for their cut to be durable.
+    unsaid: BTreeMap<u64, EpochOutput>,
+    /// Epochs are replayed: each is handed over once it was compared.
+    replaying: bool,
+    /// Where each partition, and time, stood at the end of the last finished epoch.
+    finished_ends: BTreeMap<Lot, u64>,
+    finished_now: Instant,
+    said_through: u64,
+    next_timer: Option<Instant>,
+    marked_at: Duration,
+    marked: u64,
+    /// Marks that no cut names yet.
+    new_marks: Vec<MarkAt>,
+    marks: BTreeMap<(String, u32), u64>,
+    checkpoint_at: Duration,
+    /// Epoch of the checkpoint that is being written.
+    writing: Option<u64>,
+    /// Written, and waiting to be said and logged.
+    written: Option<(Named, Manifest)>,
+    logging: Option<(Named, Manifest)>,
+    /// Whether anything changed since the last checkpoint.
+    changed: bool,
+    generation_log: u64,
+}
+
+impl<'a> Generation<'a> {
+    /// Loads state onto workers and starts every thread.
+    fn begin(plan: &'a Plan, around: &'a Surroundings, cutlog: CutLog, mut start: Start) -> Result<Self, DecideError> {
+        let topology = around.checkpoints.put_blob(&plan.topology)?;
+        let calendar = around.checkpoints.put_blob(plan.rules.calendar.bytes())?;
+        let generation = cutlog.generation();
+        let last_cut = start.cuts.last().map(|cut| cut.epoch);
+        let manifest = start.checkpoint.as_ref().map(|(_, manifest)| manifest.clone()).unwrap_or_default();
+        let last = last_cut.unwrap_or(manifest.epoch);
+        let present = present(&*around.log, &plan.outlets, &start.marks, start.said_through, last)?;
+
+        let (report, reports) = bounded(1024);
+        let wakers: Vec<Arc<OnceLock<Waker>>> = (0..plan.workers).map(|_| Arc::default()).collect();
+        let mut threads = Threads {
+            wakers: wakers.clone(),
+            running: None,
+            joins: Vec::new(),
+            readers: Readers::default(),
+            ended: Arc::default(),
+        };
+        let mut assigned: Vec<Vec<Assigned>> = (0..plan.workers).map(|_| Vec::new()).collect();
+        let mut ends = BTreeMap::new();
+        let mut place = 0;
+        for (number, source) in plan.sources.iter().enumerate() {
+            for partition in 0..source.partitions {
+                let lot = Lot { source: u16::try_from(number).unwrap_or(u16::MAX), partition };
+                let at = TopicPartition { topic: source.topic.as_str().into(), partition };
+                let stood = manifest.ends.get(&source.id).and_then(|ends| ends.get(&partition)).copied();
+                let from = match stood {
+                    Some(end) => end,
+                    None => around.log.range(&at)?.start,
+                };
+                let worker = place % plan.workers;
+                let feed = threads.readers.feed(&around.log, at, from, Arc::clone(&wakers[worker]))?;
+                let (rank, at_least_permille) = (source.rank, source.at_least_permille);
+                assigned[worker].push(Assigned { lot, from, feed, rank, at_least_permille });
+                ends.insert(lot, from);
+                place += 1;
+            }
+        }
+        let mut commands = Vec::new();
+        let mut workers = Vec::new();
+        for (worker, assigned) in assigned.into_iter().enumerate() {
+            let mut chain = plan.wiring.chain(Path::Decide).map_err(|error| DecideError::Worker(error.to_string()))?;
+            if start.checkpoint.is_some() {
+                let mine = start.state.iter().filter(|((_, key), _)| key.group.worker(plan.workers) == worker);
+                chain.restore(mine, manifest.rules)?;
+            }
+            let (command, inbox) = command_channel();
+            commands.push(command);
+            workers.push(WorkerIo { chain, assigned, commands: inbox, reports: report.clone() });
+        }
+        drop(report);
+        start.state.clear();
+        let running =
+            start_workers(workers, plan.wiring.sources.clone(), plan.transport).map_err(DecideError::Worker)?;
+        threads.running = Some(running);
+
+        let (entries, logged) = log_thread(&mut threads, cutlog)?;
+        let (say, inbox) = bounded(64);
+        let (outbox, spoken) = bounded(64);
+        let egress = Egress {
+            log: Arc::clone(&around.log),
+            outlets: plan.outlets.clone(),
+            generation,
+            present,
+            ended: Arc::clone(&threads.ended),
+            inbox,
+            outbox,
+        };
+        threads.joins.push(spawn("egress", move || egress.run())?);
+        let (keep, inbox) = bounded(64);
+        let (outbox, kept) = bounded(64);
+        let keeper = Keeper {
+            checkpoints: around.checkpoints.clone(),
+            generation,
+            chunks: manifest.chunks.clone(),
+            inbox,
+            outbox,
+        };
+        threads.joins.push(spawn("keeper", move || keeper.run())?);
+
+        let elapsed = around.clock.elapsed();
+        let epoch = manifest.epoch;
+        Ok(Self {
+            plan,
+            around,
+            hashes: (topology, calendar),
+            commands,
+            wakers,
+            reports,
+            entries: Some(entries),
+            logged,
+            say: Some(say),
+            spoken,
+            keep: Some(keep),
+            kept,
+            _threads: threads,
+            ahead: BTreeMap::new(),
+            cut: BTreeMap::new(),
+            ends: ends.clone(),
+            last: epoch,
+            now: manifest.now,
+            cut_at: elapsed,
+            unlogged: None,
+            durable: last,
+            open: BTreeMap::new(),
+            finished: epoch,
+            digest: None,
+            unsaid: BTreeMap::new(),
+            replaying: false,
+            finished_ends: ends,
+            finished_now: manifest.now,
+            said_through: start.said_through.max(epoch),
+            next_timer: None,
+            marked_at: elapsed,
+            marked: start.said_through,
+            new_marks: Vec::new(),
+            marks: start.marks.clone(),
+            checkpoint_at: elapsed,
+            writing: None,
+            written: None,
+            logging: None,
+            changed: false,
+            generation_log: generation,
+            start,
+        })
+    }
+
+    /// Replays, reads side inputs to their end, and then runs until it is told to stop; with `drain`
+    /// only until a checkpoint stands at the end of the log.
+    fn run(mut self, drain: bool) -> Result<(), DecideError> {
+        self.replay()?;
+        if !drain {
+            self.load_side_inputs()?;
+        }
+        self.checkpoint_now()?;
+        if drain {
+            return self.stop();
+        }
+        self.around.status.ready.store(true, Ordering::Relaxed);
+        while !self.around.stop.load(Ordering::Relaxed) {
+            if self.may_cut() && self.should_cut() {
+                let now = self.stream_time()?;
+                self.cut(now, |_| true);
+            }
+            self.wait(self.until_next())?;
+            self.periodic();
+        }
+        self.around.status.ready.store(false, Ordering::Relaxed);
+        self.stop()
+    }
+
+    /// Recovery's steps 4 to 6: the logged cuts again, compared before anything of them is said.
+    fn replay(&mut self) -> Result<(), DecideError> {
+        self.replaying = true;
+        let cuts = std::mem::take(&mut self.start.cuts);
+        if let Some(last) = cuts.last() {
+            tracing::info!(from = cuts[0].epoch, to = last.epoch, generation = self.generation_log, "replaying");
+        }
+        for cut in cuts {
+            let mut expected = BTreeMap::new();
+            for (number, source) in self.plan.sources.iter().enumerate() {
+                for (partition, end) in cut.ends.get(&source.id).into_iter().flatten() {
+                    let lot = Lot { source: u16::try_from(number).unwrap_or(u16::MAX), partition: *partition };
+                    expected.insert(lot, Extent { end: end.end, records: end.records, checksum: end.checksum });
+                }
+            }
+            self.last = cut.epoch;
+            self.now = cut.now;
+            self.take(&expected);
+            self.release(cut.epoch, cut.now, expected.iter().map(|(lot, extent)| (*lot, extent.end)).collect());
+            while self.finished < cut.epoch {
+                self.wait(LOOK_AGAIN)?;
+            }
+            let output = self.unsaid.get(&cut.epoch);
+            let Some(output) = output else { continue };
+            compare(output, &expected, self.start.digests.get(&cut.epoch).copied())?;
+            if cut.epoch <= self.said_through {
+                // It was said; say it to nobody.
+                self.unsaid.remove(&cut.epoch);
+            }
+            self.around.status.replayed.fetch_add(1, Ordering::Relaxed);
+            self.hand_over();
+        }
+        self.replaying = false;
+        Ok(())
+    }
+
+    /// Recovery's step 7: side inputs alone, up to where they ended when this began. Stream time
+    /// stands still, so that nothing new falls due meanwhile.
+    fn load_side_inputs(&mut self) -> Result<(), DecideError> {
+        if self.last == 0 {
+            self.now = self.around.clock.wall();
+        }
+        let mut marks = BTreeMap::new();
+        for (number, source) in self.plan.sources.iter().enumerate().filter(|(_, source)| source.side_input) {
+            for partition in 0..source.partitions {
+                let at = TopicPartition { topic: source.topic.as_str().into(), partition };
+                let lot = Lot { source: u16::try_from(number).unwrap_or(u16::MAX), partition };
+                marks.insert(lot, self.around.log.range(&at)?.end);
+            }
+        }
+        let short = |this: &Self| marks.iter().any(|(lot, mark)| this.ends.get(lot).copied().unwrap_or(0) < *mark);
+        while short(self) {
+            let grown = |this: &Self| marks.keys().any(|lot| this.grown(*lot));
+            while !(self.may_cut() && grown(self)) {
+                self.wait(LOOK_AGAIN)?;
+            }
+            let now = self.now;
+            self.cut(now, |lot| marks.contains_key(&lot));
+        }
+        while self.finished < self.last {
+            self.wait(LOOK_AGAIN)?;
+        }
+        Ok(())
+    }
+
+    /// Writes a checkpoint of all that was decided, and waits until it counts.
+    fn checkpoint_now(&mut self) -> Result<(), DecideError> {
+        if self.last == 0 {
+            return Ok(());
+        }
+        while self.finished < self.last || self.said_through < self.last {
+            self.wait(LOOK_AGAIN)?;
+            self.periodic();
+        }
+        while self.busy_with_checkpoint() {
+            self.wait(LOOK_AGAIN)?;
+            self.periodic();
+        }
+        if self.start.checkpoint.as_ref().is_some_and(|(_, manifest)| manifest.epoch == self.last) {
+            return Ok(());
+        }
+        let failures = self.around.status.checkpoint_failures.load(Ordering::Relaxed);
+        self.write_checkpoint();
+        while self.busy_with_checkpoint() {
+            self.wait(LOOK_AGAIN)?;
+            self.log_checkpoint();
+            if self.around.status.checkpoint_failures.load(Ordering::Relaxed) > failures {
+                return Err(DecideError::Worker("a checkpoint is needed here and could not be written".to_owned()));
+            }
+        }
+        Ok(())
+    }
+
+    const fn busy_with_checkpoint(&self) -> bool {
+        self.writing.is_some() || self.written.is_some() || self.logging.is_some()
+    }
+
+    /// Whether the partition has come further than its last cut.
+    fn grown(&self, lot: Lot) -> bool {
+        let end = self.ends.get(&lot).copied().unwrap_or(0);
+        self.ahead.get(&lot).is_some_and(|ahead| ahead.end > end)
+    }
+
+    fn may_cut(&self) -> bool {
+        self.unlogged.is_none()
+            && self.last - self.finished < OPEN_MAX
+            && self.finished.saturating_sub(self.said_through) < UNSAID_MAX
+    }
+
+    fn should_cut(&self) -> bool {
+        let since = self.around.clock.real(self.around.clock.elapsed().saturating_sub(self.cut_at));
+        if since < self.plan.epoch_min {
+            return false;
+        }
+        let due = self.next_timer.is_some_and(|at| at <= self.around.clock.wall().max(self.now));
+        since >= self.plan.idle_max || due || self.ahead.keys().any(|lot| self.grown(*lot))
+    }
+
+    /// How long nothing needs to be done if nothing happens.
+    fn until_next(&self) -> Duration {
+        let since = self.around.clock.real(self.around.clock.elapsed().saturating_sub(self.cut_at));
+        let short = self.plan.epoch_min.saturating_sub(since);
+        if !self.may_cut() {
+            return Duration::from_millis(50);
+        }
+        if self.ahead.keys().any(|lot| self.grown(*lot)) {
+            return short;
+        }
+        let due = self.next_timer.map(|at| self.around.clock.real(at.since(self.around.clock.wall())));
+        let idle = self.plan.idle_max.saturating_sub(since);
+        due.map_or(idle, |due| due.min(idle)).max(short)
+    }
+
+    /// The next stream time: the wall clock, never going back, never far ahead of monotonic time.
+    fn stream_time(&self) -> Result<Instant, DecideError> {
+        let wall = self.around.clock.wall();
+        let elapsed = self.around.clock.elapsed().saturating_sub(self.cut_at);
+        if wall <= self.now.after(elapsed + STEP_MAX) {
+            return Ok(wall.max(self.now));
+        }
+        match self.around.log.time() {
+            Ok(log) if wall.since(log) <= AGREE_WITHIN && log.since(wall) <= AGREE_WITHIN => Ok(wall),
+            Ok(log) => Err(DecideError::Clock { last: self.now, wall, log }),
+            // A log without a time of its own can't disagree; say that nobody checked.
+            Err(LogError::Refused(why)) => {
+                tracing::warn!(%wall, last = %self.now, %why, "the clock stepped, and the log has no time to compare with");
+                Ok(wall)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Step 2: cuts at the reported positions of the partitions that `which` admits.
+    fn cut(&mut self, now: Instant, which: impl Fn(Lot) -> bool) {
+        let mut extents = BTreeMap::new();
+        for (lot, ahead) in self.ahead.iter().filter(|(lot, _)| which(**lot) && self.grown(**lot)) {
+            let taken = self.cut.get(lot).copied().unwrap_or_default();
+            let records = ahead.records - taken.records;
+            let checksum = ahead.checksum.wrapping_sub(taken.checksum);
+            extents.insert(*lot, Extent { end: ahead.end, records, checksum });
+        }
+        self.last += 1;
+        self.now = now;
+        self.cut_at = self.around.clock.elapsed();
+        let mut ends: BTreeMap<String, BTreeMap<u32, End>> = BTreeMap::new();
+        for (lot, Extent { end, records, checksum }) in &extents {
+            let source = &self.plan.sources[usize::from(lot.source)];
+            let end = End { end: *end, records: *records, checksum: *checksum };
+            ends.entry(source.id.clone()).or_default().insert(lot.partition, end);
+            self.around.status.records.fetch_add(*records, Ordering::Relaxed);
+        }
+        self.take(&extents);
+        let cut = CutBody {
+            epoch: self.last,
+            now,
+            ends,
+            topology: self.hashes.0,
+            calendar: self.hashes.1,
+            build: self.plan.build,
+            said_through: self.said_through,
+            marks: std::mem::take(&mut self.new_marks),
+            finished: self.digest,
+        };
+        self.unlogged = Some(self.last);
+        self.send_entry(Entry::Cut { generation: self.generation_log, cut });
+        self.release(self.last, now, extents.iter().map(|(lot, extent)| (*lot, extent.end)).collect());
+        self.around.status.epoch.store(self.last, Ordering::Relaxed);
+    }
+
+    /// Notes what a cut takes.
+    fn take(&mut self, extents: &BTreeMap<Lot, Extent>) {
+        for (lot, extent) in extents {
+            let taken = self.cut.entry(*lot).or_default();
+            taken.records += extent.records;
+            taken.checksum = taken.checksum.wrapping_add(extent.checksum);
+            self.ends.insert(*lot, extent.end);
+        }
+    }
+
+    fn release(&mut self, epoch: u64, now: Instant, ends: BTreeMap<Lot, u64>) {
+        let output = EpochOutput { epoch, now, ..EpochOutput::default() };
+        self.open.insert(epoch, Epoch { output, ends: ends.clone(), workers: 0 });
+        let cut = Arc::new(Cut { epoch, now, rules: Arc::clone(&self.plan.rules), ends });
+        for (command, waker) in self.commands.iter().zip(&self.wakers) {
+            let _ = command.send(Command::Release(Arc::clone(&cut)));
+            if let Some(waker) = waker.get() {
+                waker();
+            }
+        }
+    }
+
+    fn send_entry(&self, entry: Entry) {
+        if let Some(entries) = &self.entries {
+            let _ = entries.send(entry);
+        }
+    }
+
+    /// Waits for whatever comes first, at most `span`, and takes everything that is there.
+    fn wait(&mut self, span: Duration) -> Result<(), DecideError> {
+        select! {
+            recv(self.reports) -> report => {
+                let report = report.map_err(|_| DecideError::Worker("the workers ended".to_owned()))?;
+                self.on_report(report)?;
+            }
+            recv(self.logged) -> logged => {
+                let logged = logged.map_err(|_| DecideError::Worker("the cut log's writer ended".to_owned()))?;
+                self.on_logged(logged)?;
+            }
+            recv(self.spoken) -> spoken => {
+                let spoken = spoken.map_err(|_| DecideError::Worker("the outputs' writer ended".to_owned()))?;
+                self.on_spoken(spoken)?;
+            }
+            recv(self.kept) -> kept => {
+                let kept = kept.map_err(|_| DecideError::Worker("the keeper ended".to_owned()))?;
+                self.on_kept(kept);
+            }
+            default(span) => {}
+        }
+        while let Ok(report) = self.reports.try_recv() {
+            self.on_report(report)?;
+        }
+        Ok(())
+    }
+
+    fn on_report(&mut self, report: Report) -> Result<(), DecideError> {
+        match report {
+            Report::Ready(worker, waker) => {
+                // Feeds may have been filled, and cuts sent, before the worker could be woken. It is put
+                // in place first: whoever fills a feed from here on wakes it.
+                let _ = self.wakers[worker].set(Arc::clone(&waker));
+                waker();
+            }
+            Report::Ahead(_, ahead) => self.ahead.extend(ahead),
+            Report::Done(_, output) => self.on_done(*output),
+            Report::Failed(worker, problem) => {
+                return Err(DecideError::Worker(format!("worker {worker}: {problem}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Step 3: a worker has finished an epoch.
+    fn on_done(&mut self, output: EpochOutput) {
+        let epoch = output.epoch;
+        let Some(open) = self.open.get_mut(&epoch) else { return };
+        open.output.join(output);
+        open.workers += 1;
+        if open.workers < self.plan.workers {
+            return;
+        }
+        let Some(Epoch { mut output, ends, .. }) = self.open.remove(&epoch) else { return };
+        output.canonical();
+        self.finished = epoch;
+        self.finished_now = output.now;
+        self.finished_ends.extend(ends);
+        self.next_timer = output.next_timer;
+        self.digest = Some((epoch, output.digest()));
+        let delta = std::mem::take(&mut output.delta);
+        self.changed |= !delta.is_empty();
+        if let Some(keep) = &self.keep {
+            let _ = keep.send(Keep::Delta(delta));
+        }
+        self.unsaid.insert(epoch, output);
+        if !self.replaying {
+            self.hand_over();
+        }
+    }
+
+    /// Step 4: hands egress what may be said.
+    fn hand_over(&mut self) {
+        while let Some(entry) = self.unsaid.first_entry() {
+            if *entry.key() > self.durable {
+                break;
+            }
+            let output = entry.remove();
+            if let Some(observer) = &self.around.observer {
+                observer.rows(&output.rows);
+            }
+            if let Some(say) = &self.say {
+                let _ = say.send(Say::Epoch(Box::new(output)));
+            }
+        }
+    }
+
+    fn on_logged(&mut self, logged: Logged) -> Result<(), DecideError> {
+        match logged {
+            Logged::Cut(epoch, offset) => {
+                self.start.offsets.insert(epoch, offset);
+                self.durable = epoch;
+                self.unlogged = None;
+                self.hand_over();
+            }
+            Logged::Checkpoint(named) => self.on_checkpoint(named),
+            Logged::Failed(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    fn on_spoken(&mut self, spoken: Spoken) -> Result<(), DecideError> {
+        match spoken {
+            Spoken::Through(epoch) => {
+                self.said_through = self.said_through.max(epoch);
+                self.around.status.said_through.store(self.said_through, Ordering::Relaxed);
+            }
+            Spoken::Marked(marks) => {
+                for mark in &marks {
+                    self.marks.insert((mark.topic.clone(), mark.partition), mark.offset);
+                }
+                self.new_marks.extend(marks);
+            }
+            Spoken::Failed(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    /// Steps 5 and 6, when they are due.
+    fn periodic(&mut self) {
+        let elapsed = self.around.clock.elapsed();
+        let since = |at: Duration| self.around.clock.real(elapsed.saturating_sub(at));
+        if since(self.marked_at) >= MARK_EVERY && self.said_through > self.marked {
+            (self.marked_at, self.marked) = (elapsed, self.said_through);
+            if let Some(say) = &self.say {
+                let _ = say.send(Say::Mark(self.said_through));
+            }
+        }
+        let due = since(self.checkpoint_at) >= self.plan.checkpoint_every;
+        if due && self.changed && !self.busy_with_checkpoint() {
+            self.write_checkpoint();
+        }
+        self.log_checkpoint();
+    }
+
+    /// Step 6, first half: the keeper writes what it has.
+    fn write_checkpoint(&mut self) {
+        self.checkpoint_at = self.around.clock.elapsed();
+        self.changed = false;
+        let mut ends: BTreeMap<String, BTreeMap<u32, u64>> = BTreeMap::new();
+        for (lot, end) in &self.finished_ends {
+            let source = self.plan.sources[usize::from(lot.source)].id.clone();
+            ends.entry(source).or_default().insert(lot.partition, *end);
+        }
+        let manifest = Manifest {
+            epoch: self.finished,
+            now: self.finished_now,
+            ends,
+            topology: self.hashes.0,
+            calendar: self.hashes.1,
+            rules: self.plan.rules.hash,
+            marks: self.marks.clone(),
+            chunks: Vec::new(),
+        };
+        self.writing = Some(self.finished);
+        if let Some(keep) = &self.keep {
+            let _ = keep.send(Keep::Write(Box::new(manifest)));
+        }
+    }
+
+    fn on_kept(&mut self, kept: Kept) {
+        self.writing = None;
+        match kept {
+            Kept::Written(name, manifest) => {
+                self.written = Some((Named { name, epoch: manifest.epoch }, *manifest));
+                self.log_checkpoint();
+            }
+            Kept::Failed(error) => {
+                tracing::error!(%error, "a checkpoint could not be written; the replay grows until one can");
+                self.around.status.checkpoint_failures.fetch_add(1, Ordering::Relaxed);
+                self.changed = true;
+            }
+        }
+    }
+
+    /// Step 6, second half: it counts once its cut is durable and all of it was said.
+    fn log_checkpoint(&mut self) {
+        let due = |(named, _): &(Named, Manifest)| named.epoch <= self.durable && named.epoch <= self.said_through;
+        if self.logging.is_none() && self.written.as_ref().is_some_and(due) {
+            let Some((named, manifest)) = self.written.take() else { return };
+            let (name, epoch) = (named.name.clone(), named.epoch);
+            self.logging = Some((named, manifest));
+            self.send_entry(Entry::Checkpoint { generation: self.generation_log, name, epoch });
+        }
+    }
+
+    fn on_checkpoint(&mut self, named: Named) {
+        let Some(newest) = self.logging.take().filter(|(logging, _)| *logging == named) else { return };
+        self.around.status.checkpoint.store(named.epoch, Ordering::Relaxed);
+        let second = self.start.checkpoint.replace(newest);
+        let third = std::mem::replace(&mut self.start.second, second);
+        let kept: Vec<_> =
+            [&self.start.checkpoint, &self.start.second].into_iter().flatten().map(|(_, kept)| kept.clone()).collect();
+        if let (Some((name, manifest)), Some(keep)) = (third, &self.keep) {
+            let _ = keep.send(Keep::Delete(name.name, Box::new(manifest), kept));
+        }
+        // Cuts up to the second-newest checkpoint's epoch are not needed by anybody any more. By epoch,
+        // never by place: a checkpoint's own place says nothing.
+        if let Some((second, _)) = &self.start.second {
+            let keep = self.start.offsets.split_off(&(second.epoch + 1));
+            let trimmed = std::mem::replace(&mut self.start.offsets, keep);
+            if let Some((_, last)) = trimmed.last_key_value() {
+                self.send_trim(*last + 1);
+            }
+        }
+    }
+
+    fn send_trim(&self, before: u64) {
+        let cuts = TopicPartition { topic: self.plan.outlets.topics.cuts().into(), partition: 0 };
+        if let Err(error) = self.around.log.trim(&cuts, before) {
+            tracing::warn!(%error, "the cut log could not be trimmed; it is longer than it needs to be");
+        }
+    }
+
+    /// Ends gracefully: what is open finishes, is said and kept.
+    fn stop(mut self) -> Result<(), DecideError> {
+        let deadline = self.around.clock.elapsed() + STOP_MAX;
+        let in_time = |this: &Self| this.around.clock.elapsed() < deadline;
+        while (self.finished < self.last || self.unlogged.is_some() || self.said_through < self.last) && in_time(&self)
+        {
+            self.wait(Duration::from_millis(50))?;
+        }
+        if self.said_through >= self.last && in_time(&self) {
+            self.checkpoint_now()?;
+        }
+        for (command, waker) in self.commands.iter().zip(&self.wakers) {
+            let _ = command.send(Command::Stop);
+            if let Some(waker) = waker.get() {
+                waker();
+            }
+        }
+        (self.entries, self.say, self.keep) = (None, None, None);
+        self.commands.clear();
+        Ok(())
+    }
+}
+
+/// Recovery's step 5: what a replayed epoch read and said must be what the log says of it.
+fn compare(output: &EpochOutput, expected: &BTreeMap<Lot, Extent>, digest: Option<u64>) -> Result<(), DecideError> {
+    let mismatch = |problem: String| DecideError::Mismatch { epoch: output.epoch, problem };
+    for (lot, expected) in expected {
+        let read = output.read.get(lot).copied().unwrap_or_default();
+        if read != *expected {
+            return Err(mismatch(format!(
+                "source {} partition {} has {} records with checksum {:016x} up to offset {}, the cut says {} with {:016x}: \
+                 records were given up (retention, compaction) or changed",
+                lot.source,
+                lot.partition,
+                read.records,
+                read.checksum,
+                expected.end,
+                expected.records,
+                expected.checksum
+            )));
+        }
+    }
+    let said = output.digest();
+    match digest {
+        Some(digest) if digest != said => {
+            Err(mismatch(format!("it says {said:016x}, the first run said {digest:016x}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Commands are few: at most the open epochs and a stop.
+fn command_channel() -> (Sender<Command>, Receiver<Command>) {
+    bounded(usize::try_from(OPEN_MAX).unwrap_or(2) + 2)
+}
+
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, DecideError> {
+    let spawned = std::thread::Builder::new().name(name.to_owned()).spawn(body);
+    spawned.map_err(|error| DecideError::Worker(format!("no thread for {name}: {error}")))
+}
+
+/// The thread that appends to the cut log, one entry at a time.
+fn log_thread(threads: &mut Threads, mut cutlog: CutLog) -> Result<(Sender<Entry>, Receiver<Logged>), DecideError> {
+    let (entries, inbox) = bounded::<Entry>(8);
+    let (outbox, logged) = bounded(8);
+    let run = move || {
+        while let Ok(entry) = inbox.recv() {
+            let logged = match (cutlog.append(&entry), entry) {
+                (Ok(offset), Entry::Cut { cut, .. }) => Logged::Cut(cut.epoch, offset),
+                (Ok(_), Entry::Checkpoint { name, epoch, .. }) => Logged::Checkpoint(Named { name, epoch }),
+                (Ok(_), Entry::Begin { .. }) => continue,
+                (Err(error), _) => Logged::Failed(error),
+            };
+            let failed = matches!(logged, Logged::Failed(_));
+            if outbox.send(logged).is_err() || failed {
+                return;
+            }
+        }
+    };
+    threads.joins.push(spawn("cut-log", run)?);
+    Ok((entries, logged))
+}

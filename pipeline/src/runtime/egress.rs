@@ -1,0 +1,302 @@
+//! What an epoch says, written: lane records, hand-overs, dead letters, lifecycle blocks, marks.
+//!
+//! One thread writes in the order of epochs. It is given an epoch only once its cut is durable, and
+//! reports it said only once every record was acknowledged. An append that fails is made again,
+//! whole, until it succeeds or the generation ends: a repeat carries the same epoch and ordinal, and
+//! readers drop what a mark has passed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use crossbeam_channel::{Receiver, Sender};
+use tidings_operators::harness::output::{EpochOutput, Said, To};
+use tidings_schemas::block::Block;
+use tidings_schemas::ids::lane_partition;
+use tidings_schemas::lane::{HEADER_EPOCH, HEADER_EVENT, HEADER_GENERATION, HEADER_MARK, HEADER_ORDINAL, Mark};
+use tidings_schemas::lifecycle::{Row, Stage};
+use tidings_schemas::topics::Topics;
+use tidings_sinks::log::{Append, Headers, Log, LogError, TopicPartition};
+
+use crate::cutlog::MarkAt;
+
+/// Epochs that are written with one append. More is no faster, and a failure repeats all of them.
+const EPOCHS_MAX: usize = 32;
+
+/// The longest pause between two tries of one append.
+const RETRY_MAX: Duration = Duration::from_secs(2);
+
+/// Rows in one block: a block stays far below the log's largest record.
+const ROWS_MAX: usize = 4_096;
+
+/// Which records of unsaid epochs already stand in the lanes: found by recovery.
+pub(crate) type Present = BTreeSet<(u64, Vec<u8>)>;
+
+/// What the writer is told.
+pub(crate) enum Say {
+    /// An epoch's outputs; its cut is durable.
+    Epoch(Box<EpochOutput>),
+    /// A mark for every lane partition that was written since the last one.
+    Mark(u64),
+}
+
+/// What the writer reports.
+pub(crate) enum Spoken {
+    /// Everything up to this epoch was acknowledged.
+    Through(u64),
+    /// Where the marks stand.
+    Marked(Vec<MarkAt>),
+    /// The log refuses for good.
+    Failed(LogError),
+}
+
+/// Topics and how many partitions each has.
+#[derive(Clone, Debug)]
+pub struct Outlets {
+    /// Their names.
+    pub topics: Topics,
+    /// Partitions by topic.
+    pub partitions: BTreeMap<String, u32>,
+}
+
+impl Outlets {
+    fn partition(&self, topic: String, user: &str) -> TopicPartition {
+        let count = self.partitions.get(&topic).copied().unwrap_or(1).max(1);
+        TopicPartition { partition: lane_partition(user, count), topic: topic.into() }
+    }
+
+    /// Where an output goes.
+    pub(crate) fn place(&self, said: &Said) -> TopicPartition {
+        let topic = match said.to {
+            To::Lane(channel, priority) => self.topics.lane(channel, priority),
+            To::HandOver(priority, _) => self.topics.events(priority),
+            To::Dlq(_) => self.topics.dlq(),
+        };
+        self.partition(topic, &said.user)
+    }
+
+    /// Every lane partition.
+    pub(crate) fn lanes(&self) -> Vec<TopicPartition> {
+        use tidings_schemas::channel::{Channel, Priority};
+        let mut lanes = Vec::new();
+        for channel in Channel::ALL {
+            for priority in Priority::ALL.iter().filter(|priority| **priority != Priority::Critical) {
+                let topic = self.topics.lane(*channel, *priority);
+                let count = self.partitions.get(&topic).copied().unwrap_or(0);
+                let topic: Arc<str> = topic.into();
+                lanes.extend((0..count).map(|partition| TopicPartition { topic: Arc::clone(&topic), partition }));
+            }
+        }
+        lanes
+    }
+
+    /// The lifecycle blocks of rows: one per partition, none larger than the log takes.
+    pub(crate) fn blocks(&self, stage: Stage, epoch: u64, rows: Vec<Row>) -> Vec<Append> {
+        let topic = self.topics.lifecycle();
+        let mut by_partition: BTreeMap<TopicPartition, Vec<Row>> = BTreeMap::new();
+        for row in rows {
+            by_partition.entry(self.partition(topic.clone(), &row.user)).or_default().push(row);
+        }
+        let block = |to: &TopicPartition, rows: &[Row]| Append {
+            to: to.clone(),
+            key: None,
+            value: Some(Block::encode(stage, epoch, rows).into()),
+            headers: Vec::new(),
+        };
+        let of_partition = |(to, rows): (&TopicPartition, &Vec<Row>)| -> Vec<Append> {
+            rows.chunks(ROWS_MAX).map(|rows| block(to, rows)).collect()
+        };
+        by_partition.iter().flat_map(of_partition).collect()
+    }
+}
+
+/// The writer of one generation.
+pub(crate) struct Egress {
+    pub(crate) log: Arc<dyn Log>,
+    pub(crate) outlets: Outlets,
+    pub(crate) generation: u64,
+    pub(crate) present: Present,
+    pub(crate) ended: Arc<AtomicBool>,
+    pub(crate) inbox: Receiver<Say>,
+    pub(crate) outbox: Sender<Spoken>,
+}
+
+impl Egress {
+    /// Writes until the coordinator lets go.
+    pub(crate) fn run(mut self) {
+        let mut written: BTreeSet<TopicPartition> = BTreeSet::new();
+        while let Ok(first) = self.inbox.recv() {
+            let mut said: Vec<Say> = vec![first];
+            said.extend(self.inbox.try_iter().take(EPOCHS_MAX - 1));
+            let mut appends = Vec::new();
+            let mut through = None;
+            let mut mark = None;
+            for say in said {
+                match say {
+                    Say::Epoch(output) => {
+                        through = Some(output.epoch);
+                        self.epoch(*output, &mut appends, &mut written);
+                    }
+                    Say::Mark(epoch) => mark = Some(epoch),
+                }
+            }
+            if !self.append(&appends) {
+                return;
+            }
+            if through.is_some_and(|epoch| self.outbox.send(Spoken::Through(epoch)).is_err()) {
+                return;
+            }
+            if let Some(epoch) = mark {
+                let marks: Vec<_> = std::mem::take(&mut written).into_iter().collect();
+                let Some(marks) = self.mark(epoch, &marks) else { return };
+                if self.outbox.send(Spoken::Marked(marks)).is_err() {
+                    return;
+                }
+            }
+        }
+    }
+
+    fn epoch(&mut self, output: EpochOutput, appends: &mut Vec<Append>, written: &mut BTreeSet<TopicPartition>) {
+        let EpochOutput { epoch, said, rows, .. } = output;
+        for said in said {
+            let to = self.outlets.place(&said);
+            let ordinal = said.ordinal.0.to_vec();
+            if matches!(said.to, To::Lane(..)) {
+                if self.present.contains(&(epoch, ordinal)) {
+                    continue;
+                }
+                written.insert(to.clone());
+            }
+            let mut headers: Headers = vec![
+                (HEADER_GENERATION.to_owned(), Bytes::from(self.generation.to_string())),
+                (HEADER_EPOCH.to_owned(), Bytes::from(epoch.to_string())),
+                (HEADER_ORDINAL.to_owned(), Bytes::from(said.ordinal.to_string())),
+            ];
+            if let To::HandOver(_, event) = said.to {
+                headers.push((HEADER_EVENT.to_owned(), Bytes::from(event.to_string())));
+            }
+            let key = (!said.user.is_empty()).then(|| Bytes::copy_from_slice(said.user.as_bytes()));
+            appends.push(Append { to, key, value: Some(said.value), headers });
+        }
+        let count = rows.len() as u64;
+        appends.extend(self.outlets.blocks(Stage::Decide, epoch, rows));
+        // The epoch's record is complete with this one, in whatever order partitions are read.
+        let to = TopicPartition { topic: self.outlets.topics.lifecycle().into(), partition: 0 };
+        appends.push(Append { to, key: None, value: Some(Block::closed(epoch, count).into()), headers: Vec::new() });
+    }
+
+    fn mark(&self, said_through: u64, partitions: &[TopicPartition]) -> Option<Vec<MarkAt>> {
+        let mark = Mark { g: self.generation, said_through };
+        let value = Bytes::from(serde_json::to_vec(&mark).unwrap_or_default());
+        let append = |to: &TopicPartition| Append {
+            to: to.clone(),
+            key: None,
+            value: Some(value.clone()),
+            headers: vec![(HEADER_MARK.to_owned(), Bytes::from_static(b"1"))],
+        };
+        let appends: Vec<_> = partitions.iter().map(append).collect();
+        let offsets = self.until_done(&appends)?;
+        let at = |(to, offset): (&TopicPartition, u64)| MarkAt {
+            topic: to.topic.to_string(),
+            partition: to.partition,
+            offset,
+        };
+        Some(partitions.iter().zip(offsets).map(at).collect())
+    }
+
+    fn append(&self, appends: &[Append]) -> bool {
+        self.until_done(appends).is_some()
+    }
+
+    /// Appends until the log has it; none when the generation ended or the log refuses for good.
+    fn until_done(&self, appends: &[Append]) -> Option<Vec<u64>> {
+        if appends.is_empty() {
+            return Some(Vec::new());
+        }
+        let mut pause = Duration::from_millis(50);
+        loop {
+            match self.log.append(appends) {
+                Ok(offsets) => return Some(offsets),
+                Err(error) if error.is_transient() => {
+                    if self.ended.load(Ordering::Relaxed) {
+                        return None;
+                    }
+                    tracing::warn!(%error, "outputs cannot be written; nothing is lost, trying again");
+                    std::thread::sleep(pause);
+                    pause = (pause * 2).min(RETRY_MAX);
+                }
+                Err(error) => {
+                    let _ = self.outbox.send(Spoken::Failed(error));
+                    return None;
+                }
+            }
+        }
+    }
+}
+
+/// Recovery's step 6: which records of epochs after `said_through` stand in the lanes already, from
+/// the newest marks on. An epoch beyond `last` means that the cut log lost its end.
+pub(crate) fn present(
+    log: &dyn Log,
+    outlets: &Outlets,
+    marks: &BTreeMap<(String, u32), u64>,
+    said_through: u64,
+    last: u64,
+) -> Result<Present, PresentError> {
+    let mut present = Present::new();
+    for partition in outlets.lanes() {
+        let range = log.range(&partition)?;
+        let marked = marks.get(&(partition.topic.to_string(), partition.partition)).copied().unwrap_or(0);
+        let mut position = marked.max(range.start);
+        if position >= range.end {
+            continue;
+        }
+        let mut reader = log.reader(&partition, position)?;
+        while position < range.end {
+            let batch = reader.poll(4_096, Duration::from_millis(500))?;
+            for record in &batch.records {
+                let text = |name| record.header(name).and_then(|value| std::str::from_utf8(value).ok());
+                let epoch = text(HEADER_EPOCH).and_then(|epoch| epoch.parse::<u64>().ok());
+                let Some((epoch, ordinal)) = epoch.zip(text(HEADER_ORDINAL)) else { continue };
+                if epoch > last {
+                    return Err(PresentError::Beyond { partition, offset: record.offset, epoch, last });
+                }
+                if epoch > said_through {
+                    present.insert((epoch, bytes_of(ordinal)));
+                }
+            }
+            position = batch.position;
+        }
+    }
+    Ok(present)
+}
+
+fn bytes_of(hex: &str) -> Vec<u8> {
+    let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok()).unwrap_or(0);
+    hex.as_bytes().chunks_exact(2).map(|pair| digit(pair[0]) << 4 | digit(pair[1])).collect()
+}
+
+/// Why the lanes cannot be compared with the cut log.
+#[derive(Debug, thiserror::Error)]
+pub enum PresentError {
+    /// The log.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// A lane speaks of an epoch that the cut log does not have.
+    #[error(
+        "{partition} at offset {offset} speaks of epoch {epoch}, but the cut log ends with epoch {last}: \
+         the cut log was truncated; restore it, or start with `--accept-loss`"
+    )]
+    Beyond {
+        /// The lane.
+        partition: TopicPartition,
+        /// Where.
+        offset: u64,
+        /// What it speaks of.
+        epoch: u64,
+        /// Where the cut log ends.
+        last: u64,
+    },
+}

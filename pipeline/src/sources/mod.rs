@@ -1,0 +1,3 @@
+//! Where events come from when no producer writes them into the log.
+
+pub mod file;

@@ -1,0 +1,383 @@
+//! A world that outlives its processes: a log, a store, a workload, a clock; and the comparison of
+//! all that was ever said with a plain recomputation along the logged cuts.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use object_store::memory::InMemory;
+use object_store::path::Path as ObjectPath;
+use object_store::{ObjectStore, ObjectStoreExt};
+use tidings_operators::harness::chain::Block;
+use tidings_operators::harness::dataflow::Transport;
+use tidings_operators::harness::feed::{Lot, RawRecord};
+use tidings_operators::harness::output::{EpochOutput, To};
+use tidings_operators::ingest::{Path, ingest};
+use tidings_operators::registry::Wiring;
+use tidings_operators::rules::Rules;
+use tidings_operators::script;
+use tidings_pipeline::checkpoint::Checkpoints;
+use tidings_pipeline::cutlog::{self, Entry};
+use tidings_pipeline::runtime::clock::{Clock, ScaledClock};
+use tidings_pipeline::runtime::coordinator::{Status, Surroundings, run};
+use tidings_pipeline::runtime::egress::Outlets;
+use tidings_pipeline::runtime::plan::{Plan, SourcePlan};
+use tidings_schemas::block::{Block as RowBlock, Kind};
+use tidings_schemas::channel::{Channel, Priority};
+use tidings_schemas::lane::{HEADER_EPOCH, HEADER_MARK, HEADER_ORDINAL};
+use tidings_schemas::lifecycle::Row;
+use tidings_schemas::topics::Topics;
+use tidings_sinks::log::memory::{CrashPoint, MemoryLog};
+use tidings_sinks::log::{Append, Log, Record, Retention, TopicPartition, TopicSpec};
+
+use crate::dying::{Death, DyingLog, DyingStore, Life, Witness};
+
+const SOURCES: [(&str, u32, bool); 4] =
+    [("in.events", 3, false), ("in.returned", 1, false), ("in.profiles", 1, true), ("in.addresses", 1, true)];
+
+/// Slices in which the workload is fed; each is cut before the next is fed.
+const SLICES: usize = 12;
+
+/// Eleven hours of the world in a second of ours: the night is over before one gets tired.
+const SPEED: u32 = 40_000;
+
+/// Windows, limits and the night have ended by then.
+const NOON: &str = "2026-03-29T14:00:00Z";
+
+pub(crate) struct World {
+    log: MemoryLog,
+    witnessed: Arc<dyn Log>,
+    cuts: Arc<Mutex<BTreeMap<u64, Vec<u8>>>>,
+    store: Arc<InMemory>,
+    clock: Arc<ScaledClock>,
+    rules: Arc<Rules>,
+    slices: Vec<Vec<Append>>,
+    fed: usize,
+}
+
+fn wiring() -> Wiring {
+    let limits = serde_json::json!({"levels": [{"per": ["channel", "type"], "push": "3/h", "other": "5/h"}]});
+    script::straight(&[
+        ("validate", serde_json::json!({}), None),
+        ("dedup", serde_json::json!({"window": "24h"}), None),
+        ("schedule", serde_json::json!({}), None),
+        ("preferences", serde_json::json!({}), None),
+        ("aggregate", serde_json::json!({"window": "5m", "threshold": 4}), Some(r#"category == "social""#)),
+        ("route", serde_json::json!({}), None),
+        ("quiet_hours", serde_json::json!({"spread": "10m"}), None),
+        ("rate_limit", limits, None),
+    ])
+}
+
+fn topics() -> Vec<(String, u32)> {
+    let topics = Topics::default();
+    let mut all: Vec<(String, u32)> = SOURCES.iter().map(|(topic, count, _)| ((*topic).to_owned(), *count)).collect();
+    for channel in Channel::ALL {
+        for priority in Priority::ALL {
+            all.push((topics.lane(*channel, *priority), 2));
+        }
+    }
+    all.extend(Priority::ALL.iter().map(|priority| (topics.events(*priority), 1)));
+    all.extend([(topics.dlq(), 1), (topics.lifecycle(), 2), (topics.cuts(), 1)]);
+    all
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        let clock = Arc::new(ScaledClock::new("2026-03-28T21:00:00Z".parse().unwrap(), SPEED));
+        let stamp = Arc::clone(&clock);
+        let log = MemoryLog::new(Arc::new(move || stamp.wall())).unwrap();
+        let spec = |(name, partitions): (String, u32)| TopicSpec {
+            name,
+            partitions,
+            retention: Retention::Forever,
+            replication: 1,
+            min_insync: 1,
+        };
+        log.create(&topics().into_iter().map(spec).collect::<Vec<_>>()).unwrap();
+        let cuts: Arc<Mutex<BTreeMap<u64, Vec<u8>>>> = Arc::default();
+        let witnessed: Arc<dyn Log> = Arc::new(Witness { log: Arc::new(log.clone()), cuts: Arc::clone(&cuts) });
+        let rules = Arc::new(script::rules_of(&script::policies(), Duration::from_secs(600)));
+        let store = Arc::new(InMemory::new());
+        Self { log, witnessed, cuts, store, clock, rules, slices: workload(), fed: 0 }
+    }
+
+    fn plan(&self, workers: usize, wiring: Wiring) -> Plan {
+        let source = |(number, (topic, partitions, side_input)): (usize, &(&str, u32, bool))| SourcePlan {
+            id: script::sources()[number].id.to_string(),
+            topic: (*topic).to_owned(),
+            partitions: *partitions,
+            rank: 0,
+            at_least_permille: 0,
+            side_input: *side_input,
+        };
+        Plan {
+            wiring,
+            sources: SOURCES.iter().enumerate().map(source).collect(),
+            rules: Arc::clone(&self.rules),
+            topology: Arc::from(&b"the test's topology"[..]),
+            build: [7; 32],
+            outlets: Outlets { topics: Topics::default(), partitions: topics().into_iter().collect() },
+            workers,
+            transport: Transport::Memory,
+            epoch_min: Duration::from_millis(5),
+            idle_max: Duration::from_millis(25),
+            checkpoint_every: Duration::from_millis(80),
+        }
+    }
+
+    fn surroundings(&self, life: &Arc<Life>) -> Surroundings {
+        let store = DyingStore { store: Arc::clone(&self.store) as Arc<dyn ObjectStore>, life: Arc::clone(life) };
+        Surroundings {
+            log: Arc::new(DyingLog { log: Arc::clone(&self.witnessed), life: Arc::clone(life) }),
+            checkpoints: Checkpoints::new(Arc::new(store)).unwrap(),
+            clock: Arc::clone(&self.clock) as Arc<dyn Clock>,
+            stop: Arc::new(AtomicBool::new(false)),
+            status: Arc::new(Status::default()),
+            observer: None,
+            older: Arc::new(|_, _| Err("the test has one topology".to_owned())),
+            accept_divergence: false,
+        }
+    }
+
+    /// Runs one process until it dies or has cut all there is, several checkpoints long; says whether
+    /// it died.
+    pub(crate) fn run(&mut self, death: Option<Death>, workers: usize) -> bool {
+        let life = Life::new(death);
+        let around = self.surroundings(&life);
+        let plan = self.plan(workers, wiring());
+        let (stop, status) = (Arc::clone(&around.stop), Arc::clone(&around.status));
+        let process = std::thread::spawn(move || run(&plan, &around));
+        let noon = NOON.parse().unwrap();
+        let mut over = None;
+        while !life.is_dead() && !process.is_finished() {
+            let epoch = status.epoch.load(Ordering::Relaxed);
+            if !status.ready.load(Ordering::Relaxed) || !self.caught_up() {
+                // Ask again.
+            } else if self.fed < self.slices.len() {
+                self.log.append(&self.slices[self.fed]).unwrap();
+                self.fed += 1;
+            } else if self.clock.wall() > noon {
+                if epoch > *over.get_or_insert(epoch) + 10 {
+                    stop.store(true, Ordering::Relaxed);
+                }
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let ended = process.join().unwrap();
+        if !life.is_dead() {
+            ended.unwrap();
+        }
+        life.is_dead()
+    }
+
+    /// Whether everything fed so far was cut by somebody.
+    fn caught_up(&self) -> bool {
+        let counted = self.counted();
+        let mut ends: BTreeMap<(String, u32), u64> = BTreeMap::new();
+        for cut in &counted {
+            for (source, partitions) in &cut.ends {
+                for (partition, end) in partitions {
+                    ends.insert((source.clone(), *partition), end.end);
+                }
+            }
+        }
+        SOURCES.iter().enumerate().all(|(number, (topic, partitions, _))| {
+            let id = script::sources()[number].id.to_string();
+            (0..*partitions).all(|partition| {
+                let at = TopicPartition { topic: (*topic).into(), partition };
+                self.log.range(&at).unwrap().end == ends.get(&(id.clone(), partition)).copied().unwrap_or(0)
+            })
+        })
+    }
+
+    fn counted(&self) -> Vec<cutlog::CutBody> {
+        let entries: Vec<_> = self.cuts.lock().unwrap().clone().into_iter().collect();
+        let entries = entries.into_iter().map(|(offset, bytes)| (offset, Entry::decode(offset, &bytes).unwrap()));
+        cutlog::read(entries, false).unwrap().cuts.into_iter().map(|(_, cut)| cut).collect()
+    }
+
+    pub(crate) fn lose_acknowledgement(&self, topic: &str, nth: u64) {
+        self.log.fail_topic_at(topic, CrashPoint::LostAck, nth);
+    }
+
+    pub(crate) fn damage_newest_manifest(&self) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let entries: Vec<_> = self.cuts.lock().unwrap().clone().into_iter().collect();
+        let entries = entries.into_iter().map(|(offset, bytes)| (offset, Entry::decode(offset, &bytes).unwrap()));
+        let counted = cutlog::read(entries, false).unwrap();
+        let (_, newest) = counted.checkpoints.last_key_value().unwrap();
+        let path = ObjectPath::from(newest.name.as_str());
+        runtime.block_on(self.store.put(&path, Bytes::from_static(b"\x01torn").into())).unwrap();
+    }
+
+    /// Starts a topology that lacks an operator.
+    pub(crate) fn start_without(&self, kind: &str) -> Result<(), String> {
+        let mut wiring = wiring();
+        let gone = wiring.operators.iter().position(|operator| operator.kind == kind).unwrap();
+        wiring.operators.remove(gone);
+        for operator in &mut wiring.operators[gone..] {
+            for input in &mut operator.inputs {
+                if let tidings_operators::registry::Input::Operator(number) = input {
+                    *number -= usize::from(*number >= gone);
+                }
+            }
+        }
+        let plan = self.plan(1, wiring);
+        let around = self.surroundings(&Life::new(None));
+        run(&plan, &around).map_err(|error| error.to_string())
+    }
+
+    fn records(&self, topic: &str, partition: u32) -> Vec<Record> {
+        let partition = TopicPartition { topic: topic.into(), partition };
+        let range = self.log.range(&partition).unwrap();
+        let mut reader = self.log.reader(&partition, range.start).unwrap();
+        let (mut records, mut position) = (Vec::new(), range.start);
+        while position < range.end {
+            let batch = reader.poll(10_000, Duration::from_millis(10)).unwrap();
+            position = batch.position;
+            records.extend(batch.records);
+        }
+        records
+    }
+
+    /// What a plain recomputation along the logged cuts says, on one chain, without timely.
+    fn recomputed(&self) -> Vec<EpochOutput> {
+        let mut chain = wiring().chain(Path::Decide).unwrap();
+        let sources = script::sources();
+        let mut outputs = Vec::new();
+        let mut from: BTreeMap<(usize, u32), u64> = BTreeMap::new();
+        for cut in self.counted() {
+            let mut blocks = Vec::new();
+            for (number, (topic, partitions, _)) in SOURCES.iter().enumerate() {
+                for partition in 0..*partitions {
+                    let end = cut.ends.get(&*sources[number].id).and_then(|ends| ends.get(&partition));
+                    let Some(end) = end else { continue };
+                    let start = from.insert((number, partition), end.end).unwrap_or(0);
+                    let lot = Lot { source: u16::try_from(number).unwrap(), partition };
+                    let records = self.records(topic, partition).into_iter();
+                    let records = records.filter(|record| record.offset >= start && record.offset < end.end);
+                    let arrived = records.map(|Record { offset, key, value, headers, timestamp }| {
+                        let raw = RawRecord { offset, key, value, headers, timestamp };
+                        ingest(&sources[number], lot, &raw, &self.rules, Path::Decide)
+                    });
+                    blocks.push(Block { lot, target: 0, records: arrived.collect() });
+                }
+            }
+            let mut output = chain.epoch(cut.epoch, cut.now, &self.rules, blocks);
+            output.canonical();
+            outputs.push(output);
+        }
+        outputs
+    }
+
+    /// Everything that was ever said, against the recomputation.
+    pub(crate) fn compare(&self, name: &str) {
+        let outputs = self.recomputed();
+        let mut expected: BTreeMap<(u64, String), Bytes> = BTreeMap::new();
+        for output in &outputs {
+            for said in output.said.iter().filter(|said| matches!(said.to, To::Lane(..))) {
+                expected.insert((output.epoch, said.ordinal.to_string()), said.value.clone());
+            }
+        }
+        assert!(expected.len() > 40, "{name}: only {} lane records, which proves little", expected.len());
+        let mut said: BTreeMap<(u64, String), Bytes> = BTreeMap::new();
+        let mut twice = Vec::new();
+        let lanes = topics().into_iter().filter(|(topic, _)| Channel::ALL.iter().any(|channel| {
+            Priority::ALL.iter().any(|priority| *topic == Topics::default().lane(*channel, *priority))
+        }));
+        for (topic, partitions) in lanes {
+            for record in (0..partitions).flat_map(|partition| self.records(&topic, partition)) {
+                if record.header(HEADER_MARK).is_some() {
+                    continue;
+                }
+                let text = |name| String::from_utf8(record.header(name).unwrap().to_vec()).unwrap();
+                let key = (text(HEADER_EPOCH).parse().unwrap(), text(HEADER_ORDINAL));
+                if let Some(before) = said.insert(key.clone(), record.value.clone().unwrap()) {
+                    assert_eq!(Some(before), record.value, "{name}: {key:?} was said in two ways");
+                    twice.push(key);
+                }
+            }
+        }
+        for (key, value) in &expected {
+            assert_eq!(said.get(key), Some(value), "{name}: {key:?} was lost, or said differently");
+        }
+        for key in said.keys() {
+            assert!(expected.contains_key(key), "{name}: {key:?} was said, and no cut justifies it");
+        }
+        assert!(twice.is_empty(), "{name}: said twice: {twice:?}");
+        self.compare_rows(name, &outputs);
+    }
+
+    /// Rows may be written again; an exact repeat is one row.
+    fn compare_rows(&self, name: &str, outputs: &[EpochOutput]) {
+        let mut written: BTreeMap<[u8; 16], Row> = BTreeMap::new();
+        let mut closed: BTreeMap<u64, u64> = BTreeMap::new();
+        for record in (0..2).flat_map(|partition| self.records("notifications.lifecycle", partition)) {
+            let value = record.value.unwrap();
+            let block = RowBlock::decode_header(&value).unwrap();
+            match block.header.kind {
+                Kind::Closed => drop(closed.insert(block.header.epoch, block.header.rows)),
+                Kind::Rows => {
+                    for row in block.decode_rows().unwrap() {
+                        if let Some(before) = written.insert(row.row_id.0, row.clone()) {
+                            assert_eq!(before, row, "{name}: one row id, two rows");
+                        }
+                    }
+                }
+            }
+        }
+        let mut expected = 0;
+        for row in outputs.iter().flat_map(|output| &output.rows) {
+            expected += 1;
+            assert_eq!(written.get(&row.row_id.0), Some(row), "{name}: a row was lost, or differs");
+        }
+        assert_eq!(written.len(), expected, "{name}: rows that no cut justifies");
+        for output in outputs {
+            assert_eq!(closed.get(&output.epoch), Some(&(output.rows.len() as u64)), "{name}: epoch {} not closed", output.epoch);
+        }
+    }
+}
+
+/// A night of a dozen people, in slices.
+fn workload() -> Vec<Vec<Append>> {
+    let append = |topic: &str, partition: u32, key: String, value: String| Append {
+        to: TopicPartition { topic: topic.into(), partition },
+        key: Some(key.into()),
+        value: Some(value.into()),
+        headers: Vec::new(),
+    };
+    let mut slices: Vec<Vec<Append>> = vec![Vec::new(); SLICES];
+    for user in 0..12 {
+        let id = format!("u{user}");
+        let zone = ["Europe/Berlin", "America/New_York", "Asia/Kolkata"][user % 3];
+        let profile = format!(r#"{{"time_zone":"{zone}","quiet_hours":{{"from":"22:00","to":"07:00"}}}}"#);
+        slices[0].push(append("in.profiles", 0, id.clone(), profile));
+        let address = format!(r#"{{"user_id":"{id}","address_id":"push","channel":"push","address":"x"}}"#);
+        slices[0].push(append("in.addresses", 0, format!("{id}/push"), address));
+    }
+    let mut number = 0;
+    for (place, slice) in slices.iter_mut().enumerate() {
+        for user in 0..12 {
+            let id = format!("u{user}");
+            for _ in 0..(user + place) % 4 {
+                number += 1;
+                let op = if number % 17 == 0 { "retract" } else { "notify" };
+                let dedup = if number % 11 == 0 { 5 } else { number };
+                let (actor, object) = (number % 5, number % 3);
+                let json = format!(
+                    r#"{{"id":"l{dedup}","type":"like","user_id":"{id}","op":"{op}","actor":{{"id":"a{actor}"}},"object":{{"id":"p{object}"}}}}"#
+                );
+                slice.push(append("in.events", u32::try_from(user % 3).unwrap(), id.clone(), json));
+            }
+        }
+        let opt_out = r#"{"time_zone":"Europe/Berlin","types":{"like":{"push":false}}}"#;
+        if place % 4 == 3 {
+            slice.push(append("in.profiles", 0, format!("u{place}"), opt_out.to_owned()));
+        }
+        slice.push(append("in.events", 0, "broken".to_owned(), "{".to_owned()));
+    }
+    slices
+}

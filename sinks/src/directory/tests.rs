@@ -1,0 +1,165 @@
+//! The directory's contract against every implementation, and the loader against the log in memory.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidings_schemas::time::Instant;
+use tidings_schemas::topics::Topics;
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+use crate::lane::wire;
+use crate::ledger::tests::test_redis;
+use crate::log::memory::MemoryLog;
+use crate::log::{Append, Log, Retention, TopicSpec};
+
+fn address(user: &str, id: &str, channel: Channel) -> Address {
+    Address {
+        user_id: user.into(),
+        address_id: id.into(),
+        channel,
+        provider: None,
+        platform: None,
+        address: format!("{user}-{id}"),
+        environment: None,
+        registered_at: None,
+        last_seen_at: None,
+        status: AddressStatus::Live,
+        reason: None,
+    }
+}
+
+fn listed(user: &str, id: &str, channel: Channel) -> Change {
+    let listed = Some(Box::new(Listed { address: address(user, id, channel), partition: 2 }));
+    Change::Address { user: user.into(), address_id: id.into(), listed }
+}
+
+async fn ids(directory: &dyn Directory, channel: Channel, user: &str) -> Vec<String> {
+    let known = directory.look(channel, &["nobody", user]).await.unwrap();
+    assert_eq!(known[0], Known::default());
+    known[1].addresses.iter().map(|it| it.address.address_id.clone()).collect()
+}
+
+async fn the_contract(directory: &dyn Directory) {
+    let partition = TopicPartition { topic: "notifications.addresses".into(), partition: 2 };
+    assert_eq!(directory.look(Channel::Push, &["u1"]).await, Err(DirectoryError::NotLoaded));
+    let profile = Profile { locale: Some("de".into()), ..Profile::default() };
+    let changes = [
+        listed("u1", "b", Channel::Push),
+        listed("u1", "a", Channel::Push),
+        listed("u1", "m", Channel::Email),
+        listed("u10", "x", Channel::Push),
+        Change::Profile { user: "u1".into(), profile: Some(Box::new(profile.clone())) },
+    ];
+    directory.apply(&changes, &[(partition.clone(), 7)]).await.unwrap();
+    directory.loaded().await.unwrap();
+    assert_eq!(ids(directory, Channel::Push, "u1").await, ["a", "b"]);
+    assert_eq!(ids(directory, Channel::Email, "u1").await, ["m"]);
+    let known = directory.look(Channel::Push, &["u1"]).await.unwrap().remove(0);
+    assert_eq!((known.profile, known.addresses[0].partition), (profile, 2));
+    let other = TopicPartition { partition: 3, ..partition.clone() };
+    assert_eq!(directory.positions(&[partition, other]).await.unwrap(), [Some(7), None]);
+    let gone = Change::Address { user: "u1".into(), address_id: "a".into(), listed: None };
+    directory.apply(&[gone, Change::Profile { user: "u1".into(), profile: None }], &[]).await.unwrap();
+    assert_eq!(ids(directory, Channel::Push, "u1").await, ["b"]);
+    assert_eq!(directory.look(Channel::Push, &["u1"]).await.unwrap()[0].profile, Profile::default());
+}
+
+#[tokio::test]
+async fn every_directory_keeps_the_contract() {
+    the_contract(&MemoryDirectory::default()).await;
+    let folder = tempfile::tempdir().unwrap();
+    the_contract(&EmbeddedDirectory::open(folder.path()).unwrap()).await;
+    let reopened = EmbeddedDirectory::open(folder.path()).unwrap();
+    assert_eq!(ids(&reopened, Channel::Push, "u1").await, ["b"]);
+    if let Some((url, prefix, _own)) = test_redis() {
+        the_contract(&RedisDirectory::new(&url, &prefix).unwrap()).await;
+    }
+}
+
+struct Loading {
+    log: MemoryLog,
+    topics: Topics,
+    stop: CancellationToken,
+}
+
+impl Loading {
+    fn new() -> Self {
+        let log = MemoryLog::new(Arc::new(|| Instant(0))).unwrap();
+        let topics = Topics::default();
+        let spec =
+            |name| TopicSpec { name, partitions: 2, retention: Retention::Forever, replication: 1, min_insync: 1 };
+        log.create(&[spec(topics.addresses()), spec(topics.preferences())]).unwrap();
+        Self { log, topics, stop: CancellationToken::new() }
+    }
+
+    fn address(&self, user: &str, id: &str) {
+        let topic = self.topics.addresses();
+        let written = wire::address(wire::place(&topic, user, 2), &address(user, id, Channel::Push));
+        self.log.append(&[written]).unwrap();
+    }
+
+    fn start(&self, directory: Arc<dyn Directory>) -> tokio::task::JoinHandle<Result<(), LoaderError>> {
+        let loader = Loader::new(Arc::new(self.log.clone()), directory, &self.topics);
+        tokio::task::spawn(loader.run(self.stop.clone()))
+    }
+
+    async fn until(&self, directory: &dyn Directory, users: &[&str], condition: impl Fn(&[Known]) -> bool) {
+        loop {
+            if directory.look(Channel::Push, users).await.is_ok_and(|known| condition(&known)) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_loader_answers_only_once_it_is_at_the_end_and_follows_from_there() {
+    let world = Loading::new();
+    let directory: Arc<dyn Directory> = Arc::new(MemoryDirectory::default());
+    for user in ["u1", "u2", "u3"] {
+        world.address(user, "phone");
+    }
+    let preferences = world.topics.preferences();
+    let preference = |value: &'static str| Append {
+        to: wire::place(&preferences, "u1", 2),
+        key: Some("u1".into()),
+        value: Some(value.into()),
+        headers: Vec::new(),
+    };
+    world.log.append(&[preference("not a profile"), preference(r#"{"locale":"de"}"#)]).unwrap();
+    let running = world.start(directory.clone());
+    // Whenever it answers at all, it knows everything that was there.
+    world.until(&*directory, &["u1", "u2", "u3"], |_| true).await;
+    let known = directory.look(Channel::Push, &["u1", "u2", "u3"]).await.unwrap();
+    assert!(known.iter().all(|it| it.addresses.len() == 1) && known[0].profile.locale.as_deref() == Some("de"));
+    // An opt-out and a tombstone come through.
+    world.log.append(&[preference(r#"{"channels":{"push":false}}"#)]).unwrap();
+    let gone = Append {
+        value: None,
+        ..wire::address(wire::place(&world.topics.addresses(), "u2", 2), &address("u2", "phone", Channel::Push))
+    };
+    world.log.append(&[gone]).unwrap();
+    world
+        .until(&*directory, &["u1", "u2"], |it| !it[0].profile.channels.is_empty() && it[1].addresses.is_empty())
+        .await;
+    world.stop.cancel();
+    running.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_view_that_was_emptied_is_loaded_anew_and_answers_nothing_meanwhile() {
+    let Some(own) = crate::ledger::tests::OwnRedis::start() else { return };
+    let world = Loading::new();
+    world.address("u1", "phone");
+    let directory: Arc<dyn Directory> = Arc::new(RedisDirectory::new(&own.url(), "t").unwrap());
+    let running = world.start(directory.clone());
+    world.until(&*directory, &["u1"], |known| known[0].addresses.len() == 1).await;
+    let mut connection = ::redis::Client::open(own.url()).unwrap().get_multiplexed_async_connection().await.unwrap();
+    ::redis::cmd("FLUSHALL").query_async::<()>(&mut connection).await.unwrap();
+    assert_eq!(directory.look(Channel::Push, &["u1"]).await, Err(DirectoryError::NotLoaded));
+    world.until(&*directory, &["u1"], |known| known[0].addresses.len() == 1).await;
+    world.stop.cancel();
+    running.await.unwrap().unwrap();
+}

@@ -1,0 +1,201 @@
+//! How far one lane partition was read and settled, and what a commit of it may say.
+//!
+//! A commit stands at the first record that is not settled. Beside it stand the highest mark *below
+//! it* (a mark further on would make the reader drop records between the two as repeats, unsent) and
+//! the ledger's incarnation that the oldest unsettled record was read under.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use serde::{Deserialize, Serialize};
+
+use super::metrics::Reached;
+use crate::ledger::Incarnation;
+use crate::log::Commit;
+
+/// The word beside a committed offset.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Metadata {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    mark: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ledger: Option<Incarnation>,
+}
+
+/// The progress of one partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Progress {
+    /// The offset after the last one read.
+    next: u64,
+    /// Read and not settled, each with the incarnation it was read under.
+    open: BTreeMap<u64, Incarnation>,
+    /// The highest mark read: what it passed is a repeat from here on.
+    mark: Option<u64>,
+    /// Rises of the highest mark at offsets that no commit has passed.
+    rises: VecDeque<(u64, u64)>,
+    /// The highest mark below every commit from now on.
+    mark_below: Option<u64>,
+    /// The incarnation that new records are read under; the second one holds below the offset.
+    ledger: Incarnation,
+    before: Option<(u64, Incarnation)>,
+    committed: Option<Commit>,
+}
+
+impl Progress {
+    /// Goes on from `commit`; without one from `start`. `end` is the partition's end now: what lies below
+    /// it may have been in flight when the ledger was lost.
+    pub(crate) fn resume(commit: Option<&Commit>, start: u64, end: u64, ledger: Incarnation) -> Self {
+        let metadata: Metadata =
+            commit.and_then(|commit| serde_json::from_str(&commit.metadata).ok()).unwrap_or_default();
+        let before = metadata.ledger.filter(|before| before.is_lost(&ledger)).map(|before| (end, before));
+        Self {
+            next: commit.map_or(start, |commit| commit.offset),
+            open: BTreeMap::new(),
+            mark: metadata.mark,
+            rises: VecDeque::new(),
+            mark_below: metadata.mark,
+            ledger,
+            before,
+            committed: commit.cloned(),
+        }
+    }
+
+    /// A mark was read.
+    pub(crate) fn marked(&mut self, offset: u64, said_through: u64) {
+        self.next = offset + 1;
+        if self.mark.is_none_or(|mark| mark < said_through) {
+            self.mark = Some(said_through);
+            self.rises.push_back((offset, said_through));
+        }
+    }
+
+    /// Whether a record of `epoch` that is read now is a repeat.
+    pub(crate) fn is_repeat(&self, epoch: u64) -> bool {
+        self.mark.is_some_and(|mark| epoch <= mark)
+    }
+
+    /// A record was read that needs nothing done.
+    pub(crate) fn passed(&mut self, offset: u64) {
+        self.next = offset + 1;
+    }
+
+    /// A record was read and is in flight from here on; says under which incarnation.
+    pub(crate) fn took(&mut self, offset: u64) -> Incarnation {
+        self.next = offset + 1;
+        let believed = self.believed(offset);
+        self.open.insert(offset, believed.clone());
+        believed
+    }
+
+    /// A record is settled.
+    pub(crate) fn settled(&mut self, offset: u64) {
+        self.open.remove(&offset);
+    }
+
+    /// The ledger is of another incarnation for what is read from here on.
+    pub(crate) fn refounded(&mut self, ledger: Incarnation) {
+        self.ledger = ledger;
+    }
+
+    /// For people: how far it has come.
+    pub(crate) fn reached(&self) -> Reached {
+        let committed = self.committed.as_ref().map_or(0, |commit| commit.offset);
+        Reached { position: self.next, committed, open: self.open.len() as u64 }
+    }
+
+    /// What a commit would say now.
+    pub(crate) fn commit(&mut self) -> Commit {
+        let offset = self.open.first_key_value().map_or(self.next, |(offset, _)| *offset);
+        while let Some((_, said_through)) = self.rises.pop_front_if(|(at, _)| *at < offset) {
+            self.mark_below = Some(said_through);
+        }
+        let ledger = self.open.get(&offset).cloned().unwrap_or_else(|| self.believed(offset));
+        let metadata = Metadata { mark: self.mark_below, ledger: Some(ledger) };
+        Commit { offset, metadata: serde_json::to_string(&metadata).unwrap_or_default() }
+    }
+
+    /// As [`Progress::commit`], if it says anything new.
+    pub(crate) fn news(&mut self) -> Option<Commit> {
+        let commit = self.commit();
+        (self.committed.as_ref() != Some(&commit)).then_some(commit)
+    }
+
+    /// The log has `commit`. Returns the mark that now stands below it, where that rose.
+    pub(crate) fn committed(&mut self, commit: Commit) -> Option<u64> {
+        let mark = |commit: &Commit| serde_json::from_str::<Metadata>(&commit.metadata).ok().and_then(|it| it.mark);
+        let (before, now) = (self.committed.as_ref().and_then(mark), mark(&commit));
+        self.committed = Some(commit);
+        now.filter(|_| before != now)
+    }
+
+    fn believed(&self, offset: u64) -> Incarnation {
+        match &self.before {
+            Some((end, before)) if offset < *end => before.clone(),
+            _ => self.ledger.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn word(word: &str) -> Incarnation {
+        Incarnation(word.into())
+    }
+
+    fn said(progress: &mut Progress) -> String {
+        let Commit { offset, metadata } = progress.commit();
+        format!("{offset} {metadata}")
+    }
+
+    #[test]
+    fn a_commit_stands_at_the_first_open_record_and_names_only_marks_below_it() {
+        let mut progress = Progress::resume(None, 10, 10, word("a"));
+        assert_eq!(said(&mut progress), r#"10 {"ledger":"a"}"#);
+        progress.took(10);
+        progress.took(11);
+        progress.marked(12, 5);
+        progress.took(13);
+        progress.settled(11);
+        progress.settled(13);
+        assert!(progress.is_repeat(5) && !progress.is_repeat(6));
+        assert_eq!(said(&mut progress), r#"10 {"ledger":"a"}"#, "the mark lies beyond the commit");
+        progress.settled(10);
+        assert_eq!(said(&mut progress), r#"14 {"mark":5,"ledger":"a"}"#);
+    }
+
+    #[test]
+    fn a_restart_keeps_the_mark_and_a_lower_one_changes_nothing() {
+        let mut progress = Progress::resume(None, 0, 0, word("a"));
+        progress.marked(0, 7);
+        progress.marked(1, 3);
+        let commit = progress.news().unwrap();
+        assert_eq!(progress.committed(commit.clone()), Some(7));
+        assert_eq!(progress.news(), None);
+        let mut progress = Progress::resume(Some(&commit), 0, 9, word("a"));
+        assert!(progress.is_repeat(7));
+        progress.marked(2, 9);
+        let commit = progress.news().unwrap();
+        assert_eq!(progress.committed(commit), Some(9));
+    }
+
+    #[test]
+    fn what_was_in_flight_when_the_ledger_was_lost_stays_suspect_until_it_is_settled() {
+        let mut progress = Progress::resume(None, 0, 0, word("a"));
+        progress.took(0);
+        let commit = progress.commit();
+        // The ledger is lost while nobody runs: everything up to the end may have been in flight.
+        let mut progress = Progress::resume(Some(&commit), 0, 2, word("b"));
+        assert_eq!([progress.took(0), progress.took(1), progress.took(2)], [word("a"), word("a"), word("b")]);
+        progress.settled(0);
+        assert_eq!(said(&mut progress), r#"1 {"ledger":"a"}"#);
+        // Lost again while running.
+        progress.refounded(word("c"));
+        assert_eq!(progress.took(3), word("c"));
+        progress.settled(1);
+        assert_eq!(said(&mut progress), r#"2 {"ledger":"b"}"#);
+        progress.settled(2);
+        progress.settled(3);
+        assert_eq!(said(&mut progress), r#"4 {"ledger":"c"}"#);
+    }
+}

@@ -1,0 +1,949 @@
+//! The lane as a whole: a log, a ledger and a directory in memory, a provider that follows a script, and a
+//! clock that tokio moves.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use tidings_schemas::block::Block;
+use tidings_schemas::channel::{Channel, Priority};
+use tidings_schemas::ids::{DeliveryId, EventId, LegId, NotificationId, lane_partition};
+use tidings_schemas::lane::{LaneRecord, Mark, ReturnCause, Returned};
+use tidings_schemas::lifecycle::{Row, State, Unit};
+use tidings_schemas::profile::{Address, AddressStatus, Profile};
+use tidings_schemas::reason::Reason;
+use tidings_schemas::time::Instant;
+use tidings_schemas::topics::Topics;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::wire::DeadLetter;
+use super::*;
+use crate::directory::{Change, Directory, Listed, MemoryDirectory};
+use crate::ledger::{Claim, Claimed, Entry, Incarnation, Key, Ledger, MemoryLedger, Settle};
+use crate::log::memory::{CrashPoint, MemoryLog};
+use crate::log::{
+    Append, Assignment, Clock, Commit, GroupReader, Log, Reader, Record, Retention, TopicPartition, TopicSpec,
+};
+use crate::outcome::{Code, Outcome};
+use crate::providers::content::{Content, InApp, Push};
+use crate::providers::{Call, Provider};
+use crate::retry::Schedule;
+
+const T0: Instant = Instant(1_774_000_000_000);
+const CALL_MAX: Duration = Duration::from_secs(5);
+
+/// What a call is answered with.
+#[derive(Clone)]
+enum Answer {
+    Is(Outcome),
+    After(Duration, Outcome),
+    Never,
+}
+
+fn ok() -> Answer {
+    Answer::Is(Outcome::accepted(Code::new(200, ""), "id"))
+}
+
+fn busy() -> Answer {
+    Answer::Is(Outcome::retryable(Code::new(503, "ServiceUnavailable"), None))
+}
+
+/// Answers by user, one after the other, the last one for ever; accepts from users it was told nothing about.
+#[derive(Default)]
+struct Scripted {
+    script: Mutex<BTreeMap<String, VecDeque<Answer>>>,
+    calls: Mutex<Vec<(String, DeliveryId, Instant)>>,
+    accepted: Mutex<Vec<DeliveryId>>,
+}
+
+impl Scripted {
+    fn set(&self, user: &str, answers: impl IntoIterator<Item = Answer>) {
+        self.script.lock().unwrap().insert(user.to_owned(), answers.into_iter().collect());
+    }
+
+    fn answer(&self, call: &Call, now: Instant) -> Answer {
+        self.calls.lock().unwrap().push((call.user.clone(), call.delivery, now));
+        let mut script = self.script.lock().unwrap();
+        let Some(answers) = script.get_mut(&call.user) else { return ok() };
+        if answers.len() > 1 { answers.pop_front().unwrap() } else { answers[0].clone() }
+    }
+
+    /// When `user` was called, in milliseconds since the start.
+    fn times(&self, user: &str) -> Vec<i64> {
+        self.calls.lock().unwrap().iter().filter(|call| call.0 == user).map(|call| call.2.0 - T0.0).collect()
+    }
+}
+
+struct Line1 {
+    provider: Arc<Scripted>,
+    channel: Channel,
+    crash: Arc<Crash>,
+}
+
+impl Provider for Line1 {
+    fn name(&self) -> &'static str {
+        "scripted"
+    }
+    fn channel(&self) -> Channel {
+        self.channel
+    }
+    fn batch_max(&self) -> usize {
+        1
+    }
+    fn timeout(&self) -> Duration {
+        CALL_MAX / 2
+    }
+    fn deliver<'a>(&'a self, calls: &'a [Call], now: Instant) -> BoxFuture<'a, Vec<Outcome>> {
+        Box::pin(async move {
+            self.crash.point().await;
+            let mut outcomes = Vec::new();
+            for call in calls {
+                let outcome = match self.provider.answer(call, now) {
+                    Answer::Is(outcome) => outcome,
+                    Answer::After(wait, outcome) => {
+                        tokio::time::sleep(wait).await;
+                        outcome
+                    }
+                    Answer::Never => std::future::pending().await,
+                };
+                if matches!(outcome, Outcome::Accepted { .. }) {
+                    self.provider.accepted.lock().unwrap().push(call.delivery);
+                }
+                outcomes.push(outcome);
+            }
+            self.crash.point().await;
+            outcomes
+        })
+    }
+}
+
+struct Plain;
+
+impl Render for Plain {
+    fn render(&self, leg: &LaneRecord) -> Result<Content, Unrendered> {
+        if leg.template_id.as_deref() == Some("broken") {
+            return Err(Unrendered { reason: Reason::RenderFailed, detail: "line 1".to_owned() });
+        }
+        Ok(match leg.channel {
+            Channel::InApp => Content::InApp(InApp::default()),
+            _ => Content::Push(Push::default()),
+        })
+    }
+}
+
+/// Dies at its n-th point: whatever the process does from then on has no effect and gets no answer.
+struct Crash {
+    left: AtomicI64,
+    dead: AtomicBool,
+}
+
+impl Crash {
+    fn never() -> Arc<Self> {
+        Self::at(i64::MAX)
+    }
+
+    fn at(n: i64) -> Arc<Self> {
+        Arc::new(Self { left: AtomicI64::new(n), dead: AtomicBool::new(false) })
+    }
+
+    fn is_dead(&self) -> bool {
+        self.dead.load(Ordering::SeqCst)
+    }
+
+    /// Counts one point; says whether the process is dead.
+    fn strikes(&self) -> bool {
+        if self.left.fetch_sub(1, Ordering::SeqCst) <= 0 {
+            self.dead.store(true, Ordering::SeqCst);
+        }
+        self.is_dead()
+    }
+
+    async fn point(&self) {
+        if self.strikes() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+struct CrashingLedger(Arc<dyn Ledger>, Arc<Crash>);
+
+macro_rules! crashing {
+    ($self:ident, $call:expr) => {
+        Box::pin(async move {
+            $self.1.point().await;
+            let answer = $call.await;
+            $self.1.point().await;
+            answer
+        })
+    };
+}
+
+impl Ledger for CrashingLedger {
+    fn incarnation(&self, now: Instant) -> BoxFuture<'_, Result<Incarnation, LedgerError>> {
+        self.0.incarnation(now)
+    }
+    fn claim<'a>(
+        &'a self,
+        by: &'a Incarnation,
+        claims: &'a [Claim],
+        now: Instant,
+    ) -> BoxFuture<'a, Result<Vec<Claimed>, LedgerError>> {
+        crashing!(self, self.0.claim(by, claims, now))
+    }
+    fn settle<'a>(
+        &'a self,
+        by: &'a Incarnation,
+        settles: &'a [Settle],
+        now: Instant,
+    ) -> BoxFuture<'a, Result<Vec<bool>, LedgerError>> {
+        crashing!(self, self.0.settle(by, settles, now))
+    }
+    fn look<'a>(
+        &'a self,
+        by: &'a Incarnation,
+        keys: &'a [Key],
+    ) -> BoxFuture<'a, Result<Vec<Option<Entry>>, LedgerError>> {
+        crashing!(self, self.0.look(by, keys))
+    }
+    fn passed<'a>(
+        &'a self,
+        by: &'a Incarnation,
+        lane: &'a TopicPartition,
+        through: u64,
+        now: Instant,
+    ) -> BoxFuture<'a, Result<(), LedgerError>> {
+        crashing!(self, self.0.passed(by, lane, through, now))
+    }
+}
+
+struct CrashingLog(MemoryLog, Arc<Crash>);
+
+impl CrashingLog {
+    fn effect<R>(crash: &Crash, effect: impl FnOnce() -> Result<R, LogError>) -> Result<R, LogError> {
+        if crash.strikes() {
+            return Err(LogError::Unreachable("dead".to_owned()));
+        }
+        let answer = effect();
+        if crash.strikes() { Err(LogError::Ambiguous("dead".to_owned())) } else { answer }
+    }
+}
+
+impl Log for CrashingLog {
+    fn append(&self, records: &[Append]) -> Result<Vec<u64>, LogError> {
+        Self::effect(&self.1, || self.0.append(records))
+    }
+    fn reader(&self, partition: &TopicPartition, from: u64) -> Result<Box<dyn Reader>, LogError> {
+        self.0.reader(partition, from)
+    }
+    fn range(&self, partition: &TopicPartition) -> Result<std::ops::Range<u64>, LogError> {
+        self.0.range(partition)
+    }
+    fn describe(&self, names: &[String]) -> Result<Vec<TopicSpec>, LogError> {
+        self.0.describe(names)
+    }
+    fn create(&self, topics: &[TopicSpec]) -> Result<(), LogError> {
+        self.0.create(topics)
+    }
+    fn trim(&self, partition: &TopicPartition, before: u64) -> Result<(), LogError> {
+        self.0.trim(partition, before)
+    }
+    fn join(
+        &self,
+        group: &str,
+        topics: &[String],
+        assignment: Arc<dyn Assignment>,
+    ) -> Result<Box<dyn GroupReader>, LogError> {
+        Ok(Box::new(CrashingMember(self.0.join(group, topics, assignment)?, self.1.clone())))
+    }
+    fn committed(&self, group: &str, partition: &TopicPartition) -> Result<Option<Commit>, LogError> {
+        self.0.committed(group, partition)
+    }
+    fn time(&self) -> Result<Instant, LogError> {
+        self.0.time()
+    }
+}
+
+struct CrashingMember(Box<dyn GroupReader>, Arc<Crash>);
+
+impl GroupReader for CrashingMember {
+    fn poll(&mut self, records_max: usize, wait: Duration) -> Result<Vec<(TopicPartition, Record)>, LogError> {
+        if self.1.is_dead() {
+            return Ok(Vec::new());
+        }
+        self.0.poll(records_max, wait)
+    }
+    fn pause(&mut self, partitions: &[TopicPartition]) -> Result<(), LogError> {
+        self.0.pause(partitions)
+    }
+    fn resume(&mut self, partitions: &[TopicPartition]) -> Result<(), LogError> {
+        self.0.resume(partitions)
+    }
+    fn commit(&mut self, commits: &[(TopicPartition, Commit)]) -> Result<(), LogError> {
+        CrashingLog::effect(&self.1, || self.0.commit(commits))
+    }
+}
+
+/// What outlives a process.
+struct World {
+    log: MemoryLog,
+    ledger: Arc<MemoryLedger>,
+    directory: Arc<MemoryDirectory>,
+    provider: Arc<Scripted>,
+    clock: Clock,
+    topics: Topics,
+    channel: Channel,
+}
+
+impl World {
+    async fn new(channel: Channel) -> Self {
+        Self::with_partitions(channel, 1).await
+    }
+
+    async fn with_partitions(channel: Channel, partitions: u32) -> Self {
+        let start = tokio::time::Instant::now();
+        let clock: Clock = Arc::new(move || T0.after(start.elapsed()));
+        let log = MemoryLog::new(clock.clone()).unwrap();
+        let topics = Topics::default();
+        let mut names = vec![topics.lifecycle(), topics.returned(), topics.dlq(), topics.addresses()];
+        names.extend(Line::all().into_iter().flat_map(|line| line.topics(&topics, channel)));
+        names.push(topics.lane(Channel::Sms, Priority::Critical));
+        let spec =
+            |name: String| TopicSpec { name, partitions, retention: Retention::Forever, replication: 1, min_insync: 1 };
+        log.create(&names.into_iter().map(spec).collect::<Vec<_>>()).unwrap();
+        let world = Self {
+            log,
+            ledger: Arc::default(),
+            directory: Arc::default(),
+            provider: Arc::default(),
+            clock,
+            topics,
+            channel,
+        };
+        world.directory.loaded().await.unwrap();
+        world
+    }
+
+    async fn device(&self, user: &str, id: &str) -> Address {
+        let address = Address {
+            user_id: user.into(),
+            address_id: id.into(),
+            channel: self.channel,
+            provider: None,
+            platform: Some("ios".into()),
+            address: format!("token-{id}"),
+            environment: None,
+            registered_at: None,
+            last_seen_at: None,
+            status: AddressStatus::Live,
+            reason: None,
+        };
+        let listed = Some(Box::new(Listed { address: address.clone(), partition: 0 }));
+        let change = Change::Address { user: user.into(), address_id: id.into(), listed };
+        self.directory.apply(&[change], &[]).await.unwrap();
+        address
+    }
+
+    async fn profile(&self, user: &str, json: &str) {
+        let profile = Some(Box::new(Profile::from_json(Some(json.as_bytes())).unwrap()));
+        self.directory.apply(&[Change::Profile { user: user.into(), profile }], &[]).await.unwrap();
+    }
+
+    fn leg(&self, user: &str, priority: Priority) -> LaneRecord {
+        let event = EventId::new(user, 0, 0);
+        let notification = NotificationId::new("validate", user, b"", &mut [event]);
+        LaneRecord {
+            notification,
+            leg: LegId::new(notification, self.channel.as_str(), 0),
+            event,
+            user: user.into(),
+            created_at: T0,
+            ready_at: T0,
+            ..samples::leg(self.channel, priority)
+        }
+    }
+
+    fn lane(&self, priority: Priority) -> TopicPartition {
+        TopicPartition { topic: self.topics.lane(self.channel, priority).into(), partition: 0 }
+    }
+
+    fn say(&self, record: &LaneRecord, epoch: Option<u64>) {
+        let epoch = epoch.map(|epoch| (1, epoch, &b"o"[..]));
+        let topic = self.lane(record.priority).topic;
+        let to = wire::place(&topic, &record.user, u32::try_from(self.partitions_of(&topic).len()).unwrap());
+        self.log.append(&[wire::leg(to, record, epoch)]).unwrap();
+    }
+
+    fn mark(&self, priority: Priority, said_through: u64) {
+        self.log.append(&[wire::mark(self.lane(priority), Mark { g: 1, said_through })]).unwrap();
+    }
+
+    async fn start(&self, lines: &[Line], crash: Arc<Crash>, name: &str, limits: Limits) -> Process {
+        let ledger = Arc::new(CrashingLedger(self.ledger.clone(), crash.clone()));
+        self.run(ledger, lines, crash, name, limits).await
+    }
+
+    async fn start_with(&self, ledger: Arc<dyn Ledger>, lines: &[Line]) -> Process {
+        self.run(ledger, lines, Crash::never(), "p", limits()).await
+    }
+
+    async fn run(
+        &self,
+        ledger: Arc<dyn Ledger>,
+        lines: &[Line],
+        crash: Arc<Crash>,
+        name: &str,
+        limits: Limits,
+    ) -> Process {
+        let parts = Parts {
+            channel: self.channel,
+            topics: self.topics.clone(),
+            log: Arc::new(CrashingLog(self.log.clone(), crash.clone())),
+            ledger,
+            directory: self.directory.clone(),
+            render: Arc::new(Plain),
+            providers: Choice::List(vec![Arc::new(Line1 {
+                provider: self.provider.clone(),
+                channel: self.channel,
+                crash: crash.clone(),
+            })]),
+            schedule: Schedule::default(),
+            categories: BTreeMap::new(),
+            clock: self.clock.clone(),
+            process: name.into(),
+        };
+        let deliverer = Arc::new(Deliverer::open(parts).await.unwrap());
+        let stop = CancellationToken::new();
+        let (mut tasks, mut metrics) = (JoinSet::new(), Vec::new());
+        for line in lines {
+            let reader = LaneReader {
+                deliverer: deliverer.clone(),
+                group: line.group(self.channel),
+                topics: line.topics(&self.topics, self.channel),
+                limits: limits.clone(),
+                metrics: Arc::default(),
+            };
+            metrics.push(reader.metrics.clone());
+            tasks.spawn(reader.run(stop.clone()));
+        }
+        Process { deliverer, tasks, stop, metrics, crash }
+    }
+
+    /// Kills a process as SIGKILL would: no last commit, no leaving.
+    async fn kill(&self, mut process: Process) {
+        process.crash.dead.store(true, Ordering::SeqCst);
+        for line in Line::all() {
+            self.log.evict(&line.group(self.channel));
+        }
+        process.tasks.shutdown().await;
+    }
+
+    fn records(&self, topic: &str) -> Vec<Record> {
+        let read = |it: TopicPartition| self.log.reader(&it, 0).unwrap().poll(100_000, Duration::ZERO).unwrap().records;
+        self.partitions_of(topic).into_iter().flat_map(read).collect()
+    }
+
+    fn rows(&self) -> Vec<Row> {
+        let blocks = self.records(&self.topics.lifecycle());
+        let rows =
+            |record: &Record| Block::decode_header(record.value.as_ref().unwrap()).unwrap().decode_rows().unwrap();
+        blocks.iter().flat_map(rows).collect()
+    }
+
+    /// States and reason of each distinct row about `user`, in order.
+    fn said(&self, user: &str) -> Vec<String> {
+        let mut seen = BTreeSet::new();
+        let rows = self.rows().into_iter().filter(|row| row.user == user && seen.insert(row.row_id));
+        rows.map(|row| {
+            let states: Vec<_> = row.states.iter().map(|state| state.as_str()).collect();
+            let unit = if row.unit == Unit::Leg { "leg: " } else { "" };
+            format!("{unit}{} {}", states.join(" "), row.reason.map_or("", Reason::as_str)).trim_end().to_owned()
+        })
+        .collect()
+    }
+
+    fn json<T: serde::de::DeserializeOwned>(&self, topic: &str) -> Vec<T> {
+        self.records(topic).iter().map(|it| serde_json::from_slice(it.value.as_ref().unwrap()).unwrap()).collect()
+    }
+
+    fn partitions_of(&self, topic: &str) -> Vec<TopicPartition> {
+        let count = self.log.describe(&[topic.to_owned()]).unwrap()[0].partitions;
+        (0..count).map(|partition| TopicPartition { topic: topic.into(), partition }).collect()
+    }
+
+    /// Everything read and settled, in lanes and retry topics.
+    fn is_done(&self, lines: &[Line]) -> bool {
+        lines.iter().all(|line| {
+            let topics = line.topics(&self.topics, self.channel);
+            topics.iter().flat_map(|topic| self.partitions_of(topic)).all(|partition| {
+                let end = self.log.range(&partition).unwrap().end;
+                self.log.committed(&line.group(self.channel), &partition).unwrap().map_or(0, |it| it.offset) == end
+            })
+        })
+    }
+
+    async fn done(&self, lines: &[Line]) {
+        self.until(|| self.is_done(lines)).await;
+    }
+
+    /// Lets (virtual) time pass until `condition` holds.
+    async fn until(&self, condition: impl Fn() -> bool) {
+        for _ in 0..200_000 {
+            if condition() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("it never came; rows: {:#?}", self.rows());
+    }
+}
+
+struct Process {
+    deliverer: Arc<Deliverer>,
+    tasks: JoinSet<Result<(), LaneError>>,
+    stop: CancellationToken,
+    metrics: Vec<Arc<LaneMetrics>>,
+    crash: Arc<Crash>,
+}
+
+impl Process {
+    async fn stop(mut self) {
+        self.stop.cancel();
+        while let Some(ended) = self.tasks.join_next().await {
+            ended.unwrap().unwrap();
+        }
+    }
+}
+
+fn limits() -> Limits {
+    Limits {
+        poll_wait: Duration::ZERO,
+        idle: Duration::from_millis(50),
+        commit_every: Duration::ZERO,
+        ..Limits::default()
+    }
+}
+
+const MEDIUM: [Line; 2] = [Line::Lane(Priority::Medium), Line::Retry(tidings_schemas::topics::RetryClass::Normal)];
+
+#[tokio::test(start_paused = true)]
+async fn killed_at_any_step_nothing_is_lost_and_every_duplicate_is_an_unknown() {
+    let mut crashes = 0;
+    for point in 0.. {
+        let world = World::new(Channel::Push).await;
+        for (user, device) in [("u1", "a"), ("u1", "b"), ("u2", "c"), ("u3", "d"), ("u4", "e")] {
+            world.device(user, device).await;
+        }
+        world.provider.set("u2", [busy(), ok()]);
+        world.provider.set("u3", [busy(), busy(), ok()]);
+        world.provider.set("u4", [Answer::Is(Outcome::permanent(Code::new(400, "BadPath"), "a bug"))]);
+        for user in ["u1", "u2", "u3", "u4"] {
+            let fallback_channels = if user == "u4" { vec![Channel::Email] } else { Vec::new() };
+            world.say(&LaneRecord { fallback_channels, ..world.leg(user, Priority::Medium) }, Some(1));
+        }
+        world.mark(Priority::Medium, 1);
+
+        let first = world.start(&MEDIUM, Crash::at(point), "first", limits()).await;
+        world.until(|| first.crash.is_dead() || world.is_done(&MEDIUM)).await;
+        let crashed = first.crash.is_dead();
+        world.kill(first).await;
+        let second = world.start(&MEDIUM, Crash::never(), "second", limits()).await;
+        world.done(&MEDIUM).await;
+        second.stop().await;
+
+        // Promise 1: nothing is lost. Promise 3: a duplicate has an unknown. Every row repeats itself exactly.
+        let rows = world.rows();
+        let mut distinct = BTreeMap::new();
+        for row in &rows {
+            let states = distinct.entry(row.row_id).or_insert_with(|| row.states.clone());
+            assert_eq!(states, &row.states, "point {point}: two rows under one id");
+        }
+        let deliveries: BTreeSet<_> =
+            rows.iter().filter(|row| row.unit == Unit::Delivery).map(|row| row.delivery).collect();
+        assert_eq!(deliveries.len(), 5, "point {point}");
+        let accepted = world.provider.accepted.lock().unwrap().clone();
+        for delivery in deliveries {
+            let mut seen = BTreeSet::new();
+            let own: Vec<_> = rows.iter().filter(|row| row.delivery == delivery && seen.insert(row.row_id)).collect();
+            let count = |state| own.iter().filter(|row| row.states.contains(&state)).count();
+            let unknown = count(State::Unknown) > 0;
+            let times = accepted.iter().filter(|it| **it == delivery).count();
+            assert_eq!((count(State::Created), count(State::Sent)), (1, 1), "point {point}: {own:#?}");
+            if own[0].user == "u4" {
+                assert_eq!((count(State::Failed), count(State::Dlq), times), (1, 1, 0), "point {point}: {own:#?}");
+            } else {
+                assert_eq!((count(State::Delivered), times > 0), (1, true), "point {point}: {own:#?}");
+                assert!(times == 1 || unknown, "point {point}: sent {times} times, and nobody says so: {own:#?}");
+            }
+            // No crash, no unknown.
+            assert!(crashed || !unknown, "point {point}: {own:#?}");
+        }
+        let returned: BTreeSet<_> =
+            world.json::<Returned>(&world.topics.returned()).iter().map(|it| it.leg.leg).collect();
+        let dead: BTreeSet<_> = world.json::<DeadLetter>(&world.topics.dlq()).iter().map(|it| it.delivery).collect();
+        assert_eq!((returned.len(), dead.len()), (1, 1), "point {point}");
+        crashes += i32::from(crashed);
+        if !crashed {
+            break;
+        }
+    }
+    assert!(crashes > 30, "only {crashes} points were met");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stuck_delivery_holds_nothing_back_and_ends_in_the_dlq_on_schedule() {
+    let world = World::new(Channel::Push).await;
+    world.device("u1", "a").await;
+    world.device("u2", "b").await;
+    world.provider.set("u1", [busy()]);
+    world.say(&world.leg("u1", Priority::Medium), Some(1));
+    world.say(&world.leg("u2", Priority::Medium), Some(1));
+    let process = world.start(&MEDIUM, Crash::never(), "p", limits()).await;
+    // The lane is committed past it once its first retry failed.
+    world.done(&MEDIUM[..1]).await;
+    assert_eq!((world.provider.times("u1").len(), world.provider.times("u2").len()), (2, 1));
+    world.until(|| !world.records(&world.topics.dlq()).is_empty()).await;
+    world.done(&MEDIUM).await;
+    process.stop().await;
+    let times = world.provider.times("u1");
+    let waits: Vec<_> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    // The reader looks every 50 ms.
+    let ranges = [(1000, 1600), (5000, 5200), (20_000, 20_200), (90_000, 90_200)];
+    assert_eq!(waits.len(), ranges.len(), "{waits:?}");
+    assert!(waits.iter().zip(ranges).all(|(wait, (from, to))| (from..to).contains(wait)), "{waits:?}");
+    let retry = "retry";
+    let expected = ["created rendered sent retry", retry, retry, retry, "failed dlq attempts_exhausted"];
+    assert_eq!(world.said("u1"), expected);
+    let letters: Vec<DeadLetter> = world.json(&world.topics.dlq());
+    assert_eq!((letters[0].attempts, letters[0].unknown, &*letters[0].code), (5, false, "503 ServiceUnavailable"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn repeats_behind_a_mark_are_dropped_and_others_are_met_in_the_ledger() {
+    let world = World::new(Channel::Push).await;
+    world.device("u1", "a").await;
+    world.say(&world.leg("u1", Priority::Medium), Some(1));
+    world.say(&world.leg("u1", Priority::Medium), Some(1));
+    world.mark(Priority::Medium, 1);
+    world.say(&world.leg("u1", Priority::Medium), Some(1));
+    let process = world.start(&MEDIUM, Crash::never(), "p", limits()).await;
+    world.done(&MEDIUM).await;
+    assert_eq!(process.metrics[0].repeats.load(Ordering::Relaxed), 1);
+    let reached = process.metrics[0].reached();
+    process.stop().await;
+    assert_eq!(reached[&world.lane(Priority::Medium)].position, 4);
+    assert_eq!(world.provider.times("u1").len(), 1);
+    assert_eq!(world.said("u1"), ["created rendered sent delivered"]);
+    // The mark stands beside the offset, for the next owner.
+    let commit = world.log.committed(&MEDIUM[0].group(Channel::Push), &world.lane(Priority::Medium)).unwrap().unwrap();
+    assert!(commit.offset == 4 && commit.metadata.starts_with(r#"{"mark":1,"#), "{commit:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn critical_does_not_feel_a_bulk_lane_that_is_stuck() {
+    let world = World::new(Channel::Push).await;
+    for n in 0..20 {
+        world.device(&format!("bulk{n}"), "d").await;
+        world.provider.set(&format!("bulk{n}"), [Answer::Never]);
+        world.say(&world.leg(&format!("bulk{n}"), Priority::Low), Some(1));
+    }
+    world.device("u1", "a").await;
+    let lines = [Line::Lane(Priority::Low), Line::Lane(Priority::Critical)];
+    let process = world.start(&lines, Crash::never(), "p", Limits { records_max: 4, ..limits() }).await;
+    world.until(|| process.metrics[0].in_flight.load(Ordering::Relaxed) == 4).await;
+    let asked = (world.clock)();
+    world.say(&world.leg("u1", Priority::Critical), None);
+    world.until(|| !world.said("u1").is_empty()).await;
+    assert_eq!(world.said("u1"), ["created rendered sent delivered"]);
+    let took = world.provider.times("u1")[0] - (asked.0 - T0.0);
+    assert!(took <= 60, "{took} ms");
+    // The bound holds: no more than four of the bulk are called at a time.
+    let before = world.provider.calls.lock().unwrap().iter().filter(|call| call.2 < T0.after(CALL_MAX)).count();
+    assert_eq!(before, 4 + 1);
+    world.kill(process).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_paused_provider_burns_no_attempts_and_an_opt_out_reaches_what_waits_for_it() {
+    let world = World::new(Channel::Push).await;
+    for user in ["u1", "u2"] {
+        world.device(user, "d").await;
+        world
+            .provider
+            .set(user, [Answer::Is(Outcome::paused(Code::new(403, "InvalidProviderToken"), "check the key"))]);
+        world.say(&world.leg(user, Priority::Medium), Some(1));
+    }
+    let process = world.start(&MEDIUM, Crash::never(), "p", limits()).await;
+    world.until(|| world.provider.times("u1").len() + world.provider.times("u2").len() > 5).await;
+    assert_eq!(&*process.deliverer.paused()["scripted"].reason, "check the key");
+    assert!(world.rows().is_empty(), "no row, no attempt: {:?}", world.rows());
+    let calls = world.provider.times("u1").len();
+    world.profile("u1", r#"{"categories":{"social":{"push":false}}}"#).await;
+    world.provider.set("u2", [ok()]);
+    world.done(&MEDIUM).await;
+    assert!(process.deliverer.paused().is_empty());
+    process.stop().await;
+    assert_eq!(world.provider.times("u1").len(), calls);
+    assert_eq!(world.said("u1"), ["created suppressed opted_out"]);
+    assert_eq!(world.said("u2"), ["created rendered sent delivered"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_ends_before_a_call_ends_on_the_leg_or_goes_back() {
+    let world = World::new(Channel::Push).await;
+    let now = (world.clock)();
+    for user in ["stale", "expired", "stopped", "broken"] {
+        world.device(user, "d").await;
+    }
+    world.profile("stopped", r#"{"stops":[{"channel":"push","source":"STOP","at":"2026-01-03T00:00:00Z"}]}"#).await;
+    let leg = |user: &str| world.leg(user, Priority::Medium);
+    world.say(&LaneRecord { fresh_until: now, ..leg("stale") }, Some(1));
+    world.say(&LaneRecord { expires_at: Some(now), ..leg("expired") }, Some(1));
+    world.say(&leg("stopped"), Some(1));
+    world.say(&LaneRecord { template_id: Some("broken".into()), ..leg("broken") }, Some(1));
+    world.say(&leg("nowhere"), Some(1));
+    world.say(&LaneRecord { fallback_channels: vec![Channel::Email], ..leg("elsewhere") }, Some(1));
+    world
+        .log
+        .append(&[Append { value: Some("{".into()), ..wire::leg(world.lane(Priority::Medium), &leg("x"), None) }])
+        .unwrap();
+    let process = world.start(&MEDIUM, Crash::never(), "p", limits()).await;
+    world.done(&MEDIUM).await;
+    process.stop().await;
+    let cases = [
+        ("stale", "leg: returned stale"),
+        ("expired", "leg: expired expired"),
+        ("stopped", "created suppressed legal_stop"),
+        ("broken", "created dlq render_failed"),
+        ("nowhere", "leg: suppressed unreachable"),
+        ("elsewhere", "leg: returned unreachable"),
+    ];
+    for (user, expected) in cases {
+        assert_eq!(world.said(user), [expected], "{user}");
+    }
+    assert!(world.provider.calls.lock().unwrap().is_empty());
+    let returned: Vec<Returned> = world.json(&world.topics.returned());
+    let mut returned: Vec<_> = returned.iter().map(|it| (it.leg.user.as_str(), it.cause)).collect();
+    returned.sort_unstable_by_key(|it| it.0);
+    assert_eq!(returned, [("elsewhere", ReturnCause::Undeliverable), ("stale", ReturnCause::Stale)]);
+    let dead: Vec<DeadLetter> = world.json(&world.topics.dlq());
+    let details: BTreeSet<_> = dead.iter().map(|it| (it.reason.as_str(), it.raw.as_deref())).collect();
+    assert_eq!(details, BTreeSet::from([("invalid_json", Some("{")), ("render_failed", None)]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_address_goes_to_the_topic_and_the_fallback_waits_for_all_addresses() {
+    let invalid = || Answer::Is(Outcome::invalid_address(Code::new(410, "Unregistered"), "gone"));
+    let world = World::new(Channel::Push).await;
+    world.device("u1", "a").await;
+    world.device("u1", "b").await;
+    // The first call's address dies at once; the other is tried again and dies in a retry topic.
+    world.provider.set("u1", [invalid(), busy(), busy(), invalid()]);
+    let leg = LaneRecord { fallback_channels: vec![Channel::Email], ..world.leg("u1", Priority::Medium) };
+    world.say(&leg, Some(1));
+    let process = world.start(&MEDIUM, Crash::never(), "p", limits()).await;
+    world.done(&MEDIUM[..1]).await;
+    assert!(world.records(&world.topics.returned()).is_empty(), "one address may still answer");
+    world.done(&MEDIUM).await;
+    process.stop().await;
+    let struck: Vec<Address> = world.json(&world.topics.addresses());
+    assert_eq!(struck.iter().map(|it| &*it.address_id).collect::<BTreeSet<_>>(), BTreeSet::from(["a", "b"]));
+    assert!(struck.iter().all(|it| it.status == AddressStatus::Invalid && it.reason.as_deref() == Some("scripted: 410 Unregistered")));
+    let returned: Vec<Returned> = world.json(&world.topics.returned());
+    assert_eq!(returned.iter().map(|it| it.cause).collect::<Vec<_>>(), [ReturnCause::Undeliverable]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_critical_failure_goes_on_to_the_fallbacks_own_lane() {
+    let world = World::new(Channel::Push).await;
+    world.device("u1", "a").await;
+    world.provider.set("u1", [Answer::Is(Outcome::permanent(Code::new(413, "PayloadTooLarge"), "shorten it"))]);
+    let leg = LaneRecord {
+        fallback_channels: vec![Channel::Sms, Channel::Email],
+        fresh_until: Instant(0),
+        ..world.leg("u1", Priority::Critical)
+    };
+    world.say(&leg, None);
+    let lines = [Line::Lane(Priority::Critical)];
+    let process = world.start(&lines, Crash::never(), "p", limits()).await;
+    world.done(&lines).await;
+    process.stop().await;
+    let onward: Vec<LaneRecord> = world.json(&world.topics.lane(Channel::Sms, Priority::Critical));
+    assert_eq!((onward[0].channel, &onward[0].fallback_channels), (Channel::Sms, &vec![Channel::Email]));
+    assert_eq!(world.said("u1"), ["created rendered sent failed dlq refused", "leg: created queued"]);
+    assert!(world.records(&world.topics.returned()).is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_timeout_is_unknown_and_is_tried_again() {
+    let world = World::new(Channel::Push).await;
+    world.device("u1", "a").await;
+    world.provider.set("u1", [Answer::Never, ok()]);
+    world.say(&world.leg("u1", Priority::Medium), Some(1));
+    let process = world.start(&MEDIUM, Crash::never(), "p", limits()).await;
+    world.done(&MEDIUM).await;
+    assert_eq!(process.metrics[0].unknown.load(Ordering::Relaxed), 1);
+    process.stop().await;
+    assert_eq!(world.said("u1"), ["created rendered sent retry unknown", "delivered"]);
+    assert!(world.provider.times("u1")[1] >= 6000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_ledger_makes_what_was_in_flight_unknown_and_nothing_else() {
+    let world = World::new(Channel::Push).await;
+    for user in ["u1", "u2"] {
+        world.device(user, "a").await;
+    }
+    world.provider.set("u1", [Answer::Never, ok()]);
+    world.say(&world.leg("u1", Priority::Medium), Some(1));
+    let first = world.start(&MEDIUM, Crash::never(), "first", limits()).await;
+    world.until(|| !world.provider.times("u1").is_empty()).await;
+    world.kill(first).await;
+    world.ledger.lose();
+    let second = world.start(&MEDIUM, Crash::never(), "second", limits()).await;
+    world.done(&MEDIUM).await;
+    world.say(&world.leg("u2", Priority::Medium), Some(2));
+    world.done(&MEDIUM).await;
+    second.stop().await;
+    assert_eq!(world.said("u1"), ["created sent retry unknown ledger_unreachable", "delivered"]);
+    assert_eq!(world.said("u2"), ["created rendered sent delivered"]);
+}
+
+/// A ledger that is down.
+struct Down;
+
+impl Ledger for Down {
+    fn incarnation(&self, _: Instant) -> BoxFuture<'_, Result<Incarnation, LedgerError>> {
+        Box::pin(async { Err(LedgerError::Unreachable("down".to_owned())) })
+    }
+    fn claim<'a>(
+        &'a self,
+        _: &'a Incarnation,
+        _: &'a [Claim],
+        _: Instant,
+    ) -> BoxFuture<'a, Result<Vec<Claimed>, LedgerError>> {
+        Box::pin(async { Err(LedgerError::Unreachable("down".to_owned())) })
+    }
+    fn settle<'a>(
+        &'a self,
+        _: &'a Incarnation,
+        _: &'a [Settle],
+        _: Instant,
+    ) -> BoxFuture<'a, Result<Vec<bool>, LedgerError>> {
+        Box::pin(std::future::pending())
+    }
+    fn look<'a>(&'a self, _: &'a Incarnation, _: &'a [Key]) -> BoxFuture<'a, Result<Vec<Option<Entry>>, LedgerError>> {
+        Box::pin(std::future::pending())
+    }
+    fn passed<'a>(
+        &'a self,
+        _: &'a Incarnation,
+        _: &'a TopicPartition,
+        _: u64,
+        _: Instant,
+    ) -> BoxFuture<'a, Result<(), LedgerError>> {
+        Box::pin(std::future::pending())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_the_ledger_critical_goes_out_as_unknown_and_the_rest_waits() {
+    let world = World::new(Channel::Push).await;
+    world.device("u1", "a").await;
+    world.device("u2", "b").await;
+    world.say(&world.leg("u1", Priority::Critical), None);
+    world.say(&world.leg("u2", Priority::Medium), Some(1));
+    let lines = [Line::Lane(Priority::Critical), Line::Lane(Priority::Medium)];
+    let process = world.start_with(Arc::new(Down), &lines).await;
+    world.done(&lines[..1]).await;
+    assert_eq!(world.said("u1"), ["created rendered sent delivered unknown ledger_unreachable"]);
+    assert!(world.provider.times("u1")[0] <= 400, "{:?}", world.provider.times("u1"));
+    assert!(world.provider.times("u2").is_empty());
+    process.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_inbox_needs_no_address_and_mail_is_not_delivered_by_acceptance() {
+    for (channel, expected) in
+        [(Channel::InApp, "created rendered sent delivered"), (Channel::Email, "created rendered sent")]
+    {
+        let world = World::new(channel).await;
+        if channel != Channel::InApp {
+            world.device("u1", "a").await;
+        }
+        world.say(&world.leg("u1", Priority::Medium), Some(1));
+        let process = world.start(&MEDIUM, Crash::never(), "p", limits()).await;
+        world.done(&MEDIUM).await;
+        process.stop().await;
+        assert_eq!(world.said("u1"), [expected]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_lets_calls_land_and_commits_them() {
+    let world = World::new(Channel::Push).await;
+    for user in ["u1", "u2"] {
+        world.device(user, "a").await;
+    }
+    // One call is under way and lands by its timeout, one delivery waits for its first retry and is left.
+    world.provider.set("u2", [busy()]);
+    world.say(&world.leg("u1", Priority::Medium), Some(1));
+    world.say(&world.leg("u2", Priority::Medium), Some(1));
+    let process = world.start(&MEDIUM, Crash::never(), "p", limits()).await;
+    world.until(|| !world.said("u2").is_empty() && !world.said("u1").is_empty()).await;
+    let before = (world.clock)();
+    process.stop().await;
+    assert!((world.clock)().since(before) < Duration::from_secs(1), "a wait does not hold a stop up");
+    let commit = world.log.committed(&MEDIUM[0].group(Channel::Push), &world.lane(Priority::Medium)).unwrap();
+    assert_eq!(commit.map(|it| it.offset), Some(1), "u2 is read again by the next owner");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_committed_while_the_log_takes_no_rows() {
+    let world = World::new(Channel::Push).await;
+    world.device("u1", "a").await;
+    for n in 1..=6 {
+        world.log.fail_topic_at(&world.topics.lifecycle(), CrashPoint::Before, n);
+    }
+    world.say(&world.leg("u1", Priority::Medium), Some(1));
+    let process = world.start(&MEDIUM, Crash::never(), "p", limits()).await;
+    world.until(|| !world.provider.accepted.lock().unwrap().is_empty()).await;
+    // The sixth refusal comes after 50 + 100 + … + 800 ms.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(!world.is_done(&MEDIUM) && world.rows().is_empty());
+    world.done(&MEDIUM).await;
+    process.stop().await;
+    assert_eq!(world.said("u1"), ["created rendered sent delivered"]);
+    assert_eq!(world.provider.times("u1").len(), 1);
+}
+
+// Real time: the drain waits on a thread of its own.
+#[tokio::test]
+async fn a_partition_that_goes_is_drained_before_it_is_someone_elses() {
+    let world = World::with_partitions(Channel::Push, 2).await;
+    let users = ["u1", "u2", "u3", "u4", "u5", "u6"];
+    let partitions: BTreeSet<_> = users.iter().map(|user| lane_partition(user, 2)).collect();
+    assert_eq!(partitions.len(), 2, "both partitions are used");
+    for user in users {
+        world.device(user, "a").await;
+        world
+            .provider
+            .set(user, [Answer::After(Duration::from_millis(300), Outcome::accepted(Code::new(200, ""), "id"))]);
+        world.say(&world.leg(user, Priority::Medium), Some(1));
+    }
+    let lines = &MEDIUM[..1];
+    let first = world.start(lines, Crash::never(), "first", limits()).await;
+    world.until(|| world.provider.calls.lock().unwrap().len() == users.len()).await;
+    let second = world.start(lines, Crash::never(), "second", limits()).await;
+    let taken = world.until(|| second.metrics[0].reached().len() == 1);
+    tokio::time::timeout(Duration::from_secs(10), taken).await.unwrap();
+    // What the second one takes over was settled and committed by the first.
+    assert_eq!(world.provider.accepted.lock().unwrap().len(), users.len());
+    world.done(lines).await;
+    first.stop().await;
+    second.stop().await;
+    assert_eq!(world.provider.calls.lock().unwrap().len(), users.len());
+    assert!(world.rows().iter().all(|row| !row.states.contains(&State::Unknown)));
+}

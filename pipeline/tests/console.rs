@@ -1,4 +1,8 @@
 //! The console over HTTP, fed with the demo's night.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the server's task is joined at each test's end; the page to look at takes its port from outside"
+)]
 
 mod support;
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use crossbeam_channel::{bounded, unbounded};
+use crossbeam_channel::bounded;
 use tidings_operators::harness::chain::Chain;
 use tidings_operators::harness::dataflow::{Assigned, Command, Cut, Report, Transport, WorkerIo, start};
 use tidings_operators::harness::feed::{Feed, Lot, RawRecord};
@@ -154,7 +154,8 @@ fn run(
     let mut commands = Vec::new();
     let mut workers = Vec::new();
     for worker in 0..count {
-        let (command, inbox) = unbounded();
+        // Every cut and the stop are sent before the first is waited for.
+        let (command, inbox) = bounded(cuts.len() + 1);
         commands.push(command);
         let mine = input.iter().enumerate().filter(|(place, _)| place % count == worker);
         let assigned = mine.map(|(_, (lot, records))| {

@@ -530,12 +530,18 @@ fn kafka_params(brokers: String) -> KafkaParams {
     KafkaParams { brokers, linger: Duration::ZERO, patience: Duration::from_secs(20), properties }
 }
 
+/// What the environment says of the real services.
+#[expect(clippy::disallowed_methods, reason = "where the real services are comes from outside")]
+fn given(variable: &str) -> Option<String> {
+    std::env::var(variable).ok()
+}
+
 fn kafka(scenario: &str) -> Option<World> {
     kafka_with(scenario, &[])
 }
 
 fn kafka_with(scenario: &str, properties: &[(&str, &str)]) -> Option<World> {
-    let Ok(brokers) = std::env::var("TIDINGS_TEST_KAFKA") else {
+    let Some(brokers) = given("TIDINGS_TEST_KAFKA") else {
         skipped(scenario, "TIDINGS_TEST_KAFKA");
         return None;
     };
@@ -557,7 +563,7 @@ fn an_end_that_holds_no_record_is_reached_by_position() {
     let Some(world) = kafka("an_end_that_holds_no_record_is_reached_by_position") else { return };
     let topic = world.topic("t", 1);
     let partition = at(&topic, 0);
-    let brokers = std::env::var("TIDINGS_TEST_KAFKA").unwrap();
+    let brokers = given("TIDINGS_TEST_KAFKA").unwrap();
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", brokers).set("transactional.id", &world.prefix);
     let producer: BaseProducer = config.create().unwrap();
@@ -645,7 +651,7 @@ fn a_member_whose_place_was_taken_commits_nothing() {
 #[test]
 fn settings_of_a_foreign_topic_that_lose_records_are_named() {
     let Some(world) = kafka("settings_of_a_foreign_topic_that_lose_records_are_named") else { return };
-    let brokers = std::env::var("TIDINGS_TEST_KAFKA").unwrap();
+    let brokers = given("TIDINGS_TEST_KAFKA").unwrap();
     let admin: AdminClient<DefaultClientContext> =
         ClientConfig::new().set("bootstrap.servers", brokers).create().unwrap();
     let name = format!("{}.foreign", world.prefix);
@@ -732,7 +738,7 @@ impl Drop for Broker {
 
 #[test]
 fn a_killed_broker_keeps_what_it_acknowledged() {
-    let Ok(jars) = std::env::var("TIDINGS_TEST_KAFKA_JARS") else {
+    let Some(jars) = given("TIDINGS_TEST_KAFKA_JARS") else {
         return skipped("a_killed_broker_keeps_what_it_acknowledged", "TIDINGS_TEST_KAFKA_JARS");
     };
     let mut broker = Broker::new(jars);
@@ -826,7 +832,7 @@ fn a_killed_process_leaves_every_acknowledged_record_in_the_embedded_log() {
 #[test]
 #[ignore = "a process of another test"]
 fn child_that_appends_until_it_is_killed() {
-    let Some(directory) = std::env::var_os("TIDINGS_TEST_DIRECTORY") else { return };
+    let Some(directory) = given("TIDINGS_TEST_DIRECTORY") else { return };
     let log = EmbeddedLog::open(directory.as_ref(), noon()).unwrap();
     let spec =
         TopicSpec { name: "t".to_owned(), partitions: 1, retention: Retention::Forever, replication: 1, min_insync: 1 };

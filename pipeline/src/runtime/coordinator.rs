@@ -93,10 +93,13 @@ pub struct Surroundings {
     /// Sees what is said.
     pub observer: Option<Arc<dyn Observer>>,
     /// Makes the plan of a topology that was stored: an older one drains before a newer one starts.
-    pub older: Arc<dyn Fn(&[u8], Calendar) -> Result<Plan, String> + Send + Sync>,
+    pub older: Planner,
     /// Goes on although another build decided what is to be replayed.
     pub accept_divergence: bool,
 }
+
+/// From the stored bytes of a topology to its plan, or to why it has none.
+pub type Planner = Arc<dyn Fn(&[u8], Calendar) -> Result<Plan, String> + Send + Sync>;
 
 /// Why a run ended.
 #[derive(Debug, thiserror::Error)]

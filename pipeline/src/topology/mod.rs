@@ -155,10 +155,12 @@ impl ProcessEnvironment {
 }
 
 impl Environment for ProcessEnvironment {
+    #[expect(clippy::disallowed_methods, reason = "the one place of the loader that reads the environment")]
     fn variable(&self, name: &str) -> Option<String> {
         std::env::var(name).ok()
     }
 
+    #[expect(clippy::disallowed_methods, reason = "the one place of the loader that reads the environment")]
     fn names(&self) -> Vec<String> {
         std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()).collect()
     }

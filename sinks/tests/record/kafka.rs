@@ -9,12 +9,12 @@ use tidings_sinks::log::kafka::{KafkaLog, KafkaParams};
 use tidings_sinks::log::{Append, Commit, Log, Retention, TopicPartition, TopicSpec};
 use tidings_sinks::record::writer::RecordParams;
 
-use crate::support::{Database, params, rows_block, skipped, until};
+use crate::support::{Database, given, params, rows_block, skipped, until};
 use crate::writer::{Dies, Running, exactly};
 
 #[test]
 fn from_kafka_into_clickhouse_through_two_deaths_and_a_handover() {
-    let Ok(brokers) = std::env::var("TIDINGS_TEST_KAFKA") else {
+    let Some(brokers) = given("TIDINGS_TEST_KAFKA") else {
         return skipped("from_kafka_into_clickhouse", "TIDINGS_TEST_KAFKA");
     };
     let Some(database) = Database::ready("from_kafka") else { return };

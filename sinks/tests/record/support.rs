@@ -22,11 +22,18 @@ pub(crate) const DLQ: &str = "notifications.dlq";
 /// How long something may take that is waited for.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// What the environment says of the real services.
+#[expect(clippy::disallowed_methods, reason = "where the real services are comes from outside")]
+pub(crate) fn given(variable: &str) -> Option<String> {
+    std::env::var(variable).ok()
+}
+
 pub(crate) fn skipped(test: &str, variable: &str) {
     // Past the harness's capture: a run without a server must not look like one with it.
     let _ = writeln!(std::io::stderr(), "SKIPPED {test}: set {variable} to run it against a real server");
 }
 
+#[expect(clippy::disallowed_methods, reason = "real servers keep real time: the tests' one clock")]
 pub(crate) fn now() -> Instant {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     Instant(i64::try_from(since.as_millis()).unwrap())
@@ -46,7 +53,7 @@ pub(crate) struct Database {
 impl Database {
     /// An empty database for `test` on the server that the environment names.
     pub(crate) fn empty(test: &str) -> Option<Self> {
-        let Ok(url) = std::env::var("TIDINGS_TEST_CLICKHOUSE") else {
+        let Some(url) = given("TIDINGS_TEST_CLICKHOUSE") else {
             skipped(test, "TIDINGS_TEST_CLICKHOUSE");
             return None;
         };
@@ -172,6 +179,7 @@ pub(crate) fn committed(log: &MemoryLog, of: u32) -> Commit {
 }
 
 /// Asks `done` again and again until it is so.
+#[expect(clippy::disallowed_methods, reason = "how long to wait for a real server is real time")]
 pub(crate) fn until(what: &str, mut done: impl FnMut() -> bool) {
     let start = std::time::Instant::now();
     while !done() {

@@ -17,7 +17,9 @@ use tidings_sinks::record::writer::{RecordCounts, RecordError, RecordParams, Rec
 use tidings_sinks::record::{RecordBatch, RecordStore, StoreError};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{DLQ, Database, append, clock, committed, log, params, partition, rows_block, skipped, until};
+use crate::support::{
+    DLQ, Database, append, clock, committed, given, log, params, partition, rows_block, skipped, until,
+};
 
 /// A writer on a thread.
 pub(crate) struct Running {
@@ -331,7 +333,7 @@ impl Drop for Server {
 #[test]
 fn clickhouse_killed_in_the_middle_again_and_again() {
     const LAUNCH: &str = "TIDINGS_TEST_CLICKHOUSE_LAUNCH";
-    let Ok(command) = std::env::var(LAUNCH) else { return skipped("clickhouse_killed_in_the_middle", LAUNCH) };
+    let Some(command) = given(LAUNCH) else { return skipped("clickhouse_killed_in_the_middle", LAUNCH) };
     let mut server = Server::start(&command);
     let database = Database::on(&server.url(), "sigkill");
     database.store().migrate().unwrap();

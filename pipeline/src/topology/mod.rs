@@ -154,6 +154,7 @@ impl ProcessEnvironment {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "the one place where a topology reads the environment")]
 impl Environment for ProcessEnvironment {
     fn variable(&self, name: &str) -> Option<String> {
         std::env::var(name).ok()

@@ -132,7 +132,12 @@ impl Log for DyingLog {
     fn trim(&self, partition: &TopicPartition, before: u64) -> Result<(), LogError> {
         self.alive()?.trim(partition, before)
     }
-    fn join(&self, group: &str, topics: &[String], assignment: Arc<dyn Assignment>) -> Result<Box<dyn GroupReader>, LogError> {
+    fn join(
+        &self,
+        group: &str,
+        topics: &[String],
+        assignment: Arc<dyn Assignment>,
+    ) -> Result<Box<dyn GroupReader>, LogError> {
         self.alive()?.join(group, topics, assignment)
     }
     fn committed(&self, group: &str, partition: &TopicPartition) -> Result<Option<Commit>, LogError> {
@@ -182,7 +187,12 @@ impl Log for Witness {
     fn trim(&self, partition: &TopicPartition, before: u64) -> Result<(), LogError> {
         self.log.trim(partition, before)
     }
-    fn join(&self, group: &str, topics: &[String], assignment: Arc<dyn Assignment>) -> Result<Box<dyn GroupReader>, LogError> {
+    fn join(
+        &self,
+        group: &str,
+        topics: &[String],
+        assignment: Arc<dyn Assignment>,
+    ) -> Result<Box<dyn GroupReader>, LogError> {
         self.log.join(group, topics, assignment)
     }
     fn committed(&self, group: &str, partition: &TopicPartition) -> Result<Option<Commit>, LogError> {
@@ -236,7 +246,11 @@ impl ObjectStore for DyingStore {
         self.store.put_opts(at, payload, options).await
     }
 
-    async fn put_multipart_opts(&self, at: &Path, options: PutMultipartOptions) -> object_store::Result<Box<dyn MultipartUpload>> {
+    async fn put_multipart_opts(
+        &self,
+        at: &Path,
+        options: PutMultipartOptions,
+    ) -> object_store::Result<Box<dyn MultipartUpload>> {
         self.alive()?;
         self.store.put_multipart_opts(at, options).await
     }
@@ -246,7 +260,10 @@ impl ObjectStore for DyingStore {
         self.store.get_opts(at, options).await
     }
 
-    fn delete_stream(&self, paths: BoxStream<'static, object_store::Result<Path>>) -> BoxStream<'static, object_store::Result<Path>> {
+    fn delete_stream(
+        &self,
+        paths: BoxStream<'static, object_store::Result<Path>>,
+    ) -> BoxStream<'static, object_store::Result<Path>> {
         self.store.delete_stream(paths)
     }
 

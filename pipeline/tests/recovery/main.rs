@@ -45,14 +45,18 @@ fn around_the_begin() {
 
 #[test]
 fn around_a_cut() {
-    for (nth, moment) in [(2, Moment::Before), (2, Moment::After), (5, Moment::Before), (5, Moment::After), (9, Moment::After)] {
+    for (nth, moment) in
+        [(2, Moment::Before), (2, Moment::After), (5, Moment::Before), (5, Moment::After), (9, Moment::After)]
+    {
         dies_at("cut", &at("notifications.cuts", nth, moment));
     }
 }
 
 #[test]
 fn while_outputs_are_said() {
-    for (nth, moment) in [(1, Moment::Before), (1, Moment::Torn(1)), (2, Moment::Torn(3)), (2, Moment::After), (4, Moment::Torn(2))] {
+    for (nth, moment) in
+        [(1, Moment::Before), (1, Moment::Torn(1)), (2, Moment::Torn(3)), (2, Moment::After), (4, Moment::Torn(2))]
+    {
         dies_at("outputs", &at("notifications.lifecycle", nth, moment));
     }
 }

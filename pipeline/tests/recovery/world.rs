@@ -285,9 +285,11 @@ impl World {
         assert!(expected.len() > 40, "{name}: only {} lane records, which proves little", expected.len());
         let mut said: BTreeMap<(u64, String), Bytes> = BTreeMap::new();
         let mut twice = Vec::new();
-        let lanes = topics().into_iter().filter(|(topic, _)| Channel::ALL.iter().any(|channel| {
-            Priority::ALL.iter().any(|priority| *topic == Topics::default().lane(*channel, *priority))
-        }));
+        let lanes = topics().into_iter().filter(|(topic, _)| {
+            Channel::ALL.iter().any(|channel| {
+                Priority::ALL.iter().any(|priority| *topic == Topics::default().lane(*channel, *priority))
+            })
+        });
         for (topic, partitions) in lanes {
             for record in (0..partitions).flat_map(|partition| self.records(&topic, partition)) {
                 if record.header(HEADER_MARK).is_some() {
@@ -336,7 +338,12 @@ impl World {
         }
         assert_eq!(written.len(), expected, "{name}: rows that no cut justifies");
         for output in outputs {
-            assert_eq!(closed.get(&output.epoch), Some(&(output.rows.len() as u64)), "{name}: epoch {} not closed", output.epoch);
+            assert_eq!(
+                closed.get(&output.epoch),
+                Some(&(output.rows.len() as u64)),
+                "{name}: epoch {} not closed",
+                output.epoch
+            );
         }
     }
 }

@@ -31,7 +31,7 @@ use tidings_schemas::event::Event;
 use tidings_schemas::ids::{EventId, lane_partition};
 use tidings_schemas::topics::Topics;
 use tidings_sinks::directory::{self, Directory};
-use tidings_sinks::lane::{Deliverer, LaneMetrics, LaneReader, Limits, Line, Parts, Texts};
+use tidings_sinks::lane::{Deliverer, LaneMetrics, LaneReader, Limits, Line, Parts};
 use tidings_sinks::ledger::{self, Ledger};
 use tidings_sinks::log::{Append, Clock as SinkClock, Log, TopicPartition};
 use tidings_sinks::providers::Context as ProviderContext;
@@ -54,6 +54,9 @@ use crate::topology::{Config, Log as LogPlace, Place, Record as RecordPlace, Sto
 
 /// How long an append of outputs may wait for company. Kafka sends a batch sooner when it is full.
 const LINGER: Duration = Duration::from_millis(2);
+
+/// How long calls of Kafka wait for the brokers: longer than an election of a leader takes.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long a stop waits for deliveries under way.
 const DRAIN_MAX: Duration = Duration::from_secs(20);
@@ -349,7 +352,7 @@ async fn blocking<T: Send + 'static>(body: impl FnOnce() -> anyhow::Result<T> + 
 }
 
 async fn open(place: LogPlace, linger: Duration, clock: SinkClock) -> anyhow::Result<Arc<dyn Log>> {
-    blocking(move || Ok(assemble::open_log(&place, linger, clock)?)).await
+    blocking(move || Ok(assemble::open_log(&place, linger, PATIENCE, clock)?)).await
 }
 
 /// Brings ClickHouse's schema up to date; while it is away the log keeps the rows.
@@ -378,14 +381,14 @@ async fn deliver(
 ) -> anyhow::Result<()> {
     let nonce = format!("{}-{}", std::process::id(), (settings.wall)().0);
     let ledger: Arc<dyn Ledger> = match &config.deployment.ledger {
-        Store::Redis(url) => Arc::new(ledger::redis::RedisLedger::new(url.get(), "tidings:ledger", &nonce)?),
-        Store::Embedded { path } => Arc::new(ledger::embedded::EmbeddedLedger::open(&path.join("ledger"))?),
+        Store::Redis(url) => Arc::new(ledger::RedisLedger::new(url.get(), "tidings:ledger", &nonce)?),
+        Store::Embedded { path } => Arc::new(ledger::EmbeddedLedger::open(&path.join("ledger"))?),
     };
     let directory: Arc<dyn Directory> = match &config.deployment.directory {
-        Store::Redis(url) => Arc::new(directory::redis::RedisDirectory::new(url.get(), "tidings:directory")?),
-        Store::Embedded { path } => Arc::new(directory::embedded::EmbeddedDirectory::open(&path.join("directory"))?),
+        Store::Redis(url) => Arc::new(directory::RedisDirectory::new(url.get(), "tidings:directory")?),
+        Store::Embedded { path } => Arc::new(directory::EmbeddedDirectory::open(&path.join("directory"))?),
     };
-    let loader = directory::loader::Loader::new(Arc::clone(log), Arc::clone(&directory), topics);
+    let loader = directory::Loader::new(Arc::clone(log), Arc::clone(&directory), topics);
     let stopping = tasks.stopping();
     tasks.spawn("directory", loader.run(stopping));
     let context = ProviderContext {
@@ -406,7 +409,7 @@ async fn deliver(
             log: Arc::clone(log),
             ledger: Arc::clone(&ledger),
             directory: Arc::clone(&directory),
-            render: Arc::new(Texts::new(Arc::new(store))),
+            render: Arc::new(store),
             providers: providers::choice(&built, &sink.providers)?,
             schedule: Schedule::default(),
             categories: config.policies.categories.clone(),

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use tidings_operators::params::SideInput;
 use tidings_schemas::block::{Block, Kind};
 use tidings_schemas::ids::EventId;
 use tidings_schemas::lane::{HEADER_EVENT, LaneRecord};
@@ -18,7 +19,7 @@ use tidings_sinks::record::index::RecordIndex;
 use crate::assemble;
 use crate::console::Console;
 use crate::explain::rows::{Query, Rows};
-use crate::topology::{Config, Role, SideInput};
+use crate::topology::{Config, Role};
 
 /// Pause between two rounds that brought nothing: what the page may lag behind.
 const PAUSE: Duration = Duration::from_millis(25);

@@ -268,6 +268,12 @@ impl Critical {
         Ok(critical)
     }
 
+    /// Whether a member has ended by itself.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.members.iter().any(JoinHandle::is_finished)
+    }
+
     /// Waits until the path was stopped, or cannot go on.
     ///
     /// # Errors

@@ -15,9 +15,10 @@ use crossbeam_channel::{Receiver, Sender};
 use tidings_operators::harness::output::{EpochOutput, Said, To};
 use tidings_schemas::block::Block;
 use tidings_schemas::ids::lane_partition;
-use tidings_schemas::lane::{HEADER_EPOCH, HEADER_EVENT, HEADER_GENERATION, HEADER_MARK, HEADER_ORDINAL, Mark};
+use tidings_schemas::lane::{HEADER_EPOCH, HEADER_EVENT, HEADER_GENERATION, HEADER_ORDINAL, Mark};
 use tidings_schemas::lifecycle::{Row, Stage};
 use tidings_schemas::topics::Topics;
+use tidings_sinks::lane::wire;
 use tidings_sinks::log::{Append, Headers, Log, LogError, TopicPartition};
 
 use crate::cutlog::MarkAt;
@@ -189,13 +190,7 @@ impl Egress {
 
     fn mark(&self, said_through: u64, partitions: &[TopicPartition]) -> Option<Vec<MarkAt>> {
         let mark = Mark { g: self.generation, said_through };
-        let value = Bytes::from(serde_json::to_vec(&mark).unwrap_or_default());
-        let append = |to: &TopicPartition| Append {
-            to: to.clone(),
-            key: None,
-            value: Some(value.clone()),
-            headers: vec![(HEADER_MARK.to_owned(), Bytes::from_static(b"1"))],
-        };
+        let append = |to: &TopicPartition| wire::mark(to.clone(), mark);
         let appends: Vec<_> = partitions.iter().map(append).collect();
         let offsets = self.until_done(&appends)?;
         let at = |(to, offset): (&TopicPartition, u64)| MarkAt {

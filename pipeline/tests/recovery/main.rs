@@ -104,8 +104,8 @@ fn the_newest_checkpoint_is_damaged() {
 fn acknowledgements_that_are_lost() {
     // The append happened and nobody heard: the writer must ask, and not append twice.
     let mut world = World::new();
-    for topic in ["notifications.cuts", "notifications.cuts"] {
-        world.lose_acknowledgement(topic, 4);
+    for nth in [4, 9, 30] {
+        world.lose_acknowledgement("notifications.cuts", nth);
     }
     assert!(!world.run(None, 2));
     world.compare("lost acknowledgement");
@@ -115,8 +115,8 @@ fn acknowledgements_that_are_lost() {
 fn an_operator_that_held_state_must_not_vanish() {
     let mut world = World::new();
     assert!(!world.run(None, 1));
-    let error = world.start_without("aggregate").unwrap_err();
-    let expected = "the checkpoint holds state of operator `aggregate`, which the topology does not have: put it back, \
-                    or start with `--drop-state aggregate`";
+    let error = world.start_without("dedup").unwrap_err();
+    let expected = "the checkpoint holds state of operator `dedup`, which the topology does not have: put it back, \
+                    or start with `--drop-state dedup`";
     assert_eq!(error, expected);
 }

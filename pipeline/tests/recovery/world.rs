@@ -227,6 +227,7 @@ impl World {
         }
         let plan = self.plan(1, wiring);
         let around = self.surroundings(&Life::new(None));
+        around.stop.store(true, Ordering::Relaxed);
         run(&plan, &around).map_err(|error| error.to_string())
     }
 

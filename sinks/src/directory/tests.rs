@@ -99,9 +99,11 @@ impl Loading {
         self.log.append(&[written]).unwrap();
     }
 
-    fn start(&self, directory: Arc<dyn Directory>) -> tokio::task::JoinHandle<Result<(), LoaderError>> {
+    fn start(&self, directory: Arc<dyn Directory>) -> tokio::task::JoinSet<Result<(), LoaderError>> {
         let loader = Loader::new(Arc::new(self.log.clone()), directory, &self.topics);
-        tokio::task::spawn(loader.run(self.stop.clone()))
+        let mut running = tokio::task::JoinSet::new();
+        running.spawn(loader.run(self.stop.clone()));
+        running
     }
 
     async fn until(&self, directory: &dyn Directory, users: &[&str], condition: impl Fn(&[Known]) -> bool) {
@@ -129,7 +131,7 @@ async fn the_loader_answers_only_once_it_is_at_the_end_and_follows_from_there() 
         headers: Vec::new(),
     };
     world.log.append(&[preference("not a profile"), preference(r#"{"locale":"de"}"#)]).unwrap();
-    let running = world.start(directory.clone());
+    let mut running = world.start(directory.clone());
     // Whenever it answers at all, it knows everything that was there.
     world.until(&*directory, &["u1", "u2", "u3"], |_| true).await;
     let known = directory.look(Channel::Push, &["u1", "u2", "u3"]).await.unwrap();
@@ -145,7 +147,7 @@ async fn the_loader_answers_only_once_it_is_at_the_end_and_follows_from_there() 
         .until(&*directory, &["u1", "u2"], |it| !it[0].profile.channels.is_empty() && it[1].addresses.is_empty())
         .await;
     world.stop.cancel();
-    running.await.unwrap().unwrap();
+    running.join_next().await.unwrap().unwrap().unwrap();
 }
 
 #[tokio::test]
@@ -154,12 +156,12 @@ async fn a_view_that_was_emptied_is_loaded_anew_and_answers_nothing_meanwhile() 
     let world = Loading::new();
     world.address("u1", "phone");
     let directory: Arc<dyn Directory> = Arc::new(RedisDirectory::new(&own.url(), "t").unwrap());
-    let running = world.start(directory.clone());
+    let mut running = world.start(directory.clone());
     world.until(&*directory, &["u1"], |known| known[0].addresses.len() == 1).await;
     let mut connection = ::redis::Client::open(own.url()).unwrap().get_multiplexed_async_connection().await.unwrap();
     ::redis::cmd("FLUSHALL").query_async::<()>(&mut connection).await.unwrap();
     assert_eq!(directory.look(Channel::Push, &["u1"]).await, Err(DirectoryError::NotLoaded));
     world.until(&*directory, &["u1"], |known| known[0].addresses.len() == 1).await;
     world.stop.cancel();
-    running.await.unwrap().unwrap();
+    running.join_next().await.unwrap().unwrap().unwrap();
 }

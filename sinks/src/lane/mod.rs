@@ -47,6 +47,7 @@ mod rows;
 pub(crate) mod samples;
 #[cfg(test)]
 mod tests;
+mod text;
 pub mod wire;
 
 use std::time::Duration;

@@ -303,6 +303,7 @@ impl World {
     }
 
     async fn with_partitions(channel: Channel, partitions: u32) -> Self {
+        #[expect(clippy::disallowed_methods, reason = "the test's one clock, which tokio moves")]
         let start = tokio::time::Instant::now();
         let clock: Clock = Arc::new(move || T0.after(start.elapsed()));
         let log = MemoryLog::new(clock.clone()).unwrap();

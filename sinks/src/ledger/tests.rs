@@ -244,6 +244,7 @@ impl Drop for OwnRedis {
 }
 
 /// Where the tests' Redis is, and a prefix of this test's own.
+#[expect(clippy::disallowed_methods, reason = "the environment names the tests' services")]
 pub(crate) fn test_redis() -> Option<(String, String, Option<OwnRedis>)> {
     static TESTS: AtomicU32 = AtomicU32::new(0);
     let prefix = format!("test-{}-{}", std::process::id(), TESTS.fetch_add(1, Ordering::Relaxed));

@@ -12,7 +12,6 @@
 //!
 //! Rows of one unit within the epoch become one row ([`seal`]).
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tidings_schemas::channel::Priority;
@@ -300,14 +299,14 @@ struct Run<'a> {
 
 impl Run<'_> {
     /// The chain's end: an item becomes a lane record, a hand-over, or a row.
-    fn end(&mut self, flow: Flow, known: Known) {
+    fn end(&mut self, flow: Flow, known: &Known) {
         let Flow { ordinal, cause, item, port } = flow;
         let group = key_group(placement(&item.user));
         let user = Arc::clone(&item.user);
         let (said, drafts) = match port {
             PORT_CRITICAL => (Some(lanes::hand_over(item, Priority::Critical)), Vec::new()),
             PORT_HIGH => (Some(lanes::hand_over(item, Priority::High)), Vec::new()),
-            _ => lanes::end(item, self.now, &known, self.rules, cause),
+            _ => lanes::end(item, self.now, known, self.rules, cause),
         };
         if let Some((to, value)) = said {
             self.output.said.push(Said { group, ordinal: ordinal.clone(), to, user, value: value.into() });
@@ -328,20 +327,27 @@ impl Run<'_> {
 
 /// One row per unit: what happened to it within the epoch, in order, under one instant.
 fn seal(epoch: u64, now: Instant, path: Path, drafts: Vec<(Ordinal, Draft)>) -> Vec<Row> {
-    type OfUnit = Vec<(Ordinal, Draft)>;
-    let mut units: BTreeMap<(Unit, [u8; 16]), OfUnit> = BTreeMap::new();
-    for (ordinal, draft) in drafts {
-        let id = match draft.unit {
-            Unit::Event => draft.about.event.0,
-            Unit::Leg | Unit::Delivery => draft.about.leg.0,
-        };
-        units.entry((draft.unit, id)).or_default().push((ordinal, draft));
+    // Places are sorted, not drafts, which are large.
+    let mut drafts: Vec<_> = drafts.into_iter().map(Some).collect();
+    let mut places: Vec<usize> = (0..drafts.len()).collect();
+    let name = |place: &usize| drafts[*place].as_ref().map(|(ordinal, draft)| (draft.unit, unit_id(draft), ordinal));
+    places.sort_by(|one, two| name(one).cmp(&name(two)));
+    let unit = |place: &usize| drafts[*place].as_ref().map(|(_, draft)| (draft.unit, unit_id(draft)));
+    let ends: Vec<usize> = places.chunk_by(|one, two| unit(one) == unit(two)).map(<[usize]>::len).collect();
+    let mut places = places.into_iter();
+    let mut rows = Vec::with_capacity(ends.len());
+    for count in ends {
+        let of_unit = places.by_ref().take(count).filter_map(|place| drafts[place].take());
+        rows.extend(seal_unit(epoch, now, path, of_unit.map(|(_, draft)| draft)));
     }
-    let of_unit = |mut drafts: Vec<(Ordinal, Draft)>| {
-        drafts.sort_by(|(one, _), (two, _)| one.cmp(two));
-        seal_unit(epoch, now, path, drafts.into_iter().map(|(_, draft)| draft))
-    };
-    units.into_values().filter_map(of_unit).collect()
+    rows
+}
+
+const fn unit_id(draft: &Draft) -> [u8; 16] {
+    match draft.unit {
+        Unit::Event => draft.about.event.0,
+        Unit::Leg | Unit::Delivery => draft.about.leg.0,
+    }
 }
 
 fn seal_unit(epoch: u64, now: Instant, path: Path, drafts: impl Iterator<Item = Draft>) -> Option<Row> {
@@ -437,7 +443,7 @@ pub enum RestoreError {
 impl Chain {
     /// What is known of a user: for tests and `state`.
     #[must_use]
-    pub fn known(&self, user: &str) -> Known {
+    pub fn known(&self, user: &str) -> &Known {
         self.profiles.get(user)
     }
 }

@@ -803,24 +803,16 @@ impl Member {
 
     fn decide(&mut self, lot: Lot, record: &RawRecord) -> Result<EpochOutput, WiringError> {
         let Self { plan, chain, view, around, .. } = self;
-        let (rules, source) = (&*plan.rules, &plan.wiring.sources[usize::from(lot.source)]);
+        let source = &plan.wiring.sources[usize::from(lot.source)];
         let now = around.clock.wall();
-        let decided = catch_unwind(AssertUnwindSafe(|| {
-            let arrived = ingest(source, lot, record, rules, Path::Critical);
+        set_aside(plan, chain, now, lot, record, |chain| {
+            let arrived = ingest(source, lot, record, &plan.rules, Path::Critical);
             let known = match &arrived.body {
                 Body::Item(item) => view.known(item),
                 Body::Profile { .. } | Body::Address { .. } | Body::Rejected(_) => Known::default(),
             };
-            chain.single(now, rules, lot, arrived, known)
-        }));
-        if let Ok(output) = decided {
-            return Ok(output);
-        }
-        // What the panic left behind in the chain is not to be met by the next record.
-        *chain = plan.wiring.chain(Path::Critical)?;
-        let problem = "the record killed an operator; it was set aside, and the stream went on".to_owned();
-        let arrived = reject(source, lot, record, Reason::Panicked, problem);
-        Ok(chain.single(now, rules, lot, arrived, Known::default()))
+            chain.single(now, &plan.rules, lot, arrived, known)
+        })
     }
 
     fn commit(&self, reader: &mut dyn GroupReader) -> Result<(), LogError> {
@@ -829,5 +821,55 @@ impl Member {
         let through = due.into_iter().map(|(partition, commit)| (partition, commit.offset)).collect();
         self.progress.move_on(&through, |stand, offset| stand.committed = offset);
         Ok(())
+    }
+}
+
+/// What `decide` says, or, where it panics, that the record was set aside.
+fn set_aside(
+    plan: &CriticalPlan,
+    chain: &mut Chain,
+    now: Instant,
+    lot: Lot,
+    record: &RawRecord,
+    decide: impl FnOnce(&mut Chain) -> EpochOutput,
+) -> Result<EpochOutput, WiringError> {
+    if let Ok(output) = catch_unwind(AssertUnwindSafe(|| decide(chain))) {
+        return Ok(output);
+    }
+    // What the panic left behind in the chain is not to be met by the next record.
+    *chain = plan.wiring.chain(Path::Critical)?;
+    let source = &plan.wiring.sources[usize::from(lot.source)];
+    let problem = "the record killed an operator; it was set aside, and the stream went on".to_owned();
+    let arrived = reject(source, lot, record, Reason::Panicked, problem);
+    Ok(chain.single(now, &plan.rules, lot, arrived, Known::default()))
+}
+
+#[cfg(test)]
+mod tests {
+    use tidings_operators::script;
+    use tidings_schemas::ids::EventId;
+    use tidings_schemas::topics::Topics;
+
+    use super::*;
+
+    #[test]
+    fn a_record_that_kills_an_operator_is_set_aside() {
+        let source = Source { id: "critical".into(), kind: SourceKind::Events { unknown_to_data: false } };
+        let plan = CriticalPlan {
+            wiring: wiring(vec![source]),
+            sources: Vec::new(),
+            rules: Arc::new(script::rules()),
+            outlets: Outlets { topics: Topics::default(), partitions: BTreeMap::new() },
+            members: 1,
+        };
+        let mut chain = plan.wiring.chain(Path::Critical).unwrap();
+        let value = Some(Bytes::from_static(b"{}"));
+        let record = RawRecord { offset: 7, key: None, value, headers: Vec::new(), timestamp: Instant(1) };
+        let lot = Lot { source: 0, partition: 3 };
+        let output = set_aside(&plan, &mut chain, Instant(2), lot, &record, |_| panic!("an operator died")).unwrap();
+        assert!(matches!(output.said[..], [ref said] if said.to == To::Dlq(Reason::Panicked)));
+        let [row] = &output.rows[..] else { panic!("one row") };
+        let event = EventId::new("critical", 3, 7);
+        assert_eq!((row.event, row.reason, row.epoch), (event, Some(Reason::Panicked), 0));
     }
 }

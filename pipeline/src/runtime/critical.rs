@@ -33,7 +33,7 @@
 //!   both take their times from the log. So the delivery ledger absorbs repeated lane records, the
 //!   record repeated rows, `dedup` repeated hand-overs.
 //! - An append is made again, in place, until the log has it: a partition's order is kept.
-//! - Trouble with the topics of step 4 holds up no lane record before [`UNRECORDED_MAX`] batches wait.
+//! - Trouble with the topics of step 4 holds up no lane record before [`UNRECORDED_BYTES_MAX`] wait.
 //!
 //! # If it dies at step n
 //! 1, 2. Nothing happened. 3. Some lane records are there; the next owner says them again. 4. All of
@@ -82,9 +82,19 @@ pub const GROUP: &str = "tidings.critical";
 /// come; more would let the first wait for the last to be decided.
 pub const RECORDS_MAX: usize = 64;
 
-/// Batches that may wait to be recorded. Beyond it members stop reading: what was appended to the
-/// lanes and not recorded is repeated after a crash, and must stay little.
-pub const UNRECORDED_MAX: usize = 256;
+/// Bytes that may wait to be recorded: some ten thousand codes, enough to sit out a change of leaders in
+/// the topics of step 4. Beyond it the member stops reading until the recorder gets on; what waits is
+/// repeated after a crash, and must fit into memory.
+pub const UNRECORDED_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Batches that may wait to be recorded; the bound of bytes or this one, whichever is met first.
+const UNRECORDED_MAX: usize = 16_384;
+
+/// What a waiting row takes, about.
+const ROW_BYTES: usize = size_of::<Row>() + 256;
+
+/// Batches that the recorder writes with one append.
+const BATCHES_MAX: usize = 64;
 
 /// How long a poll waits while nothing is to be committed; also how long a stop takes at most.
 const WAIT: Duration = Duration::from_millis(100);
@@ -468,6 +478,8 @@ struct Progress {
 #[derive(Default)]
 struct Stands {
     partitions: BTreeMap<TopicPartition, Stand>,
+    /// What the recorder was told and has not written.
+    unrecorded_bytes: usize,
     /// The recorder has ended: nothing more will be recorded.
     closed: bool,
 }
@@ -484,6 +496,13 @@ impl Progress {
                 change(stand, *offset);
             }
         }
+    }
+
+    /// Waits, at most [`WAIT`], while too much is unrecorded; whether it still is.
+    fn crowded(&self) -> bool {
+        let crowded = |stands: &mut Stands| !stands.closed && stands.unrecorded_bytes > UNRECORDED_BYTES_MAX;
+        let waited = self.recorded.wait_timeout_while(self.stands(), WAIT, crowded);
+        waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
     }
 
     /// What can be committed now.
@@ -543,6 +562,12 @@ struct Told {
     through: Through,
 }
 
+impl Told {
+    fn bytes(&self) -> usize {
+        self.appends.iter().map(Append::bytes).sum::<usize>() + self.rows.len() * ROW_BYTES
+    }
+}
+
 /// Appends for one thread.
 #[derive(Clone)]
 struct Writer {
@@ -598,17 +623,19 @@ impl Recorder {
     /// Until the member lets go.
     fn record(&self) -> Result<(), LogError> {
         while let Ok(mut told) = self.inbox.recv() {
-            for more in self.inbox.try_iter().take(UNRECORDED_MAX) {
+            for more in self.inbox.try_iter().take(BATCHES_MAX - 1) {
                 told.appends.extend(more.appends);
                 told.rows.extend(more.rows);
                 told.through.extend(more.through);
             }
+            let bytes = told.bytes();
             let seen = self.observer.as_ref().map(|observer| (observer, told.rows.clone()));
             told.appends.extend(self.outlets.blocks(Stage::Critical, 0, told.rows));
             if !self.writer.append(&told.appends)? {
                 return Ok(());
             }
             self.progress.move_on(&told.through, |stand, offset| stand.recorded = stand.recorded.max(offset));
+            self.progress.stands().unrecorded_bytes -= bytes;
             self.progress.recorded.notify_all();
             if let Some((observer, rows)) = seen {
                 observer.rows(&rows);
@@ -701,6 +728,9 @@ impl Member {
         let mut committed_at = pace.elapsed();
         let mut pause = Pause::new();
         while !self.lanes.halted() {
+            if self.progress.crowded() {
+                continue;
+            }
             // Step 1.
             let wait = if self.progress.uncommitted() { COMMIT_AFTER } else { WAIT };
             let records = match reader.poll(RECORDS_MAX, wait) {
@@ -797,6 +827,7 @@ impl Member {
         status.rejected.fetch_add(rejected, Ordering::Relaxed);
         status.handled.fetch_add(handled, Ordering::Relaxed);
         self.progress.move_on(&batch.through, |stand, offset| stand.handled = offset);
+        self.progress.stands().unrecorded_bytes += batch.bytes();
         // A recorder that has ended says itself why.
         Ok(told.send(batch).is_ok())
     }

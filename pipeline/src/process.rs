@@ -186,6 +186,7 @@ impl Process {
             health: Arc::new(standing.clone()),
             clock: Arc::new(move || instant.wall()),
             speed: settings.speed,
+            type_channels: type_channels(config),
             graph_svg: settings.graph_svg.clone(),
             older,
         });
@@ -367,6 +368,12 @@ fn record_is_read(log: &dyn Log, emit: &Emitter) -> bool {
         let params = RecordParams::new(&topic, "");
         log.committed(&params.group, &at).ok().flatten().map_or(0, |commit| commit.offset) >= end
     })
+}
+
+/// Channels of the types that name their own, for stories.
+pub fn type_channels(config: &Config) -> BTreeMap<String, Vec<Channel>> {
+    let named = config.policies.types.iter().filter_map(|(name, policy)| Some((name.clone(), policy.channels.clone()?)));
+    named.collect()
 }
 
 fn join(threads: Vec<(&'static str, JoinHandle<anyhow::Result<()>>)>) -> anyhow::Result<()> {

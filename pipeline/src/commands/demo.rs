@@ -17,7 +17,7 @@ use tidings_pipeline::demo::closing::closing;
 use tidings_pipeline::demo::workload::{Act, Action, BEGINS_AT, LASTS, Workload};
 use tidings_pipeline::explain::Context;
 use tidings_pipeline::explain::Colour;
-use tidings_pipeline::process::{Emitter, Process, Settings};
+use tidings_pipeline::process::{Emitter, Process, Settings, type_channels};
 use tidings_pipeline::runtime::clock::{Clock, ScaledClock, SystemClock};
 use tidings_pipeline::topology::{FixedEnvironment, LoadError, Loader, OperatorKinds, ProviderKinds, SourceText, svg};
 use tidings_schemas::event::Event;
@@ -139,9 +139,9 @@ impl Demo {
         let context = |user: &str| {
             let profile: Option<Profile> = profiles.get(user).cloned();
             let zone = profile.as_ref().and_then(|profile| calendar.zone(profile.time_zone.as_deref()?)).cloned();
-            Context { zone, profile, ..Context::default() }
+            Context { zone, profile, type_channels: type_channels(&loaded.config), ..Context::default() }
         };
-        let colour = if shell.styled() { Colour::Always } else { Colour::Never };
+        let colour = if shell.styled() { Colour::On } else { Colour::Off };
         let sums = index.fates().sums();
         shell.data(closing(&sums, &rows, context, colour))?;
         let adds_up = sums.iter().all(tidings_sinks::record::fates::Sum::adds_up);

@@ -1,2 +1,198 @@
-//! Placeholder.
-fn main() {}
+//! `cargo xtask bench [NAME] [--json]`: runs the benches and prints their figures.
+
+use std::io::Write as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use clap::{Parser, ValueEnum};
+use tidings_benches::figure::{Figure, Place, table};
+use tidings_benches::setup::Setup;
+use tidings_benches::workload::{Size, Workload};
+use tidings_benches::{decide, restore, through_log};
+use tidings_pipeline::runtime::clock::{Clock, SystemClock};
+use tidings_sinks::log::Log;
+use tidings_sinks::log::embedded::EmbeddedLog;
+use tidings_sinks::log::kafka::{KafkaLog, KafkaParams};
+
+/// Benchmarks of tidings.
+#[derive(Parser)]
+#[command(name = "tidings-benches")]
+struct Arguments {
+    /// Only this bench.
+    name: Option<Bench>,
+    /// One JSON object a figure.
+    #[arg(long)]
+    json: bool,
+    /// Seconds instead of minutes: shows that it works, not how fast it is.
+    #[arg(long)]
+    quick: bool,
+    /// How often each figure is measured.
+    #[arg(long, default_value_t = 5)]
+    repetitions: u32,
+    /// Events of a run instead of a million.
+    #[arg(long)]
+    events: Option<u64>,
+    /// Users instead of 262,144.
+    #[arg(long)]
+    users: Option<u64>,
+    /// Only this many workers, instead of one and then two.
+    #[arg(long)]
+    workers: Option<usize>,
+    /// A Kafka for `decide_kafka`, `host:port`. Topics of its own are made there, and kept for a day.
+    #[arg(long, env = "TIDINGS_TEST_KAFKA")]
+    kafka: Option<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+enum Bench {
+    /// Decide throughput from bytes in memory, checkpoints off.
+    DecideMemory,
+    /// The same with checkpoints.
+    DecideMemoryCheckpoints,
+    /// The whole stage over an embedded log.
+    DecideEmbedded,
+    /// The whole stage over a Kafka.
+    DecideKafka,
+    /// Seconds until a checkpoint stands in the workers' tables.
+    Restore,
+}
+
+struct Session {
+    arguments: Arguments,
+    setup: Setup,
+    size: Size,
+    place: Place,
+    figures: Vec<Figure>,
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let mut size = if arguments.quick { Size::QUICK } else { Size::FULL };
+    size.events = arguments.events.unwrap_or(size.events);
+    size.users = arguments.users.unwrap_or(size.users);
+    let mut session = Session { setup: Setup::example()?, size, place: Place::here(), figures: Vec::new(), arguments };
+    for bench in Bench::value_variants() {
+        if session.arguments.name.is_none_or(|name| name == *bench) {
+            session.run(*bench)?;
+        }
+    }
+    if !session.arguments.json {
+        std::io::stdout().write_all(table(&session.figures).as_bytes())?;
+    }
+    Ok(())
+}
+
+fn per_second(count: u64, elapsed: Duration) -> f64 {
+    count as f64 / elapsed.as_secs_f64()
+}
+
+impl Session {
+    fn run(&mut self, bench: Bench) -> Result<()> {
+        let workload = Workload::new(&self.setup, self.size)?;
+        let workers = self.arguments.workers.map_or(vec![1, 2], |workers| vec![workers]);
+        match bench {
+            Bench::DecideMemory => self.decide_memory(&workload, &workers, false),
+            Bench::DecideMemoryCheckpoints => self.decide_memory(&workload, &workers, true),
+            Bench::DecideEmbedded => workers.iter().try_for_each(|workers| {
+                self.through_log("decide_embedded", &workload, *workers, |folder| {
+                    let clock = SystemClock::default();
+                    Ok(Arc::new(EmbeddedLog::open(folder, Arc::new(move || clock.wall()))?))
+                })
+            }),
+            Bench::DecideKafka => {
+                let Some(brokers) = self.arguments.kafka.clone() else {
+                    let said = "decide_kafka was NOT measured: name a Kafka with --kafka or TIDINGS_TEST_KAFKA \
+                                (cargo xtask services up starts one)\n";
+                    std::io::stderr().write_all(said.as_bytes())?;
+                    return Ok(());
+                };
+                workers.iter().try_for_each(|workers| {
+                    self.through_log("decide_kafka", &workload, *workers, |_| {
+                        let (linger, patience) = (Duration::from_millis(5), Duration::from_secs(60));
+                        let properties = Default::default();
+                        let params = KafkaParams { brokers: brokers.clone(), linger, patience, properties };
+                        Ok(Arc::new(KafkaLog::open(params)?))
+                    })
+                })
+            }
+            Bench::Restore => self.restore(&workload, &workers),
+        }
+    }
+
+    fn repetitions(&self) -> u32 {
+        if self.arguments.quick { 1 } else { self.arguments.repetitions }
+    }
+
+    fn figure(&mut self, name: String, unit: &'static str, values: &[f64], result: Option<u64>) -> Result<()> {
+        let figure = Figure::new(name, unit, values, result, &self.place);
+        if self.arguments.json {
+            let mut line = serde_json::to_vec(&figure)?;
+            line.push(b'\n');
+            std::io::stdout().write_all(&line)?;
+        }
+        self.figures.push(figure);
+        Ok(())
+    }
+
+    fn decide_memory(&mut self, workload: &Workload, workers: &[usize], checkpoints: bool) -> Result<()> {
+        let mut answer = None;
+        for workers in workers {
+            let mut values = Vec::new();
+            for _ in 0..self.repetitions() {
+                let folder = tempfile::tempdir()?;
+                let into = checkpoints.then(|| folder.path());
+                let run = decide::run(&self.setup, workload, *workers, into)?;
+                let before = *answer.get_or_insert(run.hash);
+                ensure!(
+                    before == run.hash,
+                    "{workers} workers answered {:016x}, before it was {before:016x}",
+                    run.hash
+                );
+                values.push(per_second(workload.events, run.elapsed));
+            }
+            let name = if checkpoints { "decide_memory, checkpoints" } else { "decide_memory" };
+            self.figure(format!("{name}, {workers} workers"), "events/s", &values, answer)?;
+        }
+        Ok(())
+    }
+
+    fn through_log(
+        &mut self,
+        name: &str,
+        workload: &Workload,
+        workers: usize,
+        open: impl Fn(&std::path::Path) -> Result<Arc<dyn Log>>,
+    ) -> Result<()> {
+        let mut values = Vec::new();
+        for repetition in 0..self.repetitions() {
+            let folder = tempfile::tempdir()?;
+            let log = open(&folder.path().join("log"))?;
+            // Runs must not find each other's topics.
+            let prefix = format!("bench-{}-{}-{repetition}", SystemClock::default().wall().0, std::process::id());
+            let checkpoints = folder.path().join("checkpoints");
+            let run = through_log::run(&self.setup, workload, workers, &log, &prefix, &checkpoints)?;
+            values.push(per_second(workload.events, run.elapsed));
+        }
+        self.figure(format!("{name}, {workers} workers"), "events/s", &values, None)
+    }
+
+    fn restore(&mut self, workload: &Workload, workers: &[usize]) -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let decided = decide::run(&self.setup, workload, 1, Some(folder.path()))?;
+        let manifest = decided.checkpoint.context("a run with checkpoints leaves one")?;
+        let mut answer = None;
+        for workers in workers {
+            let mut values = Vec::new();
+            for _ in 0..self.repetitions() {
+                let run = restore::run(&self.setup, folder.path(), &manifest, *workers)?;
+                let before = *answer.get_or_insert(run.hash);
+                ensure!(before == run.hash, "{workers} workers read {:016x}, before it was {before:016x}", run.hash);
+                values.push(run.elapsed.as_secs_f64() * 1e6 / run.keys as f64);
+            }
+            self.figure(format!("restore, {workers} workers"), "s/million keys", &values, answer)?;
+        }
+        Ok(())
+    }
+}

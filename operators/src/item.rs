@@ -86,8 +86,10 @@ pub struct Item {
     pub group: GroupId,
     /// What makes two events the same wish.
     pub dedup_key: DedupKey,
-    /// The producer's own key behind it, for a hand-over to the critical path.
+    /// The producer's own key behind it, for a hand-over between the two paths.
     pub producer_key: Option<Arc<str>>,
+    /// The producer's own id, for the same: a cancel may name it beside a key.
+    pub producer_id: Option<Arc<str>>,
     /// To what it was done, where all members agree.
     pub object: Option<Object>,
     /// Its events, in canonical order; never empty.
@@ -301,12 +303,12 @@ impl Item {
         }
     }
 
-    /// The event as a producer would have written it: what is handed over to the critical path.
+    /// The event as a producer would have written it: what is handed over between the two paths.
     #[must_use]
     pub fn to_event(&self) -> Event {
         let member = self.newest();
         Event {
-            id: None,
+            id: self.producer_id.as_deref().map(str::to_owned),
             event_type: self.event_type.to_string(),
             user_id: self.user.to_string(),
             tenant: self.tenant.to_string(),

@@ -195,6 +195,7 @@ pub fn straight(operators: &[(&str, serde_json::Value, Option<&str>)]) -> Wiring
 pub struct Scenario {
     chain: Chain,
     path: Path,
+    sources: Vec<Source>,
     rules: Rules,
     epoch: u64,
     now: Instant,
@@ -226,6 +227,7 @@ impl Scenario {
         Self {
             chain,
             path,
+            sources: wiring.sources.clone(),
             rules,
             epoch: 0,
             now,
@@ -249,7 +251,7 @@ impl Scenario {
         };
         *offset += 1;
         let lot = Lot { source, partition: 0 };
-        let arrived = ingest(&sources()[usize::from(source)], lot, &record, &self.rules, self.path);
+        let arrived = ingest(&self.sources[usize::from(source)], lot, &record, &self.rules, self.path);
         self.run(vec![Block { lot, target: 0, records: vec![arrived] }])
     }
 

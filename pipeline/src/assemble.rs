@@ -29,6 +29,7 @@ use tidings_sinks::log::kafka::{KafkaLog, KafkaParams};
 use tidings_sinks::log::{Clock, Log, LogError, Retention, TopicSpec};
 
 use crate::cutlog::Hash;
+use crate::runtime::critical::{CriticalPlan, wiring as critical_wiring};
 use crate::runtime::egress::Outlets;
 use crate::runtime::plan::{Plan, SourcePlan};
 use crate::topology::{Config, Deployment, Input, Log as LogPlace, Place, Role, Source, Topology, UnknownFields};
@@ -38,9 +39,6 @@ const DAY: Duration = Duration::from_secs(86_400);
 /// How long everything but dead letters is kept: longer than the longest outage that must lose nothing
 /// (seven days).
 const KEPT: Duration = Duration::from_secs(8 * 86_400);
-
-/// The kinds of the critical chain, from the top down.
-const CRITICAL: [&str; 3] = ["validate", "preferences", "route"];
 
 /// Why a stored or checked topology makes no plan.
 #[derive(Debug, thiserror::Error)]
@@ -223,25 +221,10 @@ fn decide(topology: &Topology) -> Result<Wiring, AssembleError> {
     Ok(Wiring { sources: taken.into_iter().map(incoming).collect(), operators })
 }
 
-/// The critical chain. Conditions of the topology do not hold for it: nothing that waits stands in it.
+/// The critical chain, over the critical sources and the side inputs.
 fn critical(topology: &Topology) -> Wiring {
     let taken = topology.sources.iter().filter(|source| matches!(source.role, Role::Critical | Role::SideInput(_)));
-    let sources: Vec<Incoming> = taken.map(incoming).collect();
-    let events = sources.iter().enumerate().filter(|(_, source)| matches!(source.kind, SourceKind::Events { .. }));
-    let mut inputs: Vec<From> = events.map(|(number, _)| From::Source(number)).collect();
-    let mut operators = Vec::with_capacity(CRITICAL.len());
-    for (number, kind) in CRITICAL.into_iter().enumerate() {
-        let same = topology.operators.iter().find(|operator| operator.kind == kind);
-        operators.push(Wired {
-            id: same.map_or(kind, |operator| operator.id.as_str()).into(),
-            kind: kind.to_owned(),
-            params: same.map_or_else(|| serde_json::json!({}), |operator| operator.params.clone()),
-            when: None,
-            inputs: std::mem::replace(&mut inputs, vec![From::Operator(number)]),
-            to_lanes: number + 1 == CRITICAL.len(),
-        });
-    }
-    Wiring { sources, operators }
+    critical_wiring(taken.map(incoming).collect())
 }
 
 /// How a run runs: what no topology says and no decision depends on.
@@ -295,6 +278,14 @@ pub fn plan(
 ) -> Result<(Plan, Assembly), AssembleError> {
     let assembly = Assembly::new(&config.topology, &config.policies, calendar, &partitions)?;
     Ok((plan_of(&config.topology, &assembly, partitions, settings), assembly))
+}
+
+/// What runs beside the dataflow; none where no source is critical. `members` share its partitions.
+#[must_use]
+pub fn critical_plan(plan: &Plan, assembly: &Assembly, members: usize) -> Option<CriticalPlan> {
+    let half = assembly.critical.as_ref()?;
+    let (wiring, sources) = (half.wiring.clone(), half.sources.clone());
+    Some(CriticalPlan { wiring, sources, rules: Arc::clone(&plan.rules), outlets: plan.outlets.clone(), members })
 }
 
 /// The plan of stored canonical bytes: what an older topology's cuts are drained with.

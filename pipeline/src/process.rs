@@ -186,6 +186,7 @@ impl Process {
             health: Arc::new(standing.clone()),
             clock: Arc::new(move || instant.wall()),
             speed: settings.speed,
+            type_channels: type_channels(config),
             graph_svg: settings.graph_svg.clone(),
             older,
         });
@@ -303,12 +304,14 @@ impl Process {
         }
     }
 
-    /// Stops in the order in which work flows.
+    /// Stops in the order in which work flows: nothing is decided any more, then the lanes are read to
+    /// their ends, then the record. Each for a while only: what is not done is done after the next
+    /// start.
     ///
     /// # Errors
     /// When a stage ended with an error.
     pub async fn stop(self) -> anyhow::Result<()> {
-        let Self { stop, threads, critical, tasks, record_stop, .. } = self;
+        let Self { stop, threads, critical, tasks, record_stop, log, standing, emit, .. } = self;
         stop.store(true, Ordering::Relaxed);
         let (record, others): (Vec<_>, Vec<_>) = threads.into_iter().partition(|(name, _)| *name == "record");
         let deciding = blocking(move || {
@@ -318,7 +321,11 @@ impl Process {
             join(others)
         });
         let decided = deciding.await;
+        wait_for(|| lanes_are_read(&*log, &standing)).await;
         let (failed, _) = tasks.stop(DRAIN_MAX).await;
+        if !record.is_empty() {
+            wait_for(|| record_is_read(&*log, &emit)).await;
+        }
         record_stop.cancel();
         let recorded = blocking(move || join(record)).await;
         decided?;
@@ -328,6 +335,45 @@ impl Process {
             None => Ok(()),
         }
     }
+}
+
+/// Asks until it is so, or for [`DRAIN_MAX`].
+async fn wait_for(mut so: impl FnMut() -> bool) {
+    let mut look = tokio::time::interval(Duration::from_millis(50));
+    let all = async {
+        while !so() {
+            look.tick().await;
+        }
+    };
+    let _ = tokio::time::timeout(DRAIN_MAX, all).await;
+}
+
+/// Whether everything in the lanes that are read here was settled.
+fn lanes_are_read(log: &dyn Log, standing: &Standing) -> bool {
+    let Ok(lanes) = standing.lanes.lock() else { return true };
+    let at_end = |(partition, reached): (TopicPartition, tidings_sinks::lane::Reached)| {
+        let end = log.range(&partition).map_or(0, |range| range.end);
+        reached.open == 0 && reached.position >= end
+    };
+    lanes.iter().filter(|(group, _)| !group.contains("retry")).all(|(_, lane)| lane.reached().into_iter().all(at_end))
+}
+
+/// Whether the record has everything that was said.
+fn record_is_read(log: &dyn Log, emit: &Emitter) -> bool {
+    let topic = emit.topics.lifecycle();
+    let count = emit.partitions.get(&topic).copied().unwrap_or(1);
+    (0..count).all(|partition| {
+        let at = TopicPartition { topic: topic.as_str().into(), partition };
+        let end = log.range(&at).map_or(0, |range| range.end);
+        let params = RecordParams::new(&topic, "");
+        log.committed(&params.group, &at).ok().flatten().map_or(0, |commit| commit.offset) >= end
+    })
+}
+
+/// Channels of the types that name their own, for stories.
+pub fn type_channels(config: &Config) -> BTreeMap<String, Vec<Channel>> {
+    let named = config.policies.types.iter().filter_map(|(name, policy)| Some((name.clone(), policy.channels.clone()?)));
+    named.collect()
 }
 
 fn join(threads: Vec<(&'static str, JoinHandle<anyhow::Result<()>>)>) -> anyhow::Result<()> {

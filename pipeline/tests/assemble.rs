@@ -8,7 +8,9 @@ use std::time::Duration;
 use tidings_operators::calendar::Calendar;
 use tidings_operators::harness::dataflow::Transport;
 use tidings_operators::registry::Input;
-use tidings_pipeline::assemble::{RunSettings, TopicsError, check_topics, older, partitions, plan, topics};
+use tidings_pipeline::assemble::{
+    RunSettings, TopicsError, check_topics, critical_plan, older, partitions, plan, topics,
+};
 use tidings_pipeline::topology::{Config, FixedEnvironment, Loader, OperatorKinds, ProviderKinds, SourceText};
 use tidings_schemas::channel::Channel;
 use tidings_schemas::time::Instant;
@@ -36,6 +38,7 @@ fn settings() -> RunSettings {
         workers: 2,
         transport: Transport::Memory,
         epoch_min: Duration::from_millis(100),
+        idle_max: Duration::from_secs(1),
         checkpoint_every: Duration::from_secs(5),
     }
 }
@@ -71,7 +74,7 @@ fn the_example_becomes_two_chains_over_numbered_sources() {
     assert_eq!(lanes, ["rate_limit"]);
     assert_eq!(plan.rules.spread, Duration::from_secs(1_800));
     assert!(plan.rules.provided.contains(Channel::Push) && !plan.rules.provided.contains(Channel::Sms));
-    let critical = assembly.critical.unwrap();
+    let critical = critical_plan(&plan, &assembly, 1).unwrap();
     let ids: Vec<&str> = critical.wiring.operators.iter().map(|it| &*it.id).collect();
     assert_eq!(ids, ["validate", "preferences", "route"]);
     let ids: Vec<&str> = critical.wiring.sources.iter().map(|it| &*it.id).collect();

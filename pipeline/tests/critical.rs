@@ -525,7 +525,7 @@ fn what_does_not_belong_goes_where_it_does() {
     let world = World::new();
     let running = world.start(Process::default());
     world.event(r#"{"id":"l1","type":"like","user_id":"u1","actor":{"id":"bob"}}"#);
-    world.event(r#"{"id":"s1","type":"verification_code","user_id":"u1","scheduled_at":"2030-01-01T00:00:00Z"}"#);
+    world.event(r#"{"id":"s1","dedup_key":"k1","type":"verification_code","user_id":"u1","scheduled_at":"2030-01-01T00:00:00Z"}"#);
     world.event(r#"{"id":"s1","type":"verification_code","user_id":"u1","op":"cancel"}"#);
     world.event(r#"{"type":"verification_code"}"#);
     let kept = EventId::new("high", 0, 42);
@@ -539,6 +539,8 @@ fn what_does_not_belong_goes_where_it_does() {
     assert_eq!(handed.iter().map(header).collect::<Vec<_>>(), expected);
     let scheduled: serde_json::Value = serde_json::from_slice(handed[1].value.as_ref().unwrap()).unwrap();
     assert_eq!(scheduled["scheduled_at"], "2030-01-01T00:00:00Z");
+    // Both stay, because a cancel may name either.
+    assert_eq!((&scheduled["id"], &scheduled["dedup_key"]), (&"s1".into(), &"k1".into()));
 
     let [letter] = &world.read(DLQ)[..] else { panic!("one dead letter") };
     let letter: serde_json::Value = serde_json::from_slice(letter.value.as_ref().unwrap()).unwrap();

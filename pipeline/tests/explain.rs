@@ -24,8 +24,7 @@ struct Case {
 impl Case {
     fn new(script: &str, zone: &str) -> Self {
         let told = tell(&format!("{CHAIN}\n{script}"));
-        let mut context =
-            Context { zone: Calendar::bundled().zone(zone).cloned(), ..Context::default() };
+        let mut context = Context { zone: Calendar::bundled().zone(zone).cloned(), ..Context::default() };
         for (id, event) in told.events.values() {
             context.events.insert(*id, event.clone());
         }
@@ -202,13 +201,19 @@ fn a_provider_that_fails() {
         (&[State::Retry], None, "503 ServiceUnavailable"),
         (&[State::Failed, State::Dlq], Some(Reason::AttemptsExhausted), "503 ServiceUnavailable"),
     ];
-    insta::assert_snapshot!("dead_letter", Case::new(script, "UTC").delivered(Channel::Push, "apns", answers).story("f1"));
+    insta::assert_snapshot!(
+        "dead_letter",
+        Case::new(script, "UTC").delivered(Channel::Push, "apns", answers).story("f1")
+    );
     let answers: &[(&[State], Option<Reason>, &str)] = &[(
         &[State::Created, State::Rendered, State::Sent, State::Failed],
         Some(Reason::InvalidAddress),
         "410 Unregistered",
     )];
-    insta::assert_snapshot!("dead_phone", Case::new(script, "UTC").delivered(Channel::Push, "apns", answers).story("f1"));
+    insta::assert_snapshot!(
+        "dead_phone",
+        Case::new(script, "UTC").delivered(Channel::Push, "apns", answers).story("f1")
+    );
 }
 
 #[test]

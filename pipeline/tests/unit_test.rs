@@ -86,3 +86,27 @@ fn what_happened_in_an_earlier_step_is_not_taken_for_now() {
     let before = "queued at 2026-06-01 12:05 Europe/Berlin, telling about 2 actors and 2 activities, before this step";
     assert_eq!(found, [before]);
 }
+
+#[test]
+fn the_two_paths_hand_over_what_is_not_theirs() {
+    // The producer asks for less than the type has a right to: policy decides. A scheduled code waits in
+    // the dataflow and is handed over when it is due.
+    let tests = r#"
+  - name: a scheduled code
+    given: { addresses: [{ user_id: u1, channel: push, platform: ios }] }
+    steps:
+      - at: "2026-06-01T12:00:00Z"
+        event: { id: s1, type: verification_code, user_id: u1, scheduled_at: "2026-06-01T13:00:00Z" }
+        expect: [{ event: s1, parked_until: "2026-06-01T13:00:00Z" }, { nothing_sent: true }]
+      - at: "2026-06-01T13:00:00Z"
+        expect: [{ event: s1, leg: push, queued: true }]
+"#;
+    let report = run(&(example("topology.yaml") + tests)).pop().unwrap();
+    assert!(report.passed(), "{report:#?}");
+    let unread =
+        example("topology.yaml").replace("  critical: { topic: notifications.events.critical, path: critical }\n", "");
+    let report = run(&(unread + tests)).pop().unwrap();
+    let said = &report.failures[0].said;
+    let line = "2026-06-01 13:00 UTC  event s1: handed over as critical, which no source here reads";
+    assert!(said.iter().any(|said| said == line), "{said:#?}");
+}

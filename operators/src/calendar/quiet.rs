@@ -192,7 +192,7 @@ mod tests {
             ("America/New_York", "22:00-01:30", "2026-11-01T05:40:00Z", Some("2026-11-01T06:00:00Z")),
             ("UTC", "22:00-07:00", "+262142-12-31T23:59:59Z", None),
         ] {
-            let now = now.parse().unwrap_or(Instant::NEVER);
+            let now = now.parse().unwrap_or(Instant(i64::MAX));
             assert_eq!(zone(name).next_quiet_start(hours(quiet), now), expected.map(utc), "{name} {quiet} {now}");
         }
     }

@@ -5,9 +5,16 @@
 //! which code it ends with.
 
 mod check;
+mod client;
 mod completions;
+mod demo;
+mod emit;
+mod explain;
 mod graph;
+mod providers;
+mod run;
 mod schema;
+mod tail;
 mod test;
 mod topics;
 
@@ -40,17 +47,29 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Demo(demo::Demo),
+    Run(run::Run),
     Check(check::Check),
     Graph(graph::Graph),
     Schema(schema::Schema),
     Test(test::Test),
     Topics(topics::Topics),
+    Emit(emit::Emit),
+    Explain(explain::Explain),
+    Tail(tail::Tail),
+    Providers(providers::Providers),
     Completions(completions::Completions),
 }
 
 impl Command {
     fn run(self, shell: &Shell) -> anyhow::Result<Exit> {
         match self {
+            Self::Demo(command) => command.run(shell),
+            Self::Run(command) => command.run(shell),
+            Self::Emit(command) => command.run(shell),
+            Self::Explain(command) => command.run(shell),
+            Self::Tail(command) => command.run(shell),
+            Self::Providers(command) => command.run(shell),
             Self::Check(command) => command.run(shell),
             Self::Graph(command) => command.run(shell),
             Self::Schema(command) => command.run(shell),

@@ -2,7 +2,7 @@
 //!
 //! | request | answer |
 //! |---|---|
-//! | `GET /`, `/app.js`, `/style.css` | the page; nothing comes from elsewhere |
+//! | `GET /`, `/app.js`, `/style.css`, `/icon.svg` | the page; nothing comes from elsewhere |
 //! | `GET /api/events?limit=` | the newest events with what became of them, and the version that this is |
 //! | `GET /api/stream?since=` | what changed since then, as server-sent events `event`, `act`, `resync` |
 //! | `POST /api/events?wait=5s` | appends an event; says its id, and after `wait` what was decided |
@@ -46,6 +46,7 @@ use crate::explain::rows::Query;
 
 const PAGE: &str = include_str!("page/index.html");
 const SCRIPT: &str = include_str!("page/app.js");
+const ICON: &str = include_str!("page/icon.svg");
 const STYLE: &str = include_str!("page/style.css");
 
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
@@ -89,6 +90,7 @@ impl Console {
             .route("/", get(|| async { file("text/html; charset=utf-8", PAGE) }))
             .route("/app.js", get(|| async { file("text/javascript; charset=utf-8", SCRIPT) }))
             .route("/style.css", get(|| async { file("text/css; charset=utf-8", STYLE) }))
+            .route("/icon.svg", get(|| async { file("image/svg+xml", ICON) }))
             .route("/api/events", get(events).post(emit))
             .route("/api/stream", get(follow))
             .route("/api/explain/{id}", get(story))
@@ -152,7 +154,8 @@ async fn events(State(server): State<Server>, Parameters(list): Parameters<List>
     let memory = server.console.memory();
     let version = format!("{}-{}", server.run, memory.version());
     let lines = memory.lines(list.limit.unwrap_or(LIST_DEFAULT));
-    Json(json!({ "version": version, "extent": memory.extent(), "events": lines, "acts": memory.acts() })).into_response()
+    Json(json!({ "version": version, "extent": memory.extent(), "events": lines, "acts": memory.acts() }))
+        .into_response()
 }
 
 #[derive(Deserialize)]
@@ -304,7 +307,8 @@ async fn story(
         let text = format!("nothing is known of `{id}`; it may be older than the record, or not decided yet");
         return problem(StatusCode::NOT_FOUND, text);
     };
-    let plain = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()).is_some_and(|accept| accept == "text/plain");
+    let plain =
+        headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()).is_some_and(|accept| accept == "text/plain");
     if plain {
         return format!("{}\n", story.text(Colour::Off)).into_response();
     }
@@ -317,7 +321,8 @@ async fn fates(State(server): State<Server>) -> Response {
     let sums: Vec<_> = sums
         .iter()
         .map(|sum| {
-            let fates: Vec<_> = sum.fates.iter().map(|(fate, units)| json!({ "fate": fate.as_str(), "units": units })).collect();
+            let fates: Vec<_> =
+                sum.fates.iter().map(|(fate, units)| json!({ "fate": fate.as_str(), "units": units })).collect();
             json!({
                 "unit": sum.unit, "created": sum.created, "fates": fates, "unaccounted": sum.unaccounted,
                 "orphans": sum.orphans, "adds_up": sum.adds_up(),
@@ -336,7 +341,8 @@ async fn now(State(server): State<Server>) -> Response {
     let parts = &server.console.0.parts;
     let now = (parts.clock)();
     let memory = server.console.memory();
-    Json(json!({ "now": now, "speed": parts.speed, "people": memory.people(now), "extent": memory.extent() })).into_response()
+    Json(json!({ "now": now, "speed": parts.speed, "people": memory.people(now), "extent": memory.extent() }))
+        .into_response()
 }
 
 async fn messages(State(server): State<Server>) -> Response {

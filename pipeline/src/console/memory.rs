@@ -105,6 +105,7 @@ pub(super) struct Extent {
 
 #[derive(Default)]
 pub(super) struct Memory {
+    type_channels: BTreeMap<String, Vec<Channel>>,
     version: u64,
     seen: u64,
     events: BTreeMap<EventId, Kept>,
@@ -118,6 +119,10 @@ pub(super) struct Memory {
 }
 
 impl Memory {
+    pub(super) fn new(type_channels: BTreeMap<String, Vec<Channel>>) -> Self {
+        Self { type_channels, ..Self::default() }
+    }
+
     pub(super) const fn version(&self) -> u64 {
         self.version
     }
@@ -167,19 +172,19 @@ impl Memory {
             self.by_age.remove(&age);
         }
         self.by_age.insert(self.version, user.to_owned());
-        if self.people.len() > PEOPLE_KEPT_MAX {
-            if let Some((_, oldest)) = self.by_age.pop_first() {
-                self.people.remove(&oldest);
-            }
+        if self.people.len() > PEOPLE_KEPT_MAX
+            && let Some((_, oldest)) = self.by_age.pop_first()
+        {
+            self.people.remove(&oldest);
         }
         if let Some(text) = caption {
             let act = Act { act: self.version, at, user: user.to_owned(), text: text.to_owned() };
             self.acts.insert(self.version, act);
             self.changes.insert(self.version, Change::Act(self.version));
-            if self.acts.len() > ACTS_KEPT_MAX {
-                if let Some((act, _)) = self.acts.pop_first() {
-                    self.changes.remove(&act);
-                }
+            if self.acts.len() > ACTS_KEPT_MAX
+                && let Some((act, _)) = self.acts.pop_first()
+            {
+                self.changes.remove(&act);
             }
         }
     }
@@ -215,7 +220,14 @@ impl Memory {
             user: kept.user.clone(),
             at: kept.at,
         });
-        Some(Line { id: id.to_string(), place: kept.place, caption: kept.caption.clone(), raw: kept.raw.clone(), story, untold })
+        Some(Line {
+            id: id.to_string(),
+            place: kept.place,
+            caption: kept.caption.clone(),
+            raw: kept.raw.clone(),
+            story,
+            untold,
+        })
     }
 
     pub(super) fn story(&self, id: EventId) -> Option<Story> {
@@ -271,11 +283,19 @@ impl Memory {
         let person = |(user, (_, profile)): (&String, &(u64, Profile))| {
             let zone = profile.time_zone.as_deref().and_then(|name| calendar.zone(name)).unwrap_or(calendar.utc());
             let off = |name: String, switches: &BTreeMap<Channel, bool>| {
-                let off = switches.iter().filter(|(_, on)| !**on).map(|(channel, _)| crate::explain::words::channel(*channel));
-                off.map(|channel| if name.is_empty() { channel.to_owned() } else { format!("{channel} for {name}") }).collect::<Vec<_>>()
+                let off = switches
+                    .iter()
+                    .filter(|(_, on)| !**on)
+                    .map(|(channel, _)| crate::explain::words::channel(*channel));
+                off.map(|channel| if name.is_empty() { channel.to_owned() } else { format!("{channel} for {name}") })
+                    .collect::<Vec<_>>()
             };
             let mut all_off = off(String::new(), &profile.channels);
-            profile.categories.iter().chain(&profile.types).for_each(|(name, of)| all_off.extend(off(crate::explain::words::spaced(name), of)));
+            profile
+                .categories
+                .iter()
+                .chain(&profile.types)
+                .for_each(|(name, of)| all_off.extend(off(crate::explain::words::spaced(name), of)));
             Person {
                 user: user.clone(),
                 zone: zone.name().to_owned(),
@@ -293,7 +313,7 @@ impl Memory {
         let profile = self.people.get(user).map(|(_, profile)| profile.clone());
         let zone_name = profile.as_ref().and_then(|profile| profile.time_zone.clone());
         let zone = zone_name.and_then(|name| Calendar::bundled().zone(&name).cloned());
-        let mut context = Context { zone, profile, ..Context::default() };
+        let mut context = Context { zone, profile, type_channels: self.type_channels.clone(), ..Context::default() };
         for (_, event) in self.newest_of(user) {
             if let Some(kept) = self.events.get(event) {
                 context.events.extend(kept.written.clone().map(|written| (*event, written)));

@@ -18,9 +18,11 @@
 mod http;
 mod memory;
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::future::BoxFuture;
+use tidings_schemas::channel::Channel;
 use tidings_schemas::ids::EventId;
 use tidings_schemas::lane::LaneRecord;
 use tidings_schemas::lifecycle::Row;
@@ -65,6 +67,8 @@ pub struct Parts {
     pub clock: Arc<dyn Fn() -> Instant + Send + Sync>,
     /// How many times faster than the wall clock it runs.
     pub speed: u32,
+    /// Channels of the types that name their own in the policies.
+    pub type_channels: BTreeMap<String, Vec<Channel>>,
     /// The picture of the topology.
     pub graph_svg: String,
     /// Rows that the memory has forgotten; none where absent.
@@ -86,7 +90,8 @@ impl Console {
     /// A console that has seen nothing yet.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        Self(Arc::new(Shared { parts, memory: Mutex::default(), version: watch::Sender::new(0) }))
+        let memory = Memory::new(parts.type_channels.clone());
+        Self(Arc::new(Shared { parts, memory: Mutex::new(memory), version: watch::Sender::new(0) }))
     }
 
     /// A record arrived among the events, whatever it holds. `caption` says in a line what it shows.

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
+use tidings_schemas::channel::Priority;
 use tidings_schemas::ids::EventId;
 use tidings_schemas::lifecycle::{Row, State, Unit};
 use tidings_sinks::record::fates::{Fate, Sum};
@@ -25,12 +26,15 @@ pub fn fates_table(sums: &[Sum; 3], rows: &[Row], colour: Colour) -> String {
         let _ = writeln!(text, "{:>7}  {}", sum.created, colour.bold(unit));
         for (fate, units) in sum.fates.iter().filter(|(_, units)| *units > 0) {
             let reasons = if *fate == Fate::Suppressed { reasons(sum.unit, rows) } else { String::new() };
-            let _ = writeln!(text, "{:>7}  {}{reasons}", units, colour.paint(tone(*fate), &words::spaced(fate.as_str())));
+            let _ =
+                writeln!(text, "{:>7}  {}{reasons}", units, colour.paint(tone(*fate), &words::spaced(fate.as_str())));
         }
         let told: u64 = sum.fates.iter().map(|(_, units)| units).sum();
         let verdict = match (sum.adds_up(), sum.unaccounted) {
             (true, _) => colour.paint(Tone::Good, &format!("= {}, adds up", sum.created)),
-            (false, 0) => colour.paint(Tone::Bad, &format!("{told} of {} told, {} without a beginning", sum.created, sum.orphans)),
+            (false, 0) => {
+                colour.paint(Tone::Bad, &format!("{told} of {} told, {} without a beginning", sum.created, sum.orphans))
+            }
             (false, open) => colour.paint(Tone::Waiting, &format!("and {open} of which nothing was decided yet")),
         };
         let _ = writeln!(text, "         {verdict}\n");
@@ -47,7 +51,8 @@ fn reasons(unit: Unit, rows: &[Row]) -> String {
             units.entry(reason.as_str()).or_default().insert(row.unit_id());
         }
     }
-    let words: Vec<_> = units.iter().map(|(reason, units)| format!("{} {}", units.len(), words::spaced(reason))).collect();
+    let words: Vec<_> =
+        units.iter().map(|(reason, units)| format!("{} {}", units.len(), words::spaced(reason))).collect();
     if words.is_empty() { String::new() } else { format!(" ({})", words.join(", ")) }
 }
 
@@ -56,13 +61,15 @@ const fn tone(fate: Fate) -> Tone {
         Fate::Notified | Fate::Delivered | Fate::Queued => Tone::Good,
         Fate::Parked => Tone::Waiting,
         Fate::Merged | Fate::Returned | Fate::InFlight => Tone::Open,
-        Fate::Rejected | Fate::Lost | Fate::Failed | Fate::DeadLettered | Fate::Unknown | Fate::Unaccounted => Tone::Bad,
+        Fate::Rejected | Fate::Lost | Fate::Failed | Fate::DeadLettered | Fate::Unknown | Fate::Unaccounted => {
+            Tone::Bad
+        }
         Fate::Deduplicated | Fate::Retracted | Fate::Cancelled | Fate::Expired | Fate::Suppressed => Tone::Quiet,
     }
 }
 
 /// Three events whose stories say most: one that waited or was told with others, one that was not
-/// told, one that was told at once; the longest story of each kind, others where a kind is missing.
+/// told, a critical one; the longest story of each kind, others where a kind is missing.
 /// `context_of` knows what there is to know of a user.
 #[must_use]
 pub fn three_stories(rows: &[Row], context_of: impl Fn(&str) -> Context) -> Vec<Story> {
@@ -79,11 +86,16 @@ pub fn three_stories(rows: &[Row], context_of: impl Fn(&str) -> Context) -> Vec<
         let context = context_of(user);
         stories.extend(events.iter().filter_map(|event| explain(rows.iter().copied(), *event, &context)));
     }
-    // Long stories first; the same ones for the same rows.
-    stories.sort_by(|one, two| (two.steps.len(), &one.ids.event).cmp(&(one.steps.len(), &two.ids.event)));
+    // Whatever lasted longest first, and of that what has more to say; the same ones for the same rows.
+    let span = |story: &Story| story.steps.last().map_or(0, |last| last.at.0 - story.at.0);
+    stories.sort_by_key(|story| {
+        (std::cmp::Reverse(span(story)), std::cmp::Reverse(story.steps.len()), story.ids.event.clone())
+    });
     let waited = |story: &Story| story.end.word == "merged" && story.end.tone == Tone::Good;
-    let not_told = |story: &Story| story.end.word == "suppressed" || story.channels.iter().any(|end| !end.silent && end.end.word == "suppressed");
-    let at_once = |story: &Story| story.end.word == "notified" && story.end.tone == Tone::Good;
+    let not_told = |story: &Story| {
+        story.end.word == "suppressed" || story.channels.iter().any(|end| !end.silent && end.end.word == "suppressed")
+    };
+    let at_once = |story: &Story| story.priority == Some(Priority::Critical) && story.end.tone == Tone::Good;
     let any = |_: &Story| true;
     let kinds: [&dyn Fn(&Story) -> bool; 6] = [&waited, &not_told, &at_once, &any, &any, &any];
     let mut chosen: Vec<Story> = Vec::new();

@@ -95,9 +95,7 @@ const PEOPLE: [Person; 6] = [
     Person {
         user: "nora",
         caption: "Nora lives in New York, where the evening has just begun; she has a phone and a tablet",
-        profile: || {
-            json!({"user_id": "nora", "time_zone": "America/New_York", "quiet_hours": {"from": "22:00", "to": "07:30"}})
-        },
+        profile: || json!({"user_id": "nora", "time_zone": "America/New_York", "quiet_hours": {"from": "22:00", "to": "07:30"}}),
         addresses: &[("phone", "ios"), ("tablet", "android"), ("mail", "")],
     },
     Person {
@@ -112,9 +110,7 @@ const PEOPLE: [Person; 6] = [
     Person {
         user: "ken",
         caption: "Ken lives in Tokyo, where it is morning already",
-        profile: || {
-            json!({"user_id": "ken", "time_zone": "Asia/Tokyo", "quiet_hours": {"from": "23:00", "to": "07:00"}})
-        },
+        profile: || json!({"user_id": "ken", "time_zone": "Asia/Tokyo", "quiet_hours": {"from": "23:00", "to": "07:00"}}),
         addresses: &[("phone", "ios")],
     },
     Person {
@@ -220,12 +216,19 @@ impl Night {
         self.a_burst();
         let broken = br#"{"type": "like", "user_id": "mia", "actor": {"id": "bob""#.to_vec();
         let action = Action::Event { topic: Priority::Medium, key: "mia".to_owned(), value: broken };
-        let caption = "A producer breaks off in the middle of a record: it goes to the dead letters, and the stream goes on";
+        let caption =
+            "A producer breaks off in the middle of a record: it goes to the dead letters, and the stream goes on";
         self.acts.push(Act { at: after(5, 0), caption: caption.to_owned(), action });
     }
 
     fn a_photo_at_night(&mut self) {
-        self.like(after(0, 10), "mia", "John", "photo7", "John likes Mia's photo; she sleeps, so it can wait until 07:00");
+        self.like(
+            after(0, 10),
+            "mia",
+            "John",
+            "photo7",
+            "John likes Mia's photo; she sleeps, so it can wait until 07:00",
+        );
         self.comment(after(1, 0), "mia", "Alice", "photo7", "wo war das?", "Alice comments on it");
         self.like(after(1, 20), "mia", "Alice", "photo7", "Alice likes it too: the two will be told together");
         self.like(after(1, 50), "mia", "Bob", "photo7", "");
@@ -237,23 +240,26 @@ impl Night {
         for (minute, friend) in [(31, "Carol"), (64, "Eve"), (102, "Frank")] {
             self.like(after(minute, 0), "mia", friend, "photo7", "");
         }
-        let id = self.id("offer");
-        let offer = json!({"id": id, "type": "live_now", "user_id": "mia", "actor": actor_of("Carol"),
-                           "expires_at": after(100, 0).to_string()});
-        let caption = "Carol goes live for an hour; by the time Mia wakes up that is over, and it is not told";
-        self.event(after(26, 0), Priority::Medium, "mia", offer, caption);
+        let sale = json!({"id": "sale-1", "type": "flash_sale", "priority": "low", "user_id": "mia",
+                          "expires_at": after(100, 0).to_string()});
+        let caption = "A flash sale until 1 o'clock: when Mia wakes up it is over, and she is not told";
+        self.event(after(26, 0), Priority::Low, "mia", sale, caption);
+        let unlike = json!({"id": "unlike-eve", "type": "like", "op": "retract", "user_id": "mia",
+                            "actor": actor_of("Eve"), "object": {"id": "photo9", "kind": "photo"}});
+        let caption = "Eve takes back a like that she never gave: there is nothing to retract, and the record says so";
+        self.event(after(28, 0), Priority::Medium, "mia", unlike, caption);
     }
 
     fn orders(&mut self) {
-        let order = |id: &str, user: &str, order: &str| {
-            json!({"id": id, "type": "order_shipped", "user_id": user, "data": {"order_id": order, "carrier": "DHL"}})
-        };
+        let order = |id: &str, user: &str, order: &str| json!({"id": id, "type": "order_shipped", "user_id": user, "data": {"order_id": order, "carrier": "DHL"}});
         let captions = [
             "Nora's order is shipped: high priority, at once, on all her devices",
             "The shop's queue delivers the same event again: left out as a repeat",
             "And once more, under a new id: the order's number gives it away",
         ];
-        for ((minute, id), caption) in [(1, "order-4412"), (3, "order-4412"), (4, "order-4412-retry")].into_iter().zip(captions) {
+        for ((minute, id), caption) in
+            [(1, "order-4412"), (3, "order-4412"), (4, "order-4412-retry")].into_iter().zip(captions)
+        {
             self.event(after(minute, 30), Priority::High, "nora", order(id, "nora", "4412"), caption);
         }
         let caption = "Mia's order too, but she sleeps: at high priority it goes to the inbox only, silently";
@@ -268,7 +274,13 @@ impl Night {
                           "expires_at": after(20, 0).to_string()});
         let caption = "23:30: a one-time code for Mia. Critical: no quiet hours, no window, no limit";
         self.event(after(10, 0), Priority::Critical, "mia", code.clone(), caption);
-        self.event(after(10, 8), Priority::Critical, "mia", code, "The login service repeats itself: the ledger knows it");
+        self.event(
+            after(10, 8),
+            Priority::Critical,
+            "mia",
+            code,
+            "The login service repeats itself: the ledger knows it",
+        );
     }
 
     fn reminders(&mut self) {
@@ -280,7 +292,13 @@ impl Night {
         self.event(after(6, 20), Priority::Medium, "ken", flight, "And one for Ken's flight …");
         let cancel = json!({"id": "cancel-1", "type": "reminder", "op": "cancel", "user_id": "ken",
                             "cancel_key": "flight-NH203"});
-        self.event(after(15, 0), Priority::Medium, "ken", cancel, "… which is cancelled in time, and so is the reminder");
+        self.event(
+            after(15, 0),
+            Priority::Medium,
+            "ken",
+            cancel,
+            "… which is cancelled in time, and so is the reminder",
+        );
     }
 
     fn a_campaign(&mut self) {
@@ -300,13 +318,26 @@ impl Night {
 
     /// Profiles that change while something waits.
     fn changed_minds(&mut self) {
-        self.comment(after(20, 0), "ravi", "Judy", "photo3", "call me", "Judy comments on Ravi's photo; in Kolkata it is the middle of the night");
+        self.comment(
+            after(20, 0),
+            "ravi",
+            "Judy",
+            "photo3",
+            "call me",
+            "Judy comments on Ravi's photo; in Kolkata it is the middle of the night",
+        );
         let moved = json!({"user_id": "ravi", "time_zone": "America/New_York",
                            "quiet_hours": {"from": "22:00", "to": "06:30"}, "channels": {"sms": false}});
         let caption = "Ravi's phone says he has landed in New York, where it is evening: what waited for his morning goes out now";
         self.profile(after(33, 0), "ravi", moved, caption);
 
-        self.like(after(41, 10), "john", "Alice", "photo1", "Alice likes John's photo just after 23:00 in London: it waits");
+        self.like(
+            after(41, 10),
+            "john",
+            "Alice",
+            "photo1",
+            "Alice likes John's photo just after 23:00 in London: it waits",
+        );
         self.like(after(42, 0), "john", "Grace", "photo1", "");
         let no_social = json!({"user_id": "john", "time_zone": "Europe/London",
                                "quiet_hours": {"from": "23:00", "to": "07:00"},
@@ -321,11 +352,19 @@ impl Night {
         for photo in 1..=10 {
             let caption = if photo == 1 { "Nora's exhibition opens: ten of her photos are liked" } else { "" };
             let friend = FRIENDS[photo % FRIENDS.len()];
-            self.like(after(7, 3 * u64::try_from(photo).unwrap_or(0)), "nora", friend, &format!("print{photo}"), caption);
+            self.like(
+                after(7, 3 * u64::try_from(photo).unwrap_or(0)),
+                "nora",
+                friend,
+                &format!("print{photo}"),
+                caption,
+            );
         }
         for number in 0..BURST_PEOPLE {
             let caption = match number {
-                0 => "It is shared: 43 people like the next ones. Ten pushes an hour are the limit, so they are merged …",
+                0 => {
+                    "It is shared: 43 people like the next ones. Ten pushes an hour are the limit, so they are merged …"
+                }
                 42 => "… into one: “Alice and 42 others”, as soon as there is room",
                 _ => "",
             };
@@ -442,7 +481,9 @@ mod tests {
                 Action::Profile { user, value } => {
                     let profile = Profile::from_json(Some(&value)).expect("a profile");
                     assert_eq!(profile.user_id.as_deref(), Some(user.as_str()));
-                    assert!(tidings_operators::calendar::Calendar::bundled().zone(&profile.time_zone.unwrap()).is_some());
+                    assert!(
+                        tidings_operators::calendar::Calendar::bundled().zone(&profile.time_zone.unwrap()).is_some()
+                    );
                 }
                 Action::Address { key, value } => {
                     let address: Address = serde_json::from_slice(&value).expect("an address");

@@ -83,7 +83,8 @@ pub fn event_of(rows: &[Row], query: &Query) -> Option<EventId> {
                 return Some(event);
             }
             let unit = rows.iter().find(|row| {
-                [row.leg.to_string(), row.delivery.to_string(), row.notification.to_string(), row.group.to_string()].contains(id)
+                [row.leg.to_string(), row.delivery.to_string(), row.notification.to_string(), row.group.to_string()]
+                    .contains(id)
             })?;
             first(&|row| row.notification == unit.notification).or_else(|| first(&|row| row.event == unit.event))
         }

@@ -306,8 +306,7 @@ mod tests {
                     }
                 }
                 if let Some(reason) = reason {
-                    let matter =
-                        Matter { unit: Unit::Leg, channel: None, category: "", provider: "", until: None };
+                    let matter = Matter { unit: Unit::Leg, channel: None, category: "", provider: "", until: None };
                     let hint = hint(reason, matter).unwrap_or_default();
                     assert!(!hint.contains("  ") && hint.is_empty() == hint.trim().is_empty(), "{hint}");
                 }

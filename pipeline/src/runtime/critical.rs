@@ -33,7 +33,7 @@
 //!   both take their times from the log. So the delivery ledger absorbs repeated lane records, the
 //!   record repeated rows, `dedup` repeated hand-overs.
 //! - An append is made again, in place, until the log has it: a partition's order is kept.
-//! - Trouble with the topics of step 4 holds up no lane record before [`UNRECORDED_MAX`] batches wait.
+//! - Trouble with the topics of step 4 holds up no lane record before [`UNRECORDED_BYTES_MAX`] wait.
 //!
 //! # If it dies at step n
 //! 1, 2. Nothing happened. 3. Some lane records are there; the next owner says them again. 4. All of
@@ -82,9 +82,19 @@ pub const GROUP: &str = "tidings.critical";
 /// come; more would let the first wait for the last to be decided.
 pub const RECORDS_MAX: usize = 64;
 
-/// Batches that may wait to be recorded. Beyond it members stop reading: what was appended to the
-/// lanes and not recorded is repeated after a crash, and must stay little.
-pub const UNRECORDED_MAX: usize = 256;
+/// Bytes that may wait to be recorded: some ten thousand codes, enough to sit out a change of leaders in
+/// the topics of step 4. Beyond it the member stops reading until the recorder gets on; what waits is
+/// repeated after a crash, and must fit into memory.
+pub const UNRECORDED_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Batches that may wait to be recorded; the bound of bytes or this one, whichever is met first.
+const UNRECORDED_MAX: usize = 16_384;
+
+/// What a waiting row takes, about.
+const ROW_BYTES: usize = size_of::<Row>() + 256;
+
+/// Batches that the recorder writes with one append.
+const BATCHES_MAX: usize = 64;
 
 /// How long a poll waits while nothing is to be committed; also how long a stop takes at most.
 const WAIT: Duration = Duration::from_millis(100);
@@ -474,6 +484,8 @@ struct Progress {
 #[derive(Default)]
 struct Stands {
     partitions: BTreeMap<TopicPartition, Stand>,
+    /// What the recorder was told and has not written.
+    unrecorded_bytes: usize,
     /// The recorder has ended: nothing more will be recorded.
     closed: bool,
 }
@@ -490,6 +502,13 @@ impl Progress {
                 change(stand, *offset);
             }
         }
+    }
+
+    /// Waits, at most [`WAIT`], while too much is unrecorded; whether it still is.
+    fn crowded(&self) -> bool {
+        let crowded = |stands: &mut Stands| !stands.closed && stands.unrecorded_bytes > UNRECORDED_BYTES_MAX;
+        let waited = self.recorded.wait_timeout_while(self.stands(), WAIT, crowded);
+        waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
     }
 
     /// What can be committed now.
@@ -549,6 +568,12 @@ struct Told {
     through: Through,
 }
 
+impl Told {
+    fn bytes(&self) -> usize {
+        self.appends.iter().map(Append::bytes).sum::<usize>() + self.rows.len() * ROW_BYTES
+    }
+}
+
 /// Appends for one thread.
 #[derive(Clone)]
 struct Writer {
@@ -604,17 +629,19 @@ impl Recorder {
     /// Until the member lets go.
     fn record(&self) -> Result<(), LogError> {
         while let Ok(mut told) = self.inbox.recv() {
-            for more in self.inbox.try_iter().take(UNRECORDED_MAX) {
+            for more in self.inbox.try_iter().take(BATCHES_MAX - 1) {
                 told.appends.extend(more.appends);
                 told.rows.extend(more.rows);
                 told.through.extend(more.through);
             }
+            let bytes = told.bytes();
             let seen = self.observer.as_ref().map(|observer| (observer, told.rows.clone()));
             told.appends.extend(self.outlets.blocks(Stage::Critical, 0, told.rows));
             if !self.writer.append(&told.appends)? {
                 return Ok(());
             }
             self.progress.move_on(&told.through, |stand, offset| stand.recorded = stand.recorded.max(offset));
+            self.progress.stands().unrecorded_bytes -= bytes;
             self.progress.recorded.notify_all();
             if let Some((observer, rows)) = seen {
                 observer.rows(&rows);
@@ -707,6 +734,9 @@ impl Member {
         let mut committed_at = pace.elapsed();
         let mut pause = Pause::new();
         while !self.lanes.halted() {
+            if self.progress.crowded() {
+                continue;
+            }
             // Step 1.
             let wait = if self.progress.uncommitted() { COMMIT_AFTER } else { WAIT };
             let records = match reader.poll(RECORDS_MAX, wait) {
@@ -803,30 +833,23 @@ impl Member {
         status.rejected.fetch_add(rejected, Ordering::Relaxed);
         status.handled.fetch_add(handled, Ordering::Relaxed);
         self.progress.move_on(&batch.through, |stand, offset| stand.handled = offset);
+        self.progress.stands().unrecorded_bytes += batch.bytes();
         // A recorder that has ended says itself why.
         Ok(told.send(batch).is_ok())
     }
 
     fn decide(&mut self, lot: Lot, record: &RawRecord) -> Result<EpochOutput, WiringError> {
         let Self { plan, chain, view, around, .. } = self;
-        let (rules, source) = (&*plan.rules, &plan.wiring.sources[usize::from(lot.source)]);
+        let source = &plan.wiring.sources[usize::from(lot.source)];
         let now = around.clock.wall();
-        let decided = catch_unwind(AssertUnwindSafe(|| {
-            let arrived = ingest(source, lot, record, rules, Path::Critical);
+        set_aside(plan, chain, now, lot, record, |chain| {
+            let arrived = ingest(source, lot, record, &plan.rules, Path::Critical);
             let known = match &arrived.body {
                 Body::Item(item) => view.known(item),
                 Body::Profile { .. } | Body::Address { .. } | Body::Rejected(_) => Known::default(),
             };
-            chain.single(now, rules, lot, arrived, known)
-        }));
-        if let Ok(output) = decided {
-            return Ok(output);
-        }
-        // What the panic left behind in the chain is not to be met by the next record.
-        *chain = plan.wiring.chain(Path::Critical)?;
-        let problem = "the record killed an operator; it was set aside, and the stream went on".to_owned();
-        let arrived = reject(source, lot, record, Reason::Panicked, problem);
-        Ok(chain.single(now, rules, lot, arrived, Known::default()))
+            chain.single(now, &plan.rules, lot, arrived, known)
+        })
     }
 
     fn commit(&self, reader: &mut dyn GroupReader) -> Result<(), LogError> {
@@ -835,5 +858,55 @@ impl Member {
         let through = due.into_iter().map(|(partition, commit)| (partition, commit.offset)).collect();
         self.progress.move_on(&through, |stand, offset| stand.committed = offset);
         Ok(())
+    }
+}
+
+/// What `decide` says, or, where it panics, that the record was set aside.
+fn set_aside(
+    plan: &CriticalPlan,
+    chain: &mut Chain,
+    now: Instant,
+    lot: Lot,
+    record: &RawRecord,
+    decide: impl FnOnce(&mut Chain) -> EpochOutput,
+) -> Result<EpochOutput, WiringError> {
+    if let Ok(output) = catch_unwind(AssertUnwindSafe(|| decide(chain))) {
+        return Ok(output);
+    }
+    // What the panic left behind in the chain is not to be met by the next record.
+    *chain = plan.wiring.chain(Path::Critical)?;
+    let source = &plan.wiring.sources[usize::from(lot.source)];
+    let problem = "the record killed an operator; it was set aside, and the stream went on".to_owned();
+    let arrived = reject(source, lot, record, Reason::Panicked, problem);
+    Ok(chain.single(now, &plan.rules, lot, arrived, Known::default()))
+}
+
+#[cfg(test)]
+mod tests {
+    use tidings_operators::script;
+    use tidings_schemas::ids::EventId;
+    use tidings_schemas::topics::Topics;
+
+    use super::*;
+
+    #[test]
+    fn a_record_that_kills_an_operator_is_set_aside() {
+        let source = Source { id: "critical".into(), kind: SourceKind::Events { unknown_to_data: false } };
+        let plan = CriticalPlan {
+            wiring: wiring(vec![source]),
+            sources: Vec::new(),
+            rules: Arc::new(script::rules()),
+            outlets: Outlets { topics: Topics::default(), partitions: BTreeMap::new() },
+            members: 1,
+        };
+        let mut chain = plan.wiring.chain(Path::Critical).unwrap();
+        let value = Some(Bytes::from_static(b"{}"));
+        let record = RawRecord { offset: 7, key: None, value, headers: Vec::new(), timestamp: Instant(1) };
+        let lot = Lot { source: 0, partition: 3 };
+        let output = set_aside(&plan, &mut chain, Instant(2), lot, &record, |_| panic!("an operator died")).unwrap();
+        assert!(matches!(output.said[..], [ref said] if said.to == To::Dlq(Reason::Panicked)));
+        let [row] = &output.rows[..] else { panic!("one row") };
+        let event = EventId::new("critical", 3, 7);
+        assert_eq!((row.event, row.reason, row.epoch), (event, Some(Reason::Panicked), 0));
     }
 }

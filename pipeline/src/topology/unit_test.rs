@@ -389,8 +389,13 @@ impl<'a> World<'a> {
             let To::HandOver(priority, event) = to else { continue };
             let path = if priority == Priority::Critical { Path::Critical } else { Path::Decide };
             let source = self.side(path).and_then(|side| side.source_for(priority));
-            if let Some(source) = source {
-                self.record(path, source, &user, &value, Some(event));
+            match source {
+                Some(source) => self.record(path, source, &user, &value, Some(event)),
+                None => {
+                    let (at, name) = (self.clock(self.now), self.name(event));
+                    self.said
+                        .push(format!("{at}  event {name}: handed over as {priority}, which no source here reads"));
+                }
             }
         }
     }

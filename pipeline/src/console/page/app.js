@@ -67,8 +67,11 @@ function chips(line) {
   const made = element("p", "chips");
   if (!line.end) return made.append(chip("open", "arrived")), made;
   made.append(chip(line.end.tone, `${spaced(line.end.word)}${line.end.word === "accepted" ? "" : ": " + line.end.text}`));
+  const loud = (line.channels || []).filter((one) => !one.silent);
+  const told = loud.some((one) => one.tone === "good" || one.tone === "open");
   for (const channel of line.channels || []) {
-    if (line.end.word === "notified" && !channel.silent && line.channels.filter((one) => !one.silent).length === 1) continue;
+    // One way is in the fate's own words already, and a silent copy is worth a word only where it is all there is.
+    if (channel.silent ? told : loud.length === 1 && (line.end.word !== "notified" || told)) continue;
     const label = channel.silent ? "inbox, silently" : CHANNELS[channel.channel] || channel.channel;
     made.append(chip(channel.tone, `${label}${channel.silent ? "" : " " + spaced(channel.word)}`, "small"));
   }
@@ -176,6 +179,8 @@ async function explain(id, by) {
     $("story").replaceChildren(element("p", "empty", error.message));
   }
   mark();
+  const chosen = $("list").querySelector(".chosen");
+  if (chosen) chosen.scrollIntoView({ block: "nearest" });
 }
 
 // Phones and mail.
@@ -210,10 +215,10 @@ function showPeople() {
     const box = element("div", "human", null, head);
     const off = [...(person && person.off.length ? [`off: ${person.off.join(", ")}`] : []), ...(person && person.locale ? [`language: ${person.locale}`] : [])];
     if (off.length) box.append(element("p", "off", off.join(" · ")));
-    const kinds = [["push", "phone", pushCard, "phone"], ["email", "mail", mailCard, "letters"], ["sms", "texts", textCard, "phone"], ["in_app", "inbox in the app", textCard, "inbox"]];
+    const kinds = [["push", "phone", pushCard, "phone", 3], ["email", "mail", mailCard, "letters", 2], ["sms", "texts", textCard, "phone", 2], ["in_app", "inbox in the app", textCard, "inbox", 2]];
     let any = false;
-    for (const [channel, title, card, className] of kinds) {
-      const shown = of.filter((message) => message.channel === channel).slice(0, 4);
+    for (const [channel, title, card, className, most] of kinds) {
+      const shown = of.filter((message) => message.channel === channel).slice(0, most);
       if (!shown.length) continue;
       any = true;
       const total = of.filter((message) => message.channel === channel).length;
@@ -239,10 +244,13 @@ function showSums(answer) {
     const tone = TONES[fate.fate] || "quiet";
     return element("li", tone, null, element("b", "", String(fate.units)), document.createTextNode(spaced(fate.fate)));
   }));
-  const words = { event: "events", leg: "ways (legs)", delivery: "deliveries" };
+  const all = answer.sums.every((sum) => sum.adds_up);
+  $("verdict").textContent = all ? "all three sums add up" : "some are being decided";
+  $("verdict").className = all ? "ok" : "off";
+  const words = { event: "events", leg: "legs", delivery: "deliveries" };
   $("tables").replaceChildren(...answer.sums.map((sum) => {
     const box = element("div", "sum");
-    box.append(element("p", "sum-head", null, element("b", "", `${sum.created} ${words[sum.unit]}`), element("span", sum.adds_up ? "ok" : "off", sum.adds_up ? "adds up" : sum.orphans ? "does not add up" : `${sum.unaccounted} being decided`)));
+    box.append(element("p", "sum-head", null, element("b", "", `${sum.created} ${words[sum.unit]}`), element("span", sum.adds_up ? "ok" : "off", sum.adds_up ? "" : sum.orphans ? "does not add up" : `${sum.unaccounted} open`)));
     const bar = element("div", "bars");
     for (const fate of sum.fates.filter((fate) => fate.units)) {
       const part = element("span", TONES[fate.fate] || "quiet");
@@ -255,9 +263,9 @@ function showSums(answer) {
     const rows = sum.fates.filter((fate) => fate.units);
     for (const fate of rows) {
       const reasons = fate.fate === "suppressed" ? answer.suppressed.filter((one) => one.unit === sum.unit) : [];
-      const row = element("tr", TONES[fate.fate] || "quiet", null, element("td", "", String(fate.units)), element("th", "", spaced(fate.fate)));
-      row.append(element("td", "why", reasons.map((one) => `${one.units} ${spaced(one.reason)}`).join(", ")));
-      table.append(row);
+      const word = element("th", "", spaced(fate.fate));
+      if (reasons.length) word.append(element("span", "because", ` (${reasons.map((one) => `${one.units} ${spaced(one.reason)}`).join(", ")})`));
+      table.append(element("tr", TONES[fate.fate] || "quiet", null, element("td", "", String(fate.units)), word));
     }
     box.append(table);
     return box;

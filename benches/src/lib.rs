@@ -1,0 +1,13 @@
+//! Benches of tidings: what they run, and how a figure is told.
+//!
+//! Every bench checks its answer before its time counts, and names it by a hash. The tests of this
+//! crate run each bench small, and compare the hash for one worker and two.
+
+pub mod figure;
+pub mod setup;
+pub mod workload;
+
+pub mod decide;
+pub mod through_log;
+
+pub mod restore;

@@ -1,0 +1,58 @@
+//! Every bench, small: it runs, its answer is right, and the same for any number of workers.
+
+use std::sync::Arc;
+
+use tidings_benches::setup::Setup;
+use tidings_benches::workload::{Size, Workload};
+use tidings_benches::{decide, restore, through_log};
+use tidings_pipeline::runtime::clock::{Clock, SystemClock};
+use tidings_sinks::log::Log;
+use tidings_sinks::log::memory::MemoryLog;
+
+fn quick() -> (Setup, Workload) {
+    let setup = Setup::example().unwrap();
+    let workload = Workload::new(&setup, Size::QUICK).unwrap();
+    (setup, workload)
+}
+
+#[test]
+fn the_workload_is_what_its_description_says() {
+    let (_, workload) = quick();
+    let mean = workload.event_bytes / workload.events;
+    assert!((280..=420).contains(&mean), "an event has {mean} bytes");
+}
+
+#[test]
+fn decide_from_memory_answers_the_same_with_one_worker_and_two_with_checkpoints_and_without() {
+    let (setup, workload) = quick();
+    let folder = tempfile::tempdir().unwrap();
+    let one = decide::run(&setup, &workload, 1, None).unwrap();
+    let two = decide::run(&setup, &workload, 2, None).unwrap();
+    let kept = decide::run(&setup, &workload, 2, Some(folder.path())).unwrap();
+    assert_eq!(one.hash, two.hash, "{one:?}\n{two:?}");
+    assert_eq!(one.hash, kept.hash);
+    assert!(one.said > workload.events / 2 && one.rows > workload.events, "{one:?}");
+}
+
+#[test]
+fn a_restore_puts_the_same_state_back_onto_one_worker_and_onto_two() {
+    let (setup, workload) = quick();
+    let folder = tempfile::tempdir().unwrap();
+    let decided = decide::run(&setup, &workload, 1, Some(folder.path())).unwrap();
+    let manifest = decided.checkpoint.unwrap();
+    let one = restore::run(&setup, folder.path(), &manifest, 1).unwrap();
+    let two = restore::run(&setup, folder.path(), &manifest, 2).unwrap();
+    assert!(one.keys > workload.events, "{one:?}");
+    assert_eq!((one.keys, one.hash), (two.keys, two.hash));
+}
+
+#[test]
+fn the_whole_stage_gives_every_event_its_row() {
+    let (setup, workload) = quick();
+    for workers in [1, 2] {
+        let folder = tempfile::tempdir().unwrap();
+        let clock = SystemClock::default();
+        let log: Arc<dyn Log> = Arc::new(MemoryLog::new(Arc::new(move || clock.wall())).unwrap());
+        through_log::run(&setup, &workload, workers, &log, "bench", folder.path()).unwrap();
+    }
+}

@@ -1,0 +1,122 @@
+//! `tidings run`: runs a topology, all stages or some of them, until it is told to stop.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use futures_util::future::BoxFuture;
+use tidings_operators::calendar::Calendar;
+use tidings_operators::harness::dataflow::Transport;
+use tidings_pipeline::assemble::RunSettings;
+use tidings_pipeline::console::Inbox;
+use tidings_pipeline::cutlog::Hash;
+use tidings_pipeline::process::{Process, Settings, Stage};
+use tidings_pipeline::runtime::clock::{Clock as _, SystemClock};
+use tidings_pipeline::topology::{OperatorKinds, svg};
+
+use super::{Exit, Shell};
+
+/// Run a topology until SIGINT or SIGTERM.
+#[derive(clap::Args)]
+pub(crate) struct Run {
+    /// The topology.
+    #[arg(short, long, value_name = "FILE", default_value = "topology.yaml", env = "TIDINGS_TOPOLOGY")]
+    config: PathBuf,
+    /// A stage to run; all of them if none is named.
+    #[arg(long = "stage", value_name = "STAGE")]
+    stages: Vec<Stage>,
+    /// Worker threads of the decide stage.
+    #[arg(long, default_value_t = 1)]
+    workers: usize,
+    /// Where the console, the control API and metrics are served.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7878")]
+    admin: SocketAddr,
+    /// A certificate (PEM) to trust beside the system's: the simulated providers' own.
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// Create the topics that are missing: for one's own machine.
+    #[arg(long)]
+    create_topics: bool,
+    /// Go on although another build decided what is to be replayed.
+    #[arg(long)]
+    accept_divergence: bool,
+}
+
+/// Without simulated providers nobody here knows what people received.
+struct NoInbox;
+
+impl Inbox for NoInbox {
+    fn messages(&self) -> BoxFuture<'_, Result<serde_json::Value, String>> {
+        Box::pin(async { Ok(serde_json::json!([])) })
+    }
+}
+
+impl Run {
+    pub(crate) fn run(self, shell: &Shell) -> anyhow::Result<Exit> {
+        let loaded = shell.load(&self.config, &Calendar::bundled())?;
+        let folder = self.config.parent().map(PathBuf::from).unwrap_or_default();
+        let read = |path: &PathBuf| std::fs::read(path).with_context(|| format!("--ca {}", path.display()));
+        let clock = Arc::new(SystemClock::default());
+        let wall = Arc::clone(&clock);
+        let settings = Settings {
+            stages: self.stages,
+            run: RunSettings {
+                build: build()?,
+                workers: self.workers.max(1),
+                transport: Transport::Memory,
+                epoch_min: Duration::from_millis(20),
+                idle_max: Duration::from_secs(1),
+                checkpoint_every: loaded.config.deployment.checkpoints.every.0,
+            },
+            admin: Some(self.admin),
+            clock,
+            speed: 1,
+            wall: Arc::new(move || wall.wall()),
+            folder,
+            extra_ca_pem: self.ca.as_ref().map(read).transpose()?,
+            inbox: Arc::new(NoInbox),
+            graph_svg: svg(&loaded.config.topology, &OperatorKinds::standard()),
+            create_topics: self.create_topics,
+            accept_divergence: self.accept_divergence,
+        };
+        runtime()?.block_on(async {
+            let mut process = Process::start(&loaded.config, settings).await?;
+            if let Some(admin) = process.admin {
+                shell.talk(format_args!("running; console and metrics at http://{admin}"));
+            }
+            let ended = tokio::select! {
+                error = process.ended() => Some(error),
+                signal = stop_signal() => {
+                    shell.talk(format_args!("{}: stopping", signal?));
+                    None
+                }
+            };
+            let stopped = process.stop().await;
+            match ended {
+                Some(error) => Err(error),
+                None => stopped.map(|()| Exit::Ok),
+            }
+        })
+    }
+}
+
+/// Names the build that decides: the program's own bytes. Another build may decide otherwise.
+pub(crate) fn build() -> anyhow::Result<Hash> {
+    let program = std::env::current_exe().and_then(std::fs::read).context("this program's own file cannot be read")?;
+    Ok(*blake3::hash(&program).as_bytes())
+}
+
+pub(crate) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
+}
+
+/// Waits for SIGINT or SIGTERM; says which it was.
+pub(crate) async fn stop_signal() -> anyhow::Result<&'static str> {
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    tokio::select! {
+        interrupted = tokio::signal::ctrl_c() => interrupted.map(|()| "interrupted").map_err(Into::into),
+        _ = terminate.recv() => Ok("terminated"),
+    }
+}

@@ -1,0 +1,126 @@
+//! The demo's night on the real chain: every fate is met, the sums add up, and the last words say so.
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use support::{Seen, night};
+use tidings_operators::calendar::Calendar;
+use tidings_pipeline::demo::closing::{closing, three_stories};
+use tidings_pipeline::demo::workload::{BEGINS_AT, LASTS};
+use tidings_pipeline::explain::{Colour, Context, Story, explain};
+use tidings_schemas::event::Event;
+use tidings_schemas::ids::EventId;
+use tidings_schemas::lane::LaneRecord;
+use tidings_schemas::lifecycle::{Row, Unit};
+use tidings_schemas::profile::Profile;
+use tidings_sinks::record::fates::{Fate, Fates};
+
+#[derive(Default)]
+struct Night {
+    rows: Vec<Row>,
+    lanes: Vec<LaneRecord>,
+    events: BTreeMap<EventId, Event>,
+    profiles: BTreeMap<String, Profile>,
+}
+
+impl Night {
+    fn played() -> Self {
+        let mut all = Self::default();
+        night(1, BEGINS_AT.after(LASTS).after(std::time::Duration::from_secs(3600)), |seen| match seen {
+            Seen::Event { id, value, .. } => {
+                if let Ok(event) = Event::from_json(&value, false) {
+                    all.events.insert(id, event);
+                }
+            }
+            Seen::Profile { user, profile, .. } => drop(all.profiles.insert(user, *profile)),
+            Seen::Rows(rows) => all.rows.extend(rows),
+            Seen::Lane(lane) => all.lanes.push(*lane),
+            Seen::Message(_) => {}
+        });
+        all
+    }
+
+    fn context(&self, user: &str) -> Context {
+        let profile = self.profiles.get(user).cloned();
+        let zone = profile.as_ref().and_then(|profile| profile.time_zone.as_deref());
+        let mut context = Context {
+            zone: zone.and_then(|zone| Calendar::bundled().zone(zone).cloned()),
+            events: self.events.clone(),
+            profile,
+            ..Context::default()
+        };
+        self.lanes.iter().for_each(|lane| context.observe_lane(lane));
+        context
+    }
+
+    fn story(&self, own: &str) -> Story {
+        let accepted = |id: &EventId| self.rows.iter().filter(|row| row.event == *id).map(|row| row.created_at).min();
+        let named = self.events.iter().filter(|(_, event)| event.id.as_deref() == Some(own));
+        let (id, event) = named.min_by_key(|(id, _)| accepted(id)).expect("an event");
+        explain(&self.rows, *id, &self.context(&event.user_id)).expect("a story")
+    }
+}
+
+#[test]
+fn every_fate_is_met_and_the_sums_add_up() {
+    let night = Night::played();
+    let fates = Fates::of(night.rows.iter());
+    for sum in fates.sums() {
+        assert!(sum.adds_up() && sum.created > 50, "{sum:?}");
+    }
+    let events: BTreeSet<EventId> =
+        night.rows.iter().filter(|row| row.unit == Unit::Event).map(|row| row.event).collect();
+    let met: BTreeSet<Fate> = events.iter().filter_map(|event| fates.event(*event)).collect();
+    for fate in Fate::OF_EVENTS.iter().filter(|fate| **fate != Fate::Lost) {
+        assert!(met.contains(fate), "no event is {}", fate.as_str());
+    }
+    assert!(fates.sums()[1].fates.iter().any(|(fate, legs)| *fate == Fate::Suppressed && *legs > 2));
+}
+
+#[test]
+fn forty_three_people_become_one_notification() {
+    let night = Night::played();
+    let merged = night.lanes.iter().find(|lane| lane.user == "nora" && !lane.silent && lane.actors_count >= 43);
+    let merged = merged.expect("the burst's notification");
+    assert_eq!((merged.actors[0].as_str(), merged.actors_count, merged.activities), ("Alice", 43, 43));
+}
+
+#[test]
+fn the_script_says_what_its_captions_promise() {
+    let night = Night::played();
+    let lines: Vec<_> = [
+        "like-1",
+        "like-5",
+        "unlike-6",
+        "order-4412",
+        "order-4413",
+        "order-4412-retry",
+        "message-1",
+        "code-1",
+        "reminder-1",
+        "reminder-2",
+        "cancel-1",
+        "spring-mia",
+        "spring-john",
+        "spring-sofia",
+        "sale-1",
+        "unlike-eve",
+        "comment-10",
+        "like-11",
+        "like-13",
+    ]
+    .into_iter()
+    .map(|own| format!("{own}: {}", night.story(own).headline))
+    .collect();
+    insta::assert_snapshot!("captions", lines.join("\n"));
+}
+
+#[test]
+fn the_last_words() {
+    let night = Night::played();
+    let sums = Fates::of(night.rows.iter()).sums();
+    let text = closing(&sums, &night.rows, |user| night.context(user), Colour::Off);
+    insta::assert_snapshot!("last_words", text);
+    assert_eq!(three_stories(&night.rows, |user| night.context(user)).len(), 3);
+}

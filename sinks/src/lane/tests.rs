@@ -302,7 +302,6 @@ impl World {
         Self::with_partitions(channel, 1).await
     }
 
-    #[expect(clippy::disallowed_methods, reason = "the tests' clock follows the paused runtime's virtual time")]
     async fn with_partitions(channel: Channel, partitions: u32) -> Self {
         #[expect(clippy::disallowed_methods, reason = "the test's one clock, which tokio moves")]
         let start = tokio::time::Instant::now();

@@ -169,14 +169,19 @@ impl Process {
             log: Arc::clone(&log),
             topics: topics.clone(),
             partitions: partitions.clone(),
-            sources: config.topology.sources.iter().map(|source| {
-                (assemble::topic_of(&config.topology, source), source.name.clone())
-            }).collect(),
+            sources: config
+                .topology
+                .sources
+                .iter()
+                .map(|source| (assemble::topic_of(&config.topology, source), source.name.clone()))
+                .collect(),
             rules: Arc::clone(&assembly.rules),
         });
         let record = deployment.record.clone();
         let older = match &record {
-            RecordPlace::Files(folder) => Some(Arc::new(tail::FileRows::new(folder)) as Arc<dyn crate::explain::rows::Rows + Send + Sync>),
+            RecordPlace::Files(folder) => {
+                Some(Arc::new(tail::FileRows::new(folder)) as Arc<dyn crate::explain::rows::Rows + Send + Sync>)
+            }
             RecordPlace::ClickHouse(_) => None,
         };
         let instant = Arc::clone(&settings.clock);
@@ -222,7 +227,9 @@ impl Process {
             deliver(config, &settings, &topics, &log, &clock, &standing, &mut tasks).await?;
         }
         let mut critical = None;
-        if runs(Stage::Critical) && let Some(half) = &assembly.critical {
+        if runs(Stage::Critical)
+            && let Some(half) = &assembly.critical
+        {
             let embedded = matches!(deployment.log, LogPlace::Embedded { .. });
             // Handles of its own, so that it queues behind nobody; an embedded log has one owner.
             let (own, lanes) = if embedded {
@@ -372,7 +379,8 @@ fn record_is_read(log: &dyn Log, emit: &Emitter) -> bool {
 
 /// Channels of the types that name their own, for stories.
 pub fn type_channels(config: &Config) -> BTreeMap<String, Vec<Channel>> {
-    let named = config.policies.types.iter().filter_map(|(name, policy)| Some((name.clone(), policy.channels.clone()?)));
+    let named =
+        config.policies.types.iter().filter_map(|(name, policy)| Some((name.clone(), policy.channels.clone()?)));
     named.collect()
 }
 
@@ -662,7 +670,13 @@ fn metrics(standing: &Standing) -> String {
     }
     for (group, lane) in lanes.iter() {
         let labels = format!("{{group=\"{group}\"}}");
-        put("tidings_delivery_unknown_total", "counter", "Attempts whose end is not known.", &labels, of(&lane.unknown));
+        put(
+            "tidings_delivery_unknown_total",
+            "counter",
+            "Attempts whose end is not known.",
+            &labels,
+            of(&lane.unknown),
+        );
     }
     for (group, lane) in lanes.iter() {
         let labels = format!("{{group=\"{group}\"}}");

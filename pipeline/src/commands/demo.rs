@@ -91,7 +91,10 @@ impl Demo {
         let calendar = Calendar::bundled();
         let loader =
             Loader { operators: &operators, providers: &providers, calendar: &calendar, environment: &environment };
-        let loaded = loader.check(SourceText::new("examples/demo.yaml", TOPOLOGY)).map_err(LoadError::Refused)?;
+        let loaded = loader.check(SourceText::new("examples/demo.yaml", TOPOLOGY)).map_err(|refused| {
+            shell.talk(refused.render(shell.talk_styled()));
+            LoadError::Refused(refused)
+        })?;
         let settings = Settings {
             stages: Vec::new(),
             run: RunSettings {

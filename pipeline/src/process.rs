@@ -445,11 +445,13 @@ async fn deliver(
     let loader = directory::Loader::new(Arc::clone(log), Arc::clone(&directory), topics);
     let stopping = tasks.stopping();
     tasks.spawn("directory", loader.run(stopping));
+    #[expect(clippy::disallowed_methods, reason = "secrets of providers stand in this process's environment")]
+    let environment = Arc::new(|name: &str| std::env::var(name).ok());
     let context = ProviderContext {
         folder: settings.folder.clone(),
         extra_ca_pem: settings.extra_ca_pem.clone(),
         wall_clock: Arc::clone(&settings.wall),
-        environment: Arc::new(|name| std::env::var(name).ok()),
+        environment,
     };
     let built = providers::build(config, &context)?;
     for (channel, sink) in &config.topology.sinks {

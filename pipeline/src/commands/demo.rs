@@ -126,7 +126,7 @@ impl Demo {
         let lasts = self.minutes.map_or(LASTS, |minutes| Duration::from_secs(minutes * 60));
         let stage = Stage {
             shell,
-            clock: &*clock,
+            clock: &clock,
             emit: &process.emit,
             console: process.console.clone(),
             simulated: &simulated,

@@ -234,14 +234,14 @@ impl DyingStore {
 impl ObjectStore for DyingStore {
     async fn put_opts(&self, at: &Path, payload: PutPayload, options: PutOptions) -> object_store::Result<PutResult> {
         self.alive()?;
-        if let Some(Death::Put { prefix, nth, moment }) = &self.life.death {
-            if self.life.strikes(at.as_ref().starts_with(prefix.as_str()), *nth) {
-                self.life.dead.store(true, Ordering::SeqCst);
-                if *moment != Moment::Before {
-                    self.store.put_opts(at, payload, options).await?;
-                }
-                return Err(object_store::Error::Generic { store: "dying", source: "this process is dead".into() });
+        if let Some(Death::Put { prefix, nth, moment }) = &self.life.death
+            && self.life.strikes(at.as_ref().starts_with(prefix.as_str()), *nth)
+        {
+            self.life.dead.store(true, Ordering::SeqCst);
+            if *moment != Moment::Before {
+                self.store.put_opts(at, payload, options).await?;
             }
+            return Err(object_store::Error::Generic { store: "dying", source: "this process is dead".into() });
         }
         self.store.put_opts(at, payload, options).await
     }

@@ -159,10 +159,8 @@ impl World {
             } else if self.fed < self.slices.len() {
                 self.log.append(&self.slices[self.fed]).unwrap();
                 self.fed += 1;
-            } else if self.clock.wall() > noon {
-                if epoch > *over.get_or_insert(epoch) + 10 {
-                    stop.store(true, Ordering::Relaxed);
-                }
+            } else if self.clock.wall() > noon && epoch > *over.get_or_insert(epoch) + 10 {
+                stop.store(true, Ordering::Relaxed);
             }
             std::thread::sleep(Duration::from_millis(1));
         }

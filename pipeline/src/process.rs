@@ -31,7 +31,7 @@ use tidings_schemas::event::Event;
 use tidings_schemas::ids::{EventId, lane_partition};
 use tidings_schemas::topics::Topics;
 use tidings_sinks::directory::{self, Directory};
-use tidings_sinks::lane::{Deliverer, LaneMetrics, LaneReader, Limits, Line, Parts};
+use tidings_sinks::lane::{Deliverer, LaneMetrics, LaneReader, Limits, Line, Parts, Texts};
 use tidings_sinks::ledger::{self, Ledger};
 use tidings_sinks::log::{Append, Clock as SinkClock, Log, TopicPartition};
 use tidings_sinks::providers::Context as ProviderContext;
@@ -465,7 +465,7 @@ async fn deliver(
             log: Arc::clone(log),
             ledger: Arc::clone(&ledger),
             directory: Arc::clone(&directory),
-            render: Arc::new(store),
+            render: Arc::new(Texts::new(Arc::new(store))),
             providers: providers::choice(&built, &sink.providers)?,
             schedule: Schedule::default(),
             categories: config.policies.categories.clone(),

@@ -162,7 +162,7 @@ impl World {
             } else if self.clock.wall() > noon && epoch > *over.get_or_insert(epoch) + 10 {
                 stop.store(true, Ordering::Relaxed);
             }
-            std::thread::sleep(Duration::from_millis(1));
+            std::thread::sleep(Duration::from_millis(10));
         }
         let ended = process.join().unwrap();
         if !life.is_dead() {

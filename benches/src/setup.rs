@@ -6,13 +6,14 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use tidings_operators::calendar::Calendar;
 use tidings_operators::ingest::{Source, SourceKind};
+use tidings_operators::params::SideInput;
 use tidings_operators::registry::{Input, Wired, Wiring};
 use tidings_operators::rules::Rules;
 use tidings_pipeline::topology::{
-    self, FixedEnvironment, Loader, Place, Role, SideInput, SourceText, standard_operators, standard_providers,
+    self, FixedEnvironment, Loader, OperatorKinds, Place, ProviderKinds, Role, SourceText,
 };
 use tidings_schemas::channel::{Channel, ChannelSet};
-use tidings_schemas::span::Span;
+use tidings_schemas::units::Period;
 
 /// The topology of every bench.
 const TOPOLOGY: &str = include_str!("../../examples/topology.yaml");
@@ -52,7 +53,7 @@ impl Setup {
     /// When it is refused.
     pub fn example() -> Result<Self> {
         let calendar = Calendar::bundled();
-        let (operators, providers) = (standard_operators(), standard_providers());
+        let (operators, providers) = (OperatorKinds::standard(), ProviderKinds::standard());
         let environment = FixedEnvironment::default();
         let loader =
             Loader { operators: &operators, providers: &providers, calendar: &calendar, environment: &environment };
@@ -97,7 +98,7 @@ impl Setup {
                 place(input).with_context(|| format!("operator `{}`: no input `{}`", operator.id, input.name()))
             });
             if let Some(text) = operator.params.get("spread").and_then(serde_json::Value::as_str) {
-                spread = text.parse::<Span>().map_err(|error| anyhow!("spread of `{}`: {error}", operator.id))?.0;
+                spread = text.parse::<Period>().map_err(|error| anyhow!("spread of `{}`: {error}", operator.id))?.0;
             }
             wired.push(Wired {
                 id: operator.id.as_str().into(),

@@ -147,6 +147,7 @@ fn plan(setup: &Setup, workload: &Workload, workers: usize, prefix: &str) -> Pla
         workers,
         transport: Transport::Memory,
         epoch_min: Duration::from_millis(20),
+        idle_max: Duration::from_secs(1),
         checkpoint_every: Duration::from_secs(5),
     }
 }

@@ -31,7 +31,7 @@ use tidings_schemas::event::Event;
 use tidings_schemas::ids::{EventId, lane_partition};
 use tidings_schemas::topics::Topics;
 use tidings_sinks::directory::{self, Directory};
-use tidings_sinks::lane::{Deliverer, LaneMetrics, LaneReader, Limits, Line, Parts};
+use tidings_sinks::lane::{Deliverer, LaneMetrics, LaneReader, Limits, Line, Parts, Texts};
 use tidings_sinks::ledger::{self, Ledger};
 use tidings_sinks::log::{Append, Clock as SinkClock, Log, TopicPartition};
 use tidings_sinks::providers::Context as ProviderContext;
@@ -169,14 +169,19 @@ impl Process {
             log: Arc::clone(&log),
             topics: topics.clone(),
             partitions: partitions.clone(),
-            sources: config.topology.sources.iter().map(|source| {
-                (assemble::topic_of(&config.topology, source), source.name.clone())
-            }).collect(),
+            sources: config
+                .topology
+                .sources
+                .iter()
+                .map(|source| (assemble::topic_of(&config.topology, source), source.name.clone()))
+                .collect(),
             rules: Arc::clone(&assembly.rules),
         });
         let record = deployment.record.clone();
         let older = match &record {
-            RecordPlace::Files(folder) => Some(Arc::new(tail::FileRows::new(folder)) as Arc<dyn crate::explain::rows::Rows + Send + Sync>),
+            RecordPlace::Files(folder) => {
+                Some(Arc::new(tail::FileRows::new(folder)) as Arc<dyn crate::explain::rows::Rows + Send + Sync>)
+            }
             RecordPlace::ClickHouse(_) => None,
         };
         let instant = Arc::clone(&settings.clock);
@@ -222,7 +227,9 @@ impl Process {
             deliver(config, &settings, &topics, &log, &clock, &standing, &mut tasks).await?;
         }
         let mut critical = None;
-        if runs(Stage::Critical) && let Some(half) = &assembly.critical {
+        if runs(Stage::Critical)
+            && let Some(half) = &assembly.critical
+        {
             let embedded = matches!(deployment.log, LogPlace::Embedded { .. });
             // Handles of its own, so that it queues behind nobody; an embedded log has one owner.
             let (own, lanes) = if embedded {
@@ -372,7 +379,8 @@ fn record_is_read(log: &dyn Log, emit: &Emitter) -> bool {
 
 /// Channels of the types that name their own, for stories.
 pub fn type_channels(config: &Config) -> BTreeMap<String, Vec<Channel>> {
-    let named = config.policies.types.iter().filter_map(|(name, policy)| Some((name.clone(), policy.channels.clone()?)));
+    let named =
+        config.policies.types.iter().filter_map(|(name, policy)| Some((name.clone(), policy.channels.clone()?)));
     named.collect()
 }
 
@@ -437,11 +445,13 @@ async fn deliver(
     let loader = directory::Loader::new(Arc::clone(log), Arc::clone(&directory), topics);
     let stopping = tasks.stopping();
     tasks.spawn("directory", loader.run(stopping));
+    #[expect(clippy::disallowed_methods, reason = "secrets of providers stand in this process's environment")]
+    let environment = Arc::new(|name: &str| std::env::var(name).ok());
     let context = ProviderContext {
         folder: settings.folder.clone(),
         extra_ca_pem: settings.extra_ca_pem.clone(),
         wall_clock: Arc::clone(&settings.wall),
-        environment: Arc::new(|name| std::env::var(name).ok()),
+        environment,
     };
     let built = providers::build(config, &context)?;
     for (channel, sink) in &config.topology.sinks {
@@ -455,7 +465,7 @@ async fn deliver(
             log: Arc::clone(log),
             ledger: Arc::clone(&ledger),
             directory: Arc::clone(&directory),
-            render: Arc::new(store),
+            render: Arc::new(Texts::new(Arc::new(store))),
             providers: providers::choice(&built, &sink.providers)?,
             schedule: Schedule::default(),
             categories: config.policies.categories.clone(),
@@ -662,7 +672,13 @@ fn metrics(standing: &Standing) -> String {
     }
     for (group, lane) in lanes.iter() {
         let labels = format!("{{group=\"{group}\"}}");
-        put("tidings_delivery_unknown_total", "counter", "Attempts whose end is not known.", &labels, of(&lane.unknown));
+        put(
+            "tidings_delivery_unknown_total",
+            "counter",
+            "Attempts whose end is not known.",
+            &labels,
+            of(&lane.unknown),
+        );
     }
     for (group, lane) in lanes.iter() {
         let labels = format!("{{group=\"{group}\"}}");

@@ -37,6 +37,7 @@ fn folder() -> tempfile::TempDir {
 }
 
 /// `name`: of the golden file. The first line repeats the command, so that the file reads by itself.
+#[expect(clippy::disallowed_methods, reason = "who runs the test says whether golden files are rewritten")]
 fn case(folder: &Path, name: &str, arguments: &[&str]) {
     let output = tidings(folder, arguments, &[]);
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();

@@ -605,7 +605,9 @@ fn nothing_is_lost(world: &World, what: &str) {
 #[test]
 fn a_crash_at_any_step_loses_nothing() {
     use CrashPoint::{Before, LostAck, Torn};
-    let mut table: Vec<(String, Process, Process, Option<(&str, CrashPoint)>)> = Vec::new();
+    /// What dies, the process, the lanes' process, and where the log crashes.
+    type Case = (String, Process, Process, Option<(&'static str, CrashPoint)>);
+    let mut table: Vec<Case> = Vec::new();
     let mortal = || Process { mortal: true, ..Process::default() };
     for point in [Before, Torn(0), Torn(1), Torn(3), LostAck] {
         table.push((format!("step 3, {point:?}"), Process::default(), mortal(), Some((PUSH, point))));

@@ -3,14 +3,14 @@
 //!
 //! Rule 3 of determinism in this file's terms. Per user and epoch:
 //! 1. side inputs are applied, and each operator, from the top down, is told of each changed user;
-//!    what that sets free travels down with the wave ([`Chain::side_inputs`]);
+//!    what that sets free travels down with the wave (`Chain::side_inputs`);
 //! 2. due timers fire as a wave down the chain: each operator its own, then what came from above
-//!    ([`Chain::timers`]);
+//!    (`Chain::timers`);
 //! 3. records, block by block in the order (source, partition, offset), in batches that travel down
-//!    the whole chain before the next one starts ([`Chain::records`]). A batch is fuel: its size
+//!    the whole chain before the next one starts (`Chain::records`). A batch is fuel: its size
 //!    decides nothing, because every user's records meet every operator in the same order.
 //!
-//! Rows of one unit within the epoch become one row ([`seal`]).
+//! Rows of one unit within the epoch become one row (`seal`).
 
 use std::sync::Arc;
 

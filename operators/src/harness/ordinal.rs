@@ -13,10 +13,17 @@ use crate::keyed::{Subkey, TimerId};
 
 /// A place in an epoch.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
-pub struct Ordinal(pub SmallVec<[u8; 80]>);
+pub struct Ordinal(pub SmallVec<[u8; INLINE_BYTES]>);
 
-/// A record's ordinal and eight hops, which is the longest chain of the operators there are, stay inline.
-const _: () = assert!(15 + 8 * 7 <= 80);
+/// What an ordinal holds without an allocation; a longer one costs one.
+const INLINE_BYTES: usize = 80;
+/// A record's own ordinal: class, source, partition, offset.
+const RECORD_BYTES: usize = 1 + 2 + 4 + 8;
+/// One hop: operator, port, index.
+const HOP_BYTES: usize = 2 + 1 + 4;
+/// The longest chain of the operators there are.
+const HOPS: usize = 8;
+const _: () = assert!(RECORD_BYTES + HOPS * HOP_BYTES <= INLINE_BYTES);
 
 impl Clone for Ordinal {
     fn clone(&self) -> Self {
@@ -71,7 +78,7 @@ impl Ordinal {
     /// The place of emission `index` of operator `operator` on `port`, caused by this.
     #[must_use]
     pub fn hop(&self, operator: usize, port: u8, index: usize) -> Self {
-        let mut hop = [0; 7];
+        let mut hop = [0; HOP_BYTES];
         hop[..2].copy_from_slice(&u16::try_from(operator).unwrap_or(u16::MAX).to_be_bytes());
         hop[2] = port;
         hop[3..].copy_from_slice(&u32::try_from(index).unwrap_or(u32::MAX).to_be_bytes());

@@ -2,7 +2,7 @@
 //!
 //! Tables are per key group so that checkpoints are written and dealt out by group, and so that no
 //! table grows large. A user's entries are ordered by subkey, so that walking them needs no sort.
-//! What an epoch touched is marked where it lies; [`Table::drain_dirty`] turns the marks into images.
+//! What an epoch touched is marked where it lies; `Table::drain_dirty` turns the marks into images.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -22,9 +22,17 @@ pub(crate) struct Answer {
 }
 
 impl Client {
-    fn ask(&self, method: &str, path: &str, body: Option<&[u8]>, accept: &str, patience: Option<Duration>) -> anyhow::Result<Answer> {
+    fn ask(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<&[u8]>,
+        accept: &str,
+        patience: Option<Duration>,
+    ) -> anyhow::Result<Answer> {
         let admin = self.admin;
-        let unreachable = || format!("nothing answers at {admin}; start `tidings run` or `tidings demo`, or name it with --admin");
+        let unreachable =
+            || format!("nothing answers at {admin}; start `tidings run` or `tidings demo`, or name it with --admin");
         let mut stream = TcpStream::connect(admin).with_context(unreachable)?;
         stream.set_read_timeout(patience)?;
         // HTTP/1.0: the answer ends where the connection does, and needs no decoding.

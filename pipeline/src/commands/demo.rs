@@ -15,8 +15,8 @@ use tidings_pipeline::assemble::RunSettings;
 use tidings_pipeline::console::{Console, Inbox};
 use tidings_pipeline::demo::closing::closing;
 use tidings_pipeline::demo::workload::{Act, Action, BEGINS_AT, LASTS, Workload};
-use tidings_pipeline::explain::Context;
 use tidings_pipeline::explain::Colour;
+use tidings_pipeline::explain::Context;
 use tidings_pipeline::process::{Emitter, Process, Settings, type_channels};
 use tidings_pipeline::runtime::clock::{Clock, ScaledClock, SystemClock};
 use tidings_pipeline::topology::{FixedEnvironment, LoadError, Loader, OperatorKinds, ProviderKinds, SourceText, svg};
@@ -89,7 +89,8 @@ impl Demo {
         let environment = FixedEnvironment { variables, ..FixedEnvironment::default() };
         let (operators, providers) = (OperatorKinds::standard(), ProviderKinds::standard());
         let calendar = Calendar::bundled();
-        let loader = Loader { operators: &operators, providers: &providers, calendar: &calendar, environment: &environment };
+        let loader =
+            Loader { operators: &operators, providers: &providers, calendar: &calendar, environment: &environment };
         let loaded = loader.check(SourceText::new("examples/demo.yaml", TOPOLOGY)).map_err(|refused| {
             shell.talk(refused.render(shell.talk_styled()));
             LoadError::Refused(refused)
@@ -117,10 +118,19 @@ impl Demo {
         };
         let mut process = Process::start(&loaded.config, settings).await?;
         if let Some(admin) = process.admin {
-            shell.talk(format_args!("watch it at http://{admin}  ·  what people receive: {}  ·  Ctrl-C ends it", endpoints.inbox));
+            shell.talk(format_args!(
+                "watch it at http://{admin}  ·  what people receive: {}  ·  Ctrl-C ends it",
+                endpoints.inbox
+            ));
         }
         let lasts = self.minutes.map_or(LASTS, |minutes| Duration::from_secs(minutes * 60));
-        let stage = Stage { shell, clock: &*clock, emit: &process.emit, console: process.console.clone(), simulated: &simulated };
+        let stage = Stage {
+            shell,
+            clock: &clock,
+            emit: &process.emit,
+            console: process.console.clone(),
+            simulated: &simulated,
+        };
         let played = tokio::select! {
             played = stage.play(Workload::new(self.seed), lasts) => played,
             signal = stop_signal() => signal.map(|_| BTreeMap::new()),

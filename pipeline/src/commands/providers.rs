@@ -39,13 +39,8 @@ pub(crate) struct Providers {
 impl Providers {
     pub(crate) fn run(self, shell: &Shell) -> anyhow::Result<Exit> {
         let clock = SystemClock::default();
-        let ports = Ports {
-            apns: self.apns,
-            apns_sandbox: self.apns_sandbox,
-            fcm: self.fcm,
-            ses: self.ses,
-            inbox: self.inbox,
-        };
+        let ports =
+            Ports { apns: self.apns, apns_sandbox: self.apns_sandbox, fcm: self.fcm, ses: self.ses, inbox: self.inbox };
         let config = Config {
             host: self.host,
             ports,

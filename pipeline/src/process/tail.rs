@@ -40,6 +40,9 @@ struct Followed {
     reader: Box<dyn Reader>,
 }
 
+/// What a topic's records are, by the name of their source.
+type Meaning = fn(&str) -> What;
+
 /// Follows topics from where they end now.
 pub(super) struct Tail {
     followed: Vec<Followed>,
@@ -54,7 +57,7 @@ impl Tail {
         console: Console,
     ) -> anyhow::Result<Self> {
         let topics = config.topology.topics();
-        let mut wanted: Vec<(String, fn(&str) -> What, String)> = Vec::new();
+        let mut wanted: Vec<(String, Meaning, String)> = Vec::new();
         for source in &config.topology.sources {
             let topic = assemble::topic_of(&config.topology, source);
             match source.role {

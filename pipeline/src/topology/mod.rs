@@ -154,7 +154,6 @@ impl ProcessEnvironment {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "the one place where a topology reads the environment")]
 impl Environment for ProcessEnvironment {
     #[expect(clippy::disallowed_methods, reason = "the one place of the loader that reads the environment")]
     fn variable(&self, name: &str) -> Option<String> {

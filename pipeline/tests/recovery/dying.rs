@@ -161,8 +161,9 @@ impl Log for Witness {
         if records.iter().any(|record| record.to == partition) {
             // Asked of the log, because an acknowledgement may be lost.
             let range = self.log.range(&partition)?;
-            let mut reader = self.log.reader(&partition, range.start)?;
-            let mut position = range.start;
+            let seen = self.cuts.lock().unwrap().last_key_value().map_or(0, |(offset, _)| offset + 1);
+            let mut position = range.start.max(seen);
+            let mut reader = self.log.reader(&partition, position)?;
             while position < range.end {
                 let batch = reader.poll(1000, std::time::Duration::from_millis(10))?;
                 position = batch.position;
@@ -234,14 +235,14 @@ impl DyingStore {
 impl ObjectStore for DyingStore {
     async fn put_opts(&self, at: &Path, payload: PutPayload, options: PutOptions) -> object_store::Result<PutResult> {
         self.alive()?;
-        if let Some(Death::Put { prefix, nth, moment }) = &self.life.death {
-            if self.life.strikes(at.as_ref().starts_with(prefix.as_str()), *nth) {
-                self.life.dead.store(true, Ordering::SeqCst);
-                if *moment != Moment::Before {
-                    self.store.put_opts(at, payload, options).await?;
-                }
-                return Err(object_store::Error::Generic { store: "dying", source: "this process is dead".into() });
+        if let Some(Death::Put { prefix, nth, moment }) = &self.life.death
+            && self.life.strikes(at.as_ref().starts_with(prefix.as_str()), *nth)
+        {
+            self.life.dead.store(true, Ordering::SeqCst);
+            if *moment != Moment::Before {
+                self.store.put_opts(at, payload, options).await?;
             }
+            return Err(object_store::Error::Generic { store: "dying", source: "this process is dead".into() });
         }
         self.store.put_opts(at, payload, options).await
     }

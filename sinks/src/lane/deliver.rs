@@ -35,8 +35,8 @@ use crate::ledger::{
 };
 use crate::log::{Append, Clock, Log, TopicPartition};
 use crate::outcome::{Code, Outcome};
-use crate::providers::content::Content;
 use crate::providers::{Call, Provider};
+use crate::render::Content;
 use crate::retry::{Next, Schedule, Wait};
 
 /// How long a critical message waits for the ledger before it goes out without it.

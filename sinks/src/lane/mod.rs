@@ -56,6 +56,7 @@ pub use deliver::{Choice, Deliverer, Parts, Render, Unrendered};
 pub use gate::Paused;
 pub use metrics::{LaneMetrics, Reached};
 pub use reader::LaneReader;
+pub use text::Texts;
 use tidings_schemas::channel::{Channel, Priority};
 use tidings_schemas::topics::{RetryClass, RetryDelay, Topics};
 

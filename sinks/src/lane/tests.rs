@@ -28,8 +28,8 @@ use crate::log::{
     Append, Assignment, Clock, Commit, GroupReader, Log, Reader, Record, Retention, TopicPartition, TopicSpec,
 };
 use crate::outcome::{Code, Outcome};
-use crate::providers::content::{Content, InApp, Push};
 use crate::providers::{Call, Provider};
+use crate::render::{Content, InApp};
 use crate::retry::Schedule;
 
 const T0: Instant = Instant(1_774_000_000_000);
@@ -129,7 +129,7 @@ impl Render for Plain {
         }
         Ok(match leg.channel {
             Channel::InApp => Content::InApp(InApp::default()),
-            _ => Content::Push(Push::default()),
+            _ => Content::Push(Box::default()),
         })
     }
 }
@@ -302,7 +302,6 @@ impl World {
         Self::with_partitions(channel, 1).await
     }
 
-    #[expect(clippy::disallowed_methods, reason = "the tests' clock follows the paused runtime's virtual time")]
     async fn with_partitions(channel: Channel, partitions: u32) -> Self {
         #[expect(clippy::disallowed_methods, reason = "the test's one clock, which tokio moves")]
         let start = tokio::time::Instant::now();

@@ -50,11 +50,11 @@ use tidings_schemas::ids::DeliveryId;
 use tidings_schemas::profile::Address;
 use tidings_schemas::time::Instant;
 
-use super::content::{Content, Push};
 use super::http::{self as wire, Answer, ClientOptions, Pool};
 use super::jwt::Signer;
 use super::{BuildError, Call, Context, Provider, ProviderKind, WallClock};
 use crate::outcome::{Code, Outcome};
+use crate::render::{Content, Push};
 
 const NAME: &str = "apns";
 /// Apple's production environment.
@@ -147,10 +147,12 @@ struct Payload<'a> {
 /// Keys of the payload that the app's own must not replace.
 const PAYLOAD_KEYS: [&str; 5] = ["aps", "notification_id", "delivery_id", "action_url", "image_url"];
 
+/// Apple's own keys, whoever carries them to Apple.
 #[derive(Serialize)]
 #[serde(rename_all = "kebab-case")]
-struct Aps<'a> {
-    alert: Alert<'a>,
+pub(super) struct Aps<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) alert: Option<Alert<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     badge: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -158,13 +160,15 @@ struct Aps<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     category: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    thread_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     mutable_content: Option<u8>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    interruption_level: Option<&'static str>,
+    interruption_level: Option<&'a str>,
 }
 
 #[derive(Serialize)]
-struct Alert<'a> {
+pub(super) struct Alert<'a> {
     title: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     subtitle: Option<&'a str>,
@@ -223,7 +227,7 @@ impl Refusal {
 }
 
 /// The request that carries `call` to `endpoint`, or the outcome of a call that cannot be made.
-fn build_request(endpoint: &str, topic: &str, jwt: &str, call: &Call) -> Result<Request<Bytes>, Outcome> {
+fn build_request(endpoint: &str, topic: &str, jwt: &str, call: &Call, now: Instant) -> Result<Request<Bytes>, Outcome> {
     let Content::Push(push) = &call.content else {
         return Err(Outcome::permanent(Code::ours("wrong_content"), "expected the content of a push"));
     };
@@ -236,7 +240,7 @@ fn build_request(endpoint: &str, topic: &str, jwt: &str, call: &Call) -> Result<
         let reason = format!("payload of {} bytes, the most is {PAYLOAD_BYTES_MAX}; shorten the template", body.len());
         return Err(Outcome::permanent(Code::ours("PayloadTooLarge"), reason));
     }
-    let collapse_id = call.collapse_key.as_deref().map_or_else(|| call.notification.to_string(), collapse_id);
+    let collapse_id = call.collapse_key(push).map_or_else(|| call.notification.to_string(), collapse_id);
     let mut request = Request::builder()
         .method(Method::POST)
         .uri(format!("{endpoint}/3/device/{token}"))
@@ -247,9 +251,8 @@ fn build_request(endpoint: &str, topic: &str, jwt: &str, call: &Call) -> Result<
         .header("apns-priority", if call.priority == Priority::Low { "5" } else { "10" })
         .header("apns-id", apns_id(call.delivery))
         .header("apns-collapse-id", collapse_id);
-    if let Some(expires_at) = call.expires_at {
-        // An instant, not a span; zero would mean "do not keep".
-        request = request.header("apns-expiration", expires_at.0.div_euclid(1000).max(1).to_string());
+    if let Some(expiration) = expiration(call, push, now) {
+        request = request.header("apns-expiration", expiration);
     }
     let mut request = request.body(body).map_err(|error| {
         Outcome::permanent(Code::ours("bad_request"), format!("a header that HTTP refuses: {error}"))
@@ -262,14 +265,7 @@ fn build_request(endpoint: &str, topic: &str, jwt: &str, call: &Call) -> Result<
 
 fn payload(call: &Call, push: &Push) -> Bytes {
     let payload = Payload {
-        aps: Aps {
-            alert: Alert { title: &push.title, subtitle: push.subtitle.as_deref(), body: &push.body },
-            badge: push.badge,
-            sound: push.sound.as_deref(),
-            category: push.category.as_deref(),
-            mutable_content: push.image_url.is_some().then_some(1),
-            interruption_level: (call.priority == Priority::Critical).then_some("time-sensitive"),
-        },
+        aps: aps(call, push),
         notification_id: call.notification.to_string(),
         delivery_id: call.delivery.to_string(),
         action_url: push.action_url.as_deref(),
@@ -280,6 +276,33 @@ fn payload(call: &Call, push: &Push) -> Bytes {
     };
     // Texts and numbers always serialize.
     serde_json::to_vec(&payload).unwrap_or_default().into()
+}
+
+/// What Apple shows. A picture needs the app's extension, and critical messages break through unless the template
+/// decides otherwise.
+pub(super) fn aps<'a>(call: &Call, push: &'a Push) -> Aps<'a> {
+    let of_priority = (call.priority == Priority::Critical).then_some("time-sensitive");
+    Aps {
+        alert: Some(Alert { title: &push.title, subtitle: push.subtitle.as_deref(), body: &push.body }),
+        badge: push.badge,
+        sound: push.sound.as_deref(),
+        category: push.category.as_deref(),
+        thread_id: push.thread_id.as_deref(),
+        mutable_content: (push.mutable_content || push.image_url.is_some()).then_some(1),
+        interruption_level: push.interruption_level.as_deref().or(of_priority),
+    }
+}
+
+/// Until when Apple keeps it, in seconds since 1970: an instant, not a span. Zero means "do not keep", which only a
+/// template says, by a `ttl` of zero.
+fn expiration(call: &Call, push: &Push, now: Instant) -> Option<String> {
+    let at = match (call.expires_at, push.ttl_s) {
+        (Some(expires_at), _) => expires_at,
+        (None, Some(0)) => return Some("0".to_owned()),
+        (None, Some(seconds)) => now.after(Duration::from_secs(seconds.into())),
+        (None, None) => return None,
+    };
+    Some(at.0.div_euclid(1000).max(1).to_string())
 }
 
 /// The delivery id as a canonical UUID (version 8: the other bits are ours).
@@ -476,13 +499,13 @@ impl Apns {
         })
     }
 
-    async fn deliver_one(&self, call: &Call) -> Outcome {
-        match self.try_twice(call).await {
+    async fn deliver_one(&self, call: &Call, now: Instant) -> Outcome {
+        match self.try_twice(call, now).await {
             Ok(outcome) | Err(outcome) => outcome,
         }
     }
 
-    async fn try_twice(&self, call: &Call) -> Result<Outcome, Outcome> {
+    async fn try_twice(&self, call: &Call, now: Instant) -> Result<Outcome, Outcome> {
         let address = &call.address;
         let other = self.development.as_ref();
         let (first, second) = match (address.environment.as_deref(), other) {
@@ -491,13 +514,13 @@ impl Apns {
             (_, None) => (&self.production, &self.production),
         };
         let token = self.tokens.current()?;
-        let request = build_request(&first.endpoint, &self.topic, &token.jwt, call)?;
+        let request = build_request(&first.endpoint, &self.topic, &token.jwt, call, now)?;
         let picked = first.pool.pick();
         let answer = match wire::call(&picked.client, request).await {
             Ok(answer) => answer,
             Err(Outcome::Retryable { after: Some(Duration::ZERO), maybe_sent: false, .. }) => {
                 first.pool.renew(&picked);
-                return self.last_try(first, &token, call).await;
+                return self.last_try(first, &token, call, now).await;
             }
             Err(outcome) => return Err(outcome),
         };
@@ -516,13 +539,13 @@ impl Apns {
                 }
                 Ok(outcome)
             }
-            Some(SecondTry::NewToken) => self.last_try(first, &self.tokens.replace(&token)?, call).await,
+            Some(SecondTry::NewToken) => self.last_try(first, &self.tokens.replace(&token)?, call, now).await,
             Some(SecondTry::NewConnection) => {
                 first.pool.renew(&picked);
-                self.last_try(first, &token, call).await
+                self.last_try(first, &token, call, now).await
             }
             Some(SecondTry::OtherEnvironment) if other.is_none() => Ok(outcome),
-            Some(SecondTry::OtherEnvironment) => match self.last_try(second, &token, call).await? {
+            Some(SecondTry::OtherEnvironment) => match self.last_try(second, &token, call, now).await? {
                 Outcome::Accepted { provider_id, mut code } => {
                     code.reason = "accepted in the development environment".to_owned();
                     Ok(Outcome::Accepted { provider_id, code })
@@ -534,8 +557,14 @@ impl Apns {
         }
     }
 
-    async fn last_try(&self, environment: &Environment, token: &Token, call: &Call) -> Result<Outcome, Outcome> {
-        let request = build_request(&environment.endpoint, &self.topic, &token.jwt, call)?;
+    async fn last_try(
+        &self,
+        environment: &Environment,
+        token: &Token,
+        call: &Call,
+        now: Instant,
+    ) -> Result<Outcome, Outcome> {
+        let request = build_request(&environment.endpoint, &self.topic, &token.jwt, call, now)?;
         let answer = wire::call(&environment.pool.pick().client, request).await?;
         if is_success(answer.status) {
             return Ok(accepted(&answer.headers, call));
@@ -576,8 +605,8 @@ impl Provider for Apns {
         self.request_timeout * 2
     }
 
-    fn deliver<'a>(&'a self, calls: &'a [Call], _now: Instant) -> BoxFuture<'a, Vec<Outcome>> {
-        Box::pin(join_all(calls.iter().map(|call| self.deliver_one(call))))
+    fn deliver<'a>(&'a self, calls: &'a [Call], now: Instant) -> BoxFuture<'a, Vec<Outcome>> {
+        Box::pin(join_all(calls.iter().map(move |call| self.deliver_one(call, now))))
     }
 }
 
@@ -592,7 +621,7 @@ mod tests {
     const TOKEN: &str = "00fc13adff785122b4ad28809a3420982341241421348097878e577c991de8f0";
 
     fn request(call: &Call) -> Request<Bytes> {
-        build_request("https://a.example", "com.example.app", "e30.e30.c2ln", call).unwrap()
+        build_request("https://a.example", "com.example.app", "e30.e30.c2ln", call, NOW).unwrap()
     }
 
     fn body(call: &Call) -> Value {
@@ -652,6 +681,39 @@ mod tests {
         assert_eq!(header(&request(&push_low()), "apns-priority"), Some("5"));
     }
 
+    #[test]
+    fn a_template_groups_collapses_and_times_where_the_call_says_nothing() {
+        let mut call = push(TOKEN);
+        call.priority = Priority::Critical;
+        let Content::Push(push) = &mut call.content else { panic!("a push") };
+        push.thread_id = Some("like".to_owned());
+        push.interruption_level = Some("passive".to_owned());
+        push.mutable_content = true;
+        push.collapse_key = Some("like-photo7".to_owned());
+        push.ttl_s = Some(300);
+        let aps = &body(&call)["aps"];
+        for (key, value) in
+            [("thread-id", json!("like")), ("interruption-level", json!("passive")), ("mutable-content", json!(1))]
+        {
+            assert_eq!(aps[key], value, "{key}");
+        }
+        let (own_key, in_a_minute) = (Some("own".to_owned()), Some(NOW.after(Duration::from_secs(60))));
+        for (key, expires_at, ttl_s, collapse_id, expiration) in [
+            (None, None, Some(300), "like-photo7", Some("1767323345")),
+            (own_key, in_a_minute, Some(300), "own", Some("1767323105")),
+            (None, None, Some(0), "like-photo7", Some("0")),
+            (None, Some(NOW), Some(0), "like-photo7", Some("1767323045")),
+            (None, None, None, "like-photo7", None),
+        ] {
+            (call.collapse_key, call.expires_at) = (key, expires_at);
+            let Content::Push(push) = &mut call.content else { panic!("a push") };
+            push.ttl_s = ttl_s;
+            let request = request(&call);
+            assert_eq!(header(&request, "apns-collapse-id"), Some(collapse_id));
+            assert_eq!(header(&request, "apns-expiration"), expiration, "{expires_at:?} {ttl_s:?}");
+        }
+    }
+
     fn push_low() -> Call {
         Call { priority: Priority::Low, ..push(TOKEN) }
     }
@@ -668,7 +730,7 @@ mod tests {
 
     #[test]
     fn calls_that_cannot_be_made_are_outcomes() {
-        let build = |call: &Call| build_request("https://a.example", "t", "j", call).unwrap_err();
+        let build = |call: &Call| build_request("https://a.example", "t", "j", call, NOW).unwrap_err();
         assert_eq!(build(&push("../../x")).word(), "invalid_address");
         let mut large = push(TOKEN);
         let Content::Push(content) = &mut large.content else { panic!("a push") };

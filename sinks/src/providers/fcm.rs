@@ -48,11 +48,11 @@ use tidings_schemas::channel::{Channel, Priority};
 use tidings_schemas::time::Instant;
 use tokio::sync::Mutex;
 
-use super::content::{Content, Push};
 use super::http::{self as wire, Answer, ClientOptions, Pool};
 use super::jwt::Signer;
 use super::{BuildError, Call, Context, Provider, ProviderKind, WallClock};
 use crate::outcome::{Code, Outcome};
+use crate::render::{Content, Push};
 
 const NAME: &str = "fcm";
 /// Google's endpoint.
@@ -106,7 +106,7 @@ pub struct FcmParams {
     /// `fid` (installation ids alone).
     #[serde(default)]
     pub target: Target,
-    /// How long FCM keeps a message that does not expire earlier, in seconds.
+    /// How long FCM keeps a message whose event and template do not say, in seconds.
     #[serde(default = "ttl_seconds")]
     pub ttl_seconds: u64,
     /// Connections; each carries about a hundred messages at once.
@@ -205,6 +205,8 @@ struct AndroidNotification<'a> {
     channel_id: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     click_action: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    icon: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     color: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -348,13 +350,14 @@ fn message<'a>(sender: &Sender, call: &'a Call, push: &'a Push, now: Instant) ->
         notification: Notification { title: &push.title, body: &push.body, image: push.image_url.as_deref() },
         android: (!matches!(platform, Some("ios" | "web"))).then(|| Android {
             priority: if call.priority == Priority::Low { "normal" } else { "high" },
-            ttl: format!("{}s", sender.ttl(call, now).as_secs()),
+            ttl: format!("{}s", sender.ttl(call, push, now).as_secs()),
             // Only where asked for: FCM keeps four keys per device and throttles collapsible messages.
-            collapse_key: call.collapse_key.as_deref(),
+            collapse_key: call.collapse_key(push),
             notification: AndroidNotification {
-                tag: call.collapse_key.clone().unwrap_or_else(|| call.notification.to_string()),
+                tag: tag(call, push),
                 channel_id: push.channel_id.as_deref(),
                 click_action: push.click_action.as_deref(),
+                icon: push.icon.as_deref(),
                 color: push.color.as_deref(),
                 sound: push.sound.as_deref(),
                 notification_count: push.badge,
@@ -367,24 +370,20 @@ fn message<'a>(sender: &Sender, call: &'a Call, push: &'a Push, now: Instant) ->
     }
 }
 
+/// What replaces an earlier copy on the screen.
+fn tag(call: &Call, push: &Push) -> String {
+    call.collapse_key(push).map_or_else(|| call.notification.to_string(), str::to_owned)
+}
+
 /// What Apple is told, where the device is Apple's.
 fn apns(sender: &Sender, call: &Call, push: &Push, now: Instant) -> serde_json::Value {
-    let collapse_key = call.collapse_key.clone().unwrap_or_else(|| call.notification.to_string());
-    let mut aps = serde_json::Map::new();
-    aps.extend(push.badge.map(|badge| ("badge".to_owned(), badge.into())));
-    aps.extend(push.sound.as_deref().map(|sound| ("sound".to_owned(), sound.into())));
-    aps.extend(push.category.as_deref().map(|category| ("category".to_owned(), category.into())));
-    aps.extend(push.image_url.as_ref().map(|_| ("mutable-content".to_owned(), 1.into())));
-    let subtitle = push.subtitle.as_deref();
-    aps.extend(
-        subtitle.map(|subtitle| {
-            ("alert".to_owned(), json!({ "title": push.title, "subtitle": subtitle, "body": push.body }))
-        }),
-    );
+    let mut aps = super::apns::aps(call, push);
+    // Title and body come from the notification; only a subtitle has no place there.
+    aps.alert = aps.alert.filter(|_| push.subtitle.is_some());
     json!({
         "headers": {
-            "apns-collapse-id": super::apns::collapse_id(&collapse_key),
-            "apns-expiration": now.after(sender.ttl(call, now)).0.div_euclid(1000).to_string(),
+            "apns-collapse-id": super::apns::collapse_id(&tag(call, push)),
+            "apns-expiration": now.after(sender.ttl(call, push, now)).0.div_euclid(1000).to_string(),
             "apns-priority": if call.priority == Priority::Low { "5" } else { "10" },
         },
         "payload": { "aps": aps },
@@ -395,10 +394,14 @@ fn apns(sender: &Sender, call: &Call, push: &Push, now: Instant) -> serde_json::
 fn webpush(sender: &Sender, call: &Call, push: &Push, now: Instant) -> serde_json::Value {
     let mut webpush = json!({
         "headers": {
-            "TTL": sender.ttl(call, now).as_secs().to_string(),
+            "TTL": sender.ttl(call, push, now).as_secs().to_string(),
             "Urgency": if call.priority == Priority::Low { "low" } else { "high" },
         },
+        "notification": { "tag": tag(call, push) },
     });
+    if let Some(icon) = push.icon.as_deref() {
+        webpush["notification"]["icon"] = icon.into();
+    }
     // FCM refuses a link that is not https.
     if let Some(link) = push.action_url.as_deref().filter(|url| url.starts_with("https://")) {
         webpush["fcm_options"] = json!({ "link": link });
@@ -555,9 +558,12 @@ struct Sender {
 }
 
 impl Sender {
-    /// How long FCM keeps the message: until it expires, at most the topology's span and FCM's own.
-    fn ttl(&self, call: &Call, now: Instant) -> Duration {
-        call.expires_at.map_or(self.ttl, |at| at.since(now)).min(TTL_MAX)
+    /// How long FCM keeps the message: until it expires, else as long as its template says, else the topology; at
+    /// most FCM's own span.
+    fn ttl(&self, call: &Call, push: &Push, now: Instant) -> Duration {
+        let of_template = push.ttl_s.map(|seconds| Duration::from_secs(seconds.into()));
+        let ttl = call.expires_at.map(|at| at.since(now)).or(of_template);
+        ttl.unwrap_or(self.ttl).min(TTL_MAX)
     }
 }
 
@@ -741,13 +747,17 @@ mod tests {
             push.color = Some("#ff8800".to_owned());
             push.click_action = Some("OPEN".to_owned());
             push.badge = Some(3);
+            push.icon = Some("heart".to_owned());
+            push.thread_id = Some("like".to_owned());
+            push.interruption_level = Some("passive".to_owned());
+            push.mutable_content = true;
             push.action_url = Some("https://a.example/7".to_owned());
             message_of(&sender(), &call)
         };
         let android = on("android")["android"].clone();
         let notification = json!({
-            "tag": "like:photo7", "channel_id": "social", "click_action": "OPEN", "color": "#ff8800", "sound": "default",
-            "notification_count": 3,
+            "tag": "like:photo7", "channel_id": "social", "click_action": "OPEN", "icon": "heart", "color": "#ff8800",
+            "sound": "default", "notification_count": 3,
         });
         assert_eq!(
             android,
@@ -756,22 +766,52 @@ mod tests {
         let ios = on("ios");
         let headers =
             json!({ "apns-collapse-id": "like:photo7", "apns-expiration": "1767323345", "apns-priority": "10" });
-        assert_eq!(
-            ios["apns"],
-            json!({ "headers": headers, "payload": { "aps": { "badge": 3, "sound": "default" } } })
-        );
+        let aps = json!({
+            "badge": 3, "sound": "default", "thread-id": "like", "mutable-content": 1, "interruption-level": "passive",
+        });
+        assert_eq!(ios["apns"], json!({ "headers": headers, "payload": { "aps": aps } }));
         assert!(ios["android"].is_null());
-        let web =
-            json!({ "headers": { "TTL": "300", "Urgency": "high" }, "fcm_options": { "link": "https://a.example/7" } });
+        let web = json!({
+            "headers": { "TTL": "300", "Urgency": "high" },
+            "notification": { "tag": "like:photo7", "icon": "heart" },
+            "fcm_options": { "link": "https://a.example/7" },
+        });
         assert_eq!(on("web")["webpush"], web);
     }
 
     #[test]
     fn a_message_lives_until_it_expires_and_never_longer_than_fcm_keeps_it() {
-        let ttl = |expires_at: Option<Instant>| sender().ttl(&Call { expires_at, ..push(TOKEN) }, NOW).as_secs();
-        assert_eq!(ttl(None), 86_400);
-        assert_eq!(ttl(Some(NOW.before(Duration::from_secs(5)))), 0);
-        assert_eq!(ttl(Some(Instant::NEVER)), 2_419_200);
+        let minute = Duration::from_secs(60);
+        for (expires_at, ttl_s, expected) in [
+            (None, None, 86_400),
+            (None, Some(300), 300),
+            (None, Some(0), 0),
+            (Some(NOW.after(minute)), Some(300), 60),
+            (Some(NOW.before(minute)), None, 0),
+            (Some(Instant::NEVER), None, 2_419_200),
+        ] {
+            let push_for = Push { ttl_s, ..Push::default() };
+            let call = Call { expires_at, ..push(TOKEN) };
+            let ttl = sender().ttl(&call, &push_for, NOW).as_secs();
+            assert_eq!(ttl, expected, "{expires_at:?} {ttl_s:?}");
+        }
+    }
+
+    #[test]
+    fn a_template_collapses_where_the_call_says_nothing() {
+        let mut call = push(TOKEN);
+        let Content::Push(push) = &mut call.content else { panic!("a push") };
+        (push.collapse_key, push.ttl_s) = (Some("like-photo7".to_owned()), Some(300));
+        push.subtitle = Some("Photos".to_owned());
+        let android = &message_of(&sender(), &call)["android"];
+        let found = (&android["collapse_key"], &android["notification"]["tag"], &android["ttl"]);
+        assert_eq!(found, (&json!("like-photo7"), &json!("like-photo7"), &json!("300s")));
+        call.address.platform = Some("ios".to_owned());
+        let apns = &message_of(&sender(), &call)["apns"];
+        let found = (&apns["headers"]["apns-collapse-id"], &apns["headers"]["apns-expiration"]);
+        assert_eq!(found, (&json!("like-photo7"), &json!("1767323345")));
+        let alert = json!({ "title": "Bob and 3 others", "subtitle": "Photos", "body": "liked „photo 7“" });
+        assert_eq!(apns["payload"]["aps"]["alert"], alert, "a subtitle has no place in the notification");
     }
 
     #[test]

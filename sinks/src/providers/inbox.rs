@@ -23,10 +23,10 @@ use tidings_schemas::channel::Channel;
 use tidings_schemas::ids::NotificationId;
 use tidings_schemas::time::Instant;
 
-use super::content::{Content, InApp};
 use super::{BuildError, Call, Context, Provider, ProviderKind};
 use crate::connection::Connection;
 use crate::outcome::{Code, Outcome};
+use crate::render::{Content, InApp};
 use crate::table::{FolderTable, MemoryTable, Table};
 
 const NAME: &str = "inbox";

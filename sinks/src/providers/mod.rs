@@ -8,7 +8,6 @@
 //! stream, an expired token, the other environment).
 
 pub mod apns;
-pub mod content;
 pub mod fcm;
 mod http;
 pub mod inbox;
@@ -33,7 +32,7 @@ use tidings_schemas::profile::Address;
 use tidings_schemas::time::Instant;
 
 use crate::outcome::{MassInvalidationGuard, Outcome};
-use content::Content;
+use crate::render::{Content, Push};
 
 /// One delivery, ready to be carried.
 #[derive(Clone, Debug)]
@@ -48,14 +47,21 @@ pub struct Call {
     pub address: Address,
     /// What it shows.
     pub content: Content,
-    /// What replaces an earlier one on the screen; the notification alone where absent.
+    /// What replaces an earlier one on the screen; where absent the content's own key, else the notification alone.
     pub collapse_key: Option<String>,
-    /// Not to be shown after this.
+    /// Not to be shown after this; where absent a push is kept as long as its content says.
     pub expires_at: Option<Instant>,
     /// How urgent.
     pub priority: Priority,
     /// The category, for lists, tags and statistics.
     pub category: String,
+}
+
+impl Call {
+    /// What `push` replaces on the screen where somebody asked for it.
+    fn collapse_key<'a>(&'a self, push: &'a Push) -> Option<&'a str> {
+        self.collapse_key.as_deref().or(push.collapse_key.as_deref())
+    }
 }
 
 /// Who carries messages of one channel.

@@ -12,9 +12,9 @@ use tidings_schemas::ids::{DeliveryId, EventId, NotificationId};
 use tidings_schemas::profile::{Address, AddressStatus};
 use tidings_schemas::time::Instant;
 
-use super::content::{Content, Email, Push};
 use super::{Call, Context, Provider, WallClock};
 use crate::outcome::Outcome;
+use crate::render::{Content, Email, Push};
 use crate::simulated::{Config, KeyFiles, Simulated};
 
 /// 2026-01-02T03:04:05Z.
@@ -110,14 +110,14 @@ pub(crate) fn push(token: &str) -> Call {
         action_url: Some("app://photo/7".to_owned()),
         ..Push::default()
     };
-    call(Channel::Push, token, Content::Push(content))
+    call(Channel::Push, token, Content::Push(Box::new(content)))
 }
 
 /// A mail to `address`.
 pub(crate) fn email(address: &str) -> Call {
     let content = Email {
         subject: "Your order {{4412}} & more – shipped".to_owned(),
-        html: "<p>It's <b>here</b>: {{{not_a_variable}}} &amp; \"more\"</p>".to_owned(),
+        html: Some("<p>It's <b>here</b>: {{{not_a_variable}}} &amp; \"more\"</p>".to_owned()),
         text: "It's here: {{not_a_variable}} & \"more\" <soon>\n".to_owned(),
     };
     call(Channel::Email, address, Content::Email(content))

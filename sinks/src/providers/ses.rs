@@ -53,12 +53,12 @@ use serde_json::{Value, json};
 use tidings_schemas::channel::Channel;
 use tidings_schemas::time::Instant;
 
-use super::content::{Content, Email};
 use super::http::{self as wire, Answer, ClientOptions};
 use super::sigv4::{self, Credentials, Post};
 use super::unsubscribe::{Unsubscribe, UnsubscribeParams};
 use super::{BuildError, Call, Context, Environment, Provider, ProviderKind, WallClock};
 use crate::outcome::{Code, Outcome};
+use crate::render::{Content, Email};
 
 const NAME: &str = "ses";
 /// The name that signatures are for; not the `email` of the host.
@@ -210,13 +210,26 @@ fn check(call: &Call) -> Result<Mail<'_>, Outcome> {
             "the subject has a line break: correct the template",
         ));
     }
-    if email.html.is_empty() && email.text.is_empty() {
+    let mail = Mail { call, email };
+    if mail.html().is_none() && mail.text().is_none() {
         return Err(Outcome::permanent(
             Code::ours("no_body"),
             "the mail has neither HTML nor text: correct the template",
         ));
     }
-    Ok(Mail { call, email })
+    Ok(mail)
+}
+
+impl<'a> Mail<'a> {
+    /// The HTML part; an empty one is none.
+    fn html(self) -> Option<&'a str> {
+        self.email.html.as_deref().filter(|html| !html.is_empty())
+    }
+
+    /// The text part; an empty one is none.
+    fn text(self) -> Option<&'a str> {
+        Some(self.email.text.as_str()).filter(|text| !text.is_empty())
+    }
 }
 
 impl Sender {
@@ -256,10 +269,8 @@ impl Sender {
     fn single(&self, mail: Mail<'_>) -> Value {
         let utf8 = |text: &str| json!({ "Data": text, "Charset": "UTF-8" });
         let mut parts = serde_json::Map::new();
-        for (name, part) in [("Html", &mail.email.html), ("Text", &mail.email.text)] {
-            if !part.is_empty() {
-                parts.insert(name.to_owned(), utf8(part));
-            }
+        for (name, part) in [("Html", mail.html()), ("Text", mail.text())] {
+            parts.extend(part.map(|part| (name.to_owned(), utf8(part))));
         }
         let mut body = self.common();
         body.insert("Destination".to_owned(), json!({ "ToAddresses": [mail.call.address.address] }));
@@ -298,8 +309,7 @@ fn template_data(email: &Email) -> String {
 
 /// Whether a mail can be one of many.
 fn fits_bulk(mail: Mail<'_>) -> bool {
-    let email = mail.email;
-    !email.html.is_empty() && !email.text.is_empty() && template_data(email).len() <= TEMPLATE_DATA_BYTES_MAX
+    mail.html().is_some() && mail.text().is_some() && template_data(mail.email).len() <= TEMPLATE_DATA_BYTES_MAX
 }
 
 /// The signed request for `body`.
@@ -664,7 +674,7 @@ mod tests {
             ],
             "Content": { "Simple": {
                 "Subject": utf8(&content.subject),
-                "Body": { "Html": utf8(&content.html), "Text": utf8(&content.text) },
+                "Body": { "Html": utf8(content.html.as_deref().unwrap()), "Text": utf8(&content.text) },
                 "Headers": [
                     { "Name": "X-Notification-ID", "Value": notification },
                     { "Name": "Auto-Submitted", "Value": "auto-generated" },
@@ -672,6 +682,17 @@ mod tests {
             } },
         });
         assert_eq!(sender().single(check(&call).unwrap()), golden);
+    }
+
+    #[test]
+    fn a_mail_without_html_has_a_text_part_alone() {
+        let mut call = email(TO);
+        let Content::Email(content) = &mut call.content else { panic!("a mail") };
+        content.html = None;
+        content.text = "It's here".to_owned();
+        let body = sender().single(check(&call).unwrap());
+        let parts = json!({ "Text": { "Data": "It's here", "Charset": "UTF-8" } });
+        assert_eq!(body["Content"]["Simple"]["Body"], parts);
     }
 
     #[test]
@@ -707,7 +728,8 @@ mod tests {
         };
         assert_eq!(word(&with(|mail| mail.subject = "a\r\nBcc: x@example.com".to_owned())), "permanent");
         assert_eq!(word(&with(|mail| *mail = Email { subject: "s".to_owned(), ..Email::default() })), "permanent");
-        assert!(!fits_bulk(check(&with(|mail| mail.html.clear())).unwrap()));
+        assert!(!fits_bulk(check(&with(|mail| mail.html = None)).unwrap()));
+        assert!(!fits_bulk(check(&with(|mail| mail.html = Some(String::new()))).unwrap()));
         assert!(!fits_bulk(check(&with(|mail| mail.text = "x".repeat(TEMPLATE_DATA_BYTES_MAX))).unwrap()));
         assert!(fits_bulk(check(&email(TO)).unwrap()));
     }
@@ -912,12 +934,18 @@ mod tests {
         let ses = world.provider("ses", params(&world));
         let mut mails = calls(60);
         let Content::Email(content) = &mut mails[3].content else { panic!("a mail") };
-        content.html.clear();
+        content.html = None;
         mails[5].address.address = "nobody".to_owned();
         let outcomes = ses.deliver(&mails, NOW).await;
         assert_eq!(outcomes.iter().filter(|outcome| outcome.word() == "accepted").count(), 59);
         assert_eq!(outcomes[5].word(), "invalid_address");
         assert_eq!(world.simulated.counts().providers["ses"].requests, 3, "fifty, eight, one");
+        let plain = world.simulated.messages().into_iter().filter(|it| it.address == mails[3].address.address);
+        assert_eq!(
+            plain.map(|it| it.content).collect::<Vec<_>>(),
+            [mails[3].content.clone()],
+            "text alone stays alone"
+        );
         world.simulated.shutdown().await;
     }
 

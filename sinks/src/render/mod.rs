@@ -20,6 +20,7 @@ use std::sync::Arc;
 use minijinja::value::{Serde, Value};
 use minijinja::{Environment, ErrorKind};
 use tidings_schemas::channel::Channel;
+use tidings_schemas::reason::Reason;
 
 pub use content::{Content, Email, InApp, PUSH_BODY_BYTES_MAX, PUSH_TITLE_BYTES_MAX, Push, Sms, ellipsize};
 pub use embedded::EMBEDDED;
@@ -132,13 +133,13 @@ pub enum RenderError {
 }
 
 impl RenderError {
-    /// The reason for the record: `no_template`, `no_locale` or `render_failed`.
+    /// The reason for the record.
     #[must_use]
-    pub const fn reason(&self) -> &'static str {
+    pub const fn reason(&self) -> Reason {
         match self {
-            Self::UnknownTemplate { .. } | Self::NoTemplate { .. } => "no_template",
-            Self::NoLocale { .. } => "no_locale",
-            Self::MissingVariables { .. } | Self::WrongType { .. } | Self::Failed { .. } => "render_failed",
+            Self::UnknownTemplate { .. } | Self::NoTemplate { .. } => Reason::NoTemplate,
+            Self::NoLocale { .. } => Reason::NoLocale,
+            Self::MissingVariables { .. } | Self::WrongType { .. } | Self::Failed { .. } => Reason::RenderFailed,
         }
     }
 }

@@ -291,7 +291,7 @@ fn a_seeds_template_fails_with_its_own_post_and_speaks_with_matching_data() {
         "template `tmpl_order_shipped_push_en_v3` (push.json) needs `carrier`, `eta`, missing from the event's `data`: \
          send it, or declare it optional or with a default in the template"
     );
-    assert_eq!(error.reason(), "render_failed");
+    assert_eq!(error.reason(), Reason::RenderFailed);
     let expected = Content::Push(Box::new(Push {
         title: "Your order is on the way! 📦".to_owned(),
         body: "Order #4412 shipped via FedEx. Estimated delivery: April 17.".to_owned(),
@@ -375,7 +375,11 @@ fn the_locale_chain_ends_at_the_default_unless_the_template_forbids_it() {
         let files: Vec<(&str, &str)> =
             names.iter().zip(files).map(|(name, file)| (name.as_str(), file.as_str())).collect();
         let said = templates(&files).render(&Subject { locale, ..subject("t", Channel::Sms, &none) });
-        assert_eq!(said.map(body).as_deref().map_err(RenderError::reason), expected, "{locale:?} {files:?}");
+        assert_eq!(
+            said.map(body).as_deref().map_err(|error| error.reason().as_str()),
+            expected,
+            "{locale:?} {files:?}"
+        );
     }
     let error = templates(&[("t.yaml", &english_only)])
         .render(&Subject { locale: Some("fr"), ..subject("t", Channel::Sms, &none) })
@@ -470,12 +474,15 @@ fn what_has_no_template_is_said_generically_or_refused() {
     let error = embedded.render(&named).unwrap_err();
     assert_eq!(
         (error.reason(), error.to_string().as_str()),
-        ("no_template", "no template is named `tmpl_nope`: add a file with this `template_id`, or correct the event's")
+        (
+            Reason::NoTemplate,
+            "no template is named `tmpl_nope`: add a file with this `template_id`, or correct the event's"
+        )
     );
     let seed = templates(&[("order_shipped.json", SEED)]);
     for channel in [Channel::Sms, Channel::Webhook] {
         let error = seed.render(&subject("order_shipped", channel, &none)).unwrap_err();
-        assert_eq!(error.reason(), "no_template");
+        assert_eq!(error.reason(), Reason::NoTemplate);
         let expected =
             format!("`order_shipped` has no template for {channel}: add one, or a `default` template for {channel}");
         assert_eq!(error.to_string(), expected);
@@ -809,7 +816,7 @@ fn every_default_template_speaks_on_every_channel() {
                         format!("{subject} | {}", text.replace('\n', "⏎"))
                     }
                     Ok(content) => serde_json::to_string(&content).unwrap(),
-                    Err(error) => error.reason().to_owned(),
+                    Err(error) => error.reason().to_string(),
                 };
                 let is_own_german = matches!(event_type, "like" | "order_shipped" | "marketing_campaign");
                 if locale == "en" || is_own_german {

@@ -21,7 +21,7 @@ use tidings_schemas::time::Instant;
 
 use super::server::{self, Reply};
 use super::{Arrival, Fault, Listener, Shared, SimulatedError};
-use crate::providers::content::{Content, Push};
+use crate::render::{Content, Push};
 
 /// Largest payload.
 const PAYLOAD_BYTES_MAX: usize = 4096;
@@ -150,7 +150,7 @@ fn accept(shared: &Shared, which: Listener, token: &str, request: &Request<Bytes
     let string = |value: &Value| value.as_str().map(str::to_owned);
     let (aps, alert) = (&payload["aps"], &payload["aps"]["alert"]);
     let id = apns_id(shared, headers);
-    let content = Content::Push(Push {
+    let content = Content::Push(Box::new(Push {
         title: string(&alert["title"]).unwrap_or_default(),
         subtitle: string(&alert["subtitle"]),
         body: string(&alert["body"]).or_else(|| string(alert)).unwrap_or_default(),
@@ -159,12 +159,15 @@ fn accept(shared: &Shared, which: Listener, token: &str, request: &Request<Bytes
         badge: aps["badge"].as_u64().and_then(|badge| badge.try_into().ok()),
         sound: string(&aps["sound"]),
         category: string(&aps["category"]),
+        thread_id: string(&aps["thread-id"]),
+        interruption_level: string(&aps["interruption-level"]),
+        mutable_content: aps["mutable-content"] == 1,
         custom: (payload.as_object().into_iter().flatten())
             .filter(|(key, _)| key.as_str() != "aps")
             .filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned())))
             .collect(),
         ..Push::default()
-    });
+    }));
     let shown = ["apns-topic", "apns-priority", "apns-expiration", "apns-push-type"];
     shared.accept(
         which,

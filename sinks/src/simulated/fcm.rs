@@ -17,7 +17,7 @@ use tidings_schemas::time::Instant;
 
 use super::server::{self, Reply};
 use super::{Arrival, Fault, Listener, Shared, SimulatedError, keys};
-use crate::providers::content::{Content, Push};
+use crate::render::{Content, Push};
 
 /// Scopes that may send; an assertion may ask for several.
 const SCOPES: [&str; 2] =
@@ -231,25 +231,34 @@ fn target(body: &Value) -> Option<String> {
 fn accept(shared: &Shared, address: &str, body: &Value) -> Reply {
     let message = &body["message"];
     let (shown, data, android) = (&message["notification"], &message["data"], &message["android"]);
+    let (aps, browser) = (&message["apns"]["payload"]["aps"], &message["webpush"]["notification"]);
     let string = |value: &Value| value.as_str().map(str::to_owned);
     let at: Instant = shared.now();
     let number = shared.number();
     let name = format!("projects/{}/messages/0:{}%{number:016x}", shared.config.fcm_project, at.0 * 1000);
-    let content = Content::Push(Push {
+    let content = Content::Push(Box::new(Push {
         title: string(&shown["title"]).unwrap_or_default(),
+        subtitle: string(&aps["alert"]["subtitle"]),
         body: string(&shown["body"]).unwrap_or_default(),
         image_url: string(&shown["image"]),
         action_url: string(&data["action_url"]),
-        badge: android["notification"]["notification_count"].as_u64().and_then(|badge| badge.try_into().ok()),
-        sound: string(&android["notification"]["sound"]),
+        badge: (android["notification"]["notification_count"].as_u64())
+            .or_else(|| aps["badge"].as_u64())
+            .and_then(|badge| badge.try_into().ok()),
+        sound: string(&android["notification"]["sound"]).or_else(|| string(&aps["sound"])),
+        category: string(&aps["category"]),
+        thread_id: string(&aps["thread-id"]),
+        interruption_level: string(&aps["interruption-level"]),
+        mutable_content: aps["mutable-content"] == 1,
         channel_id: string(&android["notification"]["channel_id"]),
+        icon: string(&android["notification"]["icon"]).or_else(|| string(&browser["icon"])),
         color: string(&android["notification"]["color"]),
         click_action: string(&android["notification"]["click_action"]),
         custom: (data.as_object().into_iter().flatten())
             .filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned())))
             .collect(),
         ..Push::default()
-    });
+    }));
     let headers = [("priority", &android["priority"]), ("ttl", &android["ttl"])];
     shared.accept(
         Listener::Fcm,
@@ -260,7 +269,8 @@ fn accept(shared: &Shared, address: &str, body: &Value) -> Reply {
             delivery: string(&data["delivery_id"]),
             provider_id: name.clone(),
             collapse_key: string(&android["notification"]["tag"])
-                .or_else(|| string(&message["apns"]["headers"]["apns-collapse-id"])),
+                .or_else(|| string(&message["apns"]["headers"]["apns-collapse-id"]))
+                .or_else(|| string(&browser["tag"])),
             headers: headers.iter().filter_map(|(name, value)| Some(((*name).to_owned(), string(value)?))).collect(),
             content,
         },

@@ -26,7 +26,7 @@ use serde::de::DeserializeOwned;
 
 use super::server::{Reply, plain};
 use super::{Faults, Message, Shared};
-use crate::providers::content::Content;
+use crate::render::Content;
 
 const PAGE: &str = include_str!("page/index.html");
 const SCRIPT: &str = include_str!("page/app.js");
@@ -90,7 +90,7 @@ fn mail(shared: &Shared, path: &str) -> Option<Response<Full<Bytes>>> {
     let seq: u64 = path.strip_prefix("/api/messages/")?.strip_suffix("/html")?.parse().ok()?;
     let state = shared.state();
     match &state.messages.iter().find(|message| message.seq == seq)?.content {
-        Content::Email(email) => Some(file("text/html; charset=utf-8", MAIL_POLICY, email.html.clone())),
+        Content::Email(email) => Some(file("text/html; charset=utf-8", MAIL_POLICY, email.html.clone()?)),
         Content::Push(_) | Content::Sms(_) | Content::InApp(_) => None,
     }
 }
@@ -218,9 +218,9 @@ mod tests {
         let world = World::start().await;
         let ses = world.provider("ses", params(&world).1);
         let mut hostile = email("eve@example.com");
-        hostile.content = Content::Email(crate::providers::content::Email {
+        hostile.content = Content::Email(crate::render::Email {
             subject: "</title><script>alert(1)</script>".to_owned(),
-            html: "<script>alert(1)</script><img src=x onerror=alert(1)>".to_owned(),
+            html: Some("<script>alert(1)</script><img src=x onerror=alert(1)>".to_owned()),
             text: "t".to_owned(),
         });
         deliver_one(&*ses, &hostile).await;
@@ -263,7 +263,7 @@ mod tests {
                 provider_id: String::new(),
                 collapse_key: None,
                 headers: BTreeMap::new(),
-                content: Content::Sms(crate::providers::content::Sms { text: "hi".to_owned() }),
+                content: Content::Sms(crate::render::Sms { text: "hi".to_owned() }),
             };
             simulated.shared.accept(super::super::Listener::Fcm, arrival);
         }

@@ -33,8 +33,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::providers::WallClock;
-use crate::providers::content::Content;
 use crate::providers::sigv4::Credentials;
+use crate::render::Content;
 pub use faults::{Fault, Faults, Rule};
 pub use keys::{KeyFiles, Keys};
 use server::Reply;

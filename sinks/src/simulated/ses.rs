@@ -16,8 +16,8 @@ use tidings_schemas::time::Instant;
 
 use super::server::{self, Reply};
 use super::{Arrival, Fault, Listener, Shared};
-use crate::providers::content::{Content, Email};
 use crate::providers::sigv4::{self, Credentials, Post};
+use crate::render::{Content, Email};
 
 const ENTRIES_MAX: usize = 50;
 const HEADERS_MAX: usize = 15;
@@ -191,7 +191,7 @@ fn single_mail(body: &Value) -> Result<Mail, Refusal> {
         from: from(body)?,
         email: Email {
             subject: data(&simple["Subject"]),
-            html: data(&simple["Body"]["Html"]),
+            html: simple["Body"]["Html"]["Data"].as_str().map(str::to_owned),
             text: data(&simple["Body"]["Text"]),
         },
         headers: named(&simple["Headers"])?,
@@ -221,7 +221,7 @@ fn bulk_mails(body: &Value) -> Result<Vec<Mail>, Refusal> {
         Ok(Mail {
             address: address(&entry["Destination"])?,
             from: from(body)?,
-            email: Email { subject: render(subject), html: render(html), text: render(text) },
+            email: Email { subject: render(subject), html: Some(render(html)), text: render(text) },
             headers: named(&entry["ReplacementHeaders"])?,
             tags: named(&entry["ReplacementTags"])?,
         })

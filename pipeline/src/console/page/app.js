@@ -187,17 +187,17 @@ async function explain(id, by) {
 const personOf = (message) => message.user || message.address;
 
 function pushCard(message) {
-  const content = message.content.push;
+  const content = message.content;
   return element("div", "note", null, element("p", "", null, element("b", "", content.title), element("time", "", localTime(message.at, zoneOf(message.user)))), element("p", "", [content.subtitle, content.body].filter(Boolean).join(" · ")));
 }
 
 function mailCard(message) {
-  const content = message.content.email;
+  const content = message.content;
   return element("div", "note mail", null, element("p", "", null, element("b", "", content.subject), element("time", "", localTime(message.at, zoneOf(message.user)))), element("p", "", content.text));
 }
 
 function textCard(message) {
-  const content = message.content.sms || message.content.in_app;
+  const content = message.content;
   return element("div", "note", null, element("p", "", null, element("b", "", content.title || "Text message"), element("time", "", localTime(message.at, zoneOf(message.user)))), element("p", "", content.body || content.text));
 }
 

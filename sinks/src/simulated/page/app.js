@@ -31,7 +31,7 @@ function element(tag, className, text) {
 const personOf = (message) => message.user || message.address;
 const short = (text) => (text.length > 18 ? text.slice(0, 8) + "…" + text.slice(-6) : text);
 const time = (message) => new Date(message.at).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
-const kind = (message) => Object.keys(message.content)[0];
+const kind = (message) => message.content.channel;
 const shown = () => messages.filter((message) => !$("person").value || personOf(message) === $("person").value);
 
 function footer(message) {
@@ -53,7 +53,7 @@ function onScreen(pushes) {
 }
 
 function pushCard({ push, replaced }) {
-  const content = push.content.push;
+  const content = push.content;
   const card = element("li", "card");
   const top = element("p", "top");
   top.append(element("span", "app", push.headers["apns-topic"] || "app"), element("time", "", time(push)));
@@ -75,8 +75,8 @@ function mailRow(mail) {
   button.append(
     element("time", "", time(mail)),
     element("span", "sender", mail.headers.From || ""),
-    element("span", "subject", mail.content.email.subject),
-    element("span", "preview", mail.content.email.text.slice(0, 120)),
+    element("span", "subject", mail.content.subject),
+    element("span", "preview", mail.content.text.slice(0, 120)),
   );
   button.addEventListener("click", () => {
     selected = mail.seq;
@@ -88,7 +88,7 @@ function mailRow(mail) {
 }
 
 function read(mail) {
-  const content = mail.content.email;
+  const content = mail.content;
   const parts = [element("h3", "", content.subject)];
   const headers = element("dl", "headers");
   const rows = { To: mail.address, Date: new Date(mail.at).toLocaleString(), ...mail.headers };
@@ -110,7 +110,7 @@ function read(mail) {
 
 function textBubble(text) {
   const bubble = element("li", "bubble");
-  bubble.append(element("p", "", text.content.sms.text), footer(text));
+  bubble.append(element("p", "", text.content.text), footer(text));
   return bubble;
 }
 

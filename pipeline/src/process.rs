@@ -470,6 +470,7 @@ async fn deliver(
             schedule: Schedule::default(),
             categories: config.policies.categories.clone(),
             clock: Arc::clone(clock),
+            speed: settings.speed,
             process: nonce.as_str().into(),
         };
         lanes(*channel, parts, topics, standing, tasks).await?;

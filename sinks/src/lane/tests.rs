@@ -425,7 +425,7 @@ impl World {
         for line in lines {
             let reader = LaneReader {
                 deliverer: deliverer.clone(),
-                group: line.group(self.channel),
+                group: line.group(&Topics::default(), self.channel),
                 topics: line.topics(&self.topics, self.channel),
                 limits: limits.clone(),
                 metrics: Arc::default(),
@@ -440,7 +440,7 @@ impl World {
     async fn kill(&self, mut process: Process) {
         process.crash.dead.store(true, Ordering::SeqCst);
         for line in Line::all() {
-            self.log.evict(&line.group(self.channel));
+            self.log.evict(&line.group(&Topics::default(), self.channel));
         }
         process.tasks.shutdown().await;
     }
@@ -484,7 +484,11 @@ impl World {
             let topics = line.topics(&self.topics, self.channel);
             topics.iter().flat_map(|topic| self.partitions_of(topic)).all(|partition| {
                 let end = self.log.range(&partition).unwrap().end;
-                self.log.committed(&line.group(self.channel), &partition).unwrap().map_or(0, |it| it.offset) == end
+                self.log
+                    .committed(&line.group(&Topics::default(), self.channel), &partition)
+                    .unwrap()
+                    .map_or(0, |it| it.offset)
+                    == end
             })
         })
     }
@@ -642,7 +646,11 @@ async fn repeats_behind_a_mark_are_dropped_and_others_are_met_in_the_ledger() {
     assert_eq!(world.provider.times("u1").len(), 1);
     assert_eq!(world.said("u1"), ["created rendered sent delivered"]);
     // The mark stands beside the offset, for the next owner.
-    let commit = world.log.committed(&MEDIUM[0].group(Channel::Push), &world.lane(Priority::Medium)).unwrap().unwrap();
+    let commit = world
+        .log
+        .committed(&MEDIUM[0].group(&Topics::default(), Channel::Push), &world.lane(Priority::Medium))
+        .unwrap()
+        .unwrap();
     assert!(commit.offset == 4 && commit.metadata.starts_with(r#"{"mark":1,"#), "{commit:?}");
 }
 
@@ -923,7 +931,10 @@ async fn a_stop_lets_calls_land_and_commits_them() {
     let before = (world.clock)();
     process.stop().await;
     assert!((world.clock)().since(before) < Duration::from_secs(1), "a wait does not hold a stop up");
-    let commit = world.log.committed(&MEDIUM[0].group(Channel::Push), &world.lane(Priority::Medium)).unwrap();
+    let commit = world
+        .log
+        .committed(&MEDIUM[0].group(&Topics::default(), Channel::Push), &world.lane(Priority::Medium))
+        .unwrap();
     assert_eq!(commit.map(|it| it.offset), Some(1), "u2 is read again by the next owner");
 }
 

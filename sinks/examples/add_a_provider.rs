@@ -32,8 +32,8 @@ use tidings_schemas::ids::{DeliveryId, NotificationId};
 use tidings_schemas::profile::{Address, AddressStatus};
 use tidings_schemas::time::Instant;
 use tidings_sinks::outcome::{Code, Outcome};
-use tidings_sinks::providers::content::{Content, Sms};
 use tidings_sinks::providers::{Call, Provider};
+use tidings_sinks::render::{Content, Sms};
 
 const NAME: &str = "log_line";
 /// Messages of one append. More would save syncs and make more of them ambiguous when one fails.

@@ -35,7 +35,7 @@ use tidings_sinks::lane::{Deliverer, LaneMetrics, LaneReader, Limits, Line, Part
 use tidings_sinks::ledger::{self, Ledger};
 use tidings_sinks::log::{Append, Clock as SinkClock, Log, TopicPartition};
 use tidings_sinks::providers::Context as ProviderContext;
-use tidings_sinks::record::clickhouse::{ClickHouse, ClickHouseParams};
+use tidings_sinks::record::clickhouse::ClickHouse;
 use tidings_sinks::record::files::Files;
 use tidings_sinks::record::writer::{RecordParams, RecordWriter};
 use tidings_sinks::render::{TemplateStore, Templates};
@@ -203,7 +203,7 @@ impl Process {
         if runs(Stage::Record) {
             let writer_stop = record_stop.clone();
             let (log, clock) = (Arc::clone(&log), Arc::clone(&clock));
-            let params = RecordParams::new(&topics.lifecycle(), &topics.dlq());
+            let params = record_params(&topics);
             let counts = Arc::clone(&standing.record);
             let run = move || -> anyhow::Result<()> {
                 match record {
@@ -212,8 +212,8 @@ impl Process {
                         counts.lock().map_err(|_| anyhow!("a counter is damaged"))?.replace(writer.counts());
                         Ok(writer.run(&writer_stop)?)
                     }
-                    RecordPlace::ClickHouse(url) => {
-                        let store = ClickHouse::new(&ClickHouseParams::new(url.get(), "default"))?;
+                    RecordPlace::ClickHouse(server) => {
+                        let store = ClickHouse::new(server.get())?;
                         migrate(&store, &writer_stop);
                         let writer = RecordWriter::new(log, store, params, clock);
                         counts.lock().map_err(|_| anyhow!("a counter is damaged"))?.replace(writer.counts());
@@ -367,14 +367,18 @@ fn lanes_are_read(log: &dyn Log, standing: &Standing) -> bool {
 
 /// Whether the record has everything that was said.
 fn record_is_read(log: &dyn Log, emit: &Emitter) -> bool {
-    let topic = emit.topics.lifecycle();
+    let RecordParams { topic, group, .. } = record_params(&emit.topics);
     let count = emit.partitions.get(&topic).copied().unwrap_or(1);
     (0..count).all(|partition| {
         let at = TopicPartition { topic: topic.as_str().into(), partition };
         let end = log.range(&at).map_or(0, |range| range.end);
-        let params = RecordParams::new(&topic, "");
-        log.committed(&params.group, &at).ok().flatten().map_or(0, |commit| commit.offset) >= end
+        log.committed(&group, &at).ok().flatten().map_or(0, |commit| commit.offset) >= end
     })
+}
+
+/// How the record of one installation is written.
+fn record_params(topics: &Topics) -> RecordParams {
+    RecordParams { group: topics.group("record"), ..RecordParams::new(&topics.lifecycle(), &topics.dlq()) }
 }
 
 /// Channels of the types that name their own, for stories.
@@ -435,11 +439,11 @@ async fn deliver(
 ) -> anyhow::Result<()> {
     let nonce = format!("{}-{}", std::process::id(), (settings.wall)().0);
     let ledger: Arc<dyn Ledger> = match &config.deployment.ledger {
-        Store::Redis(url) => Arc::new(ledger::RedisLedger::new(url.get(), "tidings:ledger", &nonce)?),
+        Store::Redis(url) => Arc::new(ledger::RedisLedger::new(url.get(), &topics.store("ledger"), &nonce)?),
         Store::Embedded { path } => Arc::new(ledger::EmbeddedLedger::open(&path.join("ledger"))?),
     };
     let directory: Arc<dyn Directory> = match &config.deployment.directory {
-        Store::Redis(url) => Arc::new(directory::RedisDirectory::new(url.get(), "tidings:directory")?),
+        Store::Redis(url) => Arc::new(directory::RedisDirectory::new(url.get(), &topics.store("directory"))?),
         Store::Embedded { path } => Arc::new(directory::EmbeddedDirectory::open(&path.join("directory"))?),
     };
     let loader = directory::Loader::new(Arc::clone(log), Arc::clone(&directory), topics);
@@ -470,6 +474,7 @@ async fn deliver(
             schedule: Schedule::default(),
             categories: config.policies.categories.clone(),
             clock: Arc::clone(clock),
+            speed: settings.speed,
             process: nonce.as_str().into(),
         };
         lanes(*channel, parts, topics, standing, tasks).await?;
@@ -487,7 +492,7 @@ async fn lanes(
     let deliverer = Arc::new(Deliverer::open(parts).await?);
     for line in Line::all() {
         let metrics = Arc::<LaneMetrics>::default();
-        let group = line.group(channel);
+        let group = line.group(topics, channel);
         if let Ok(mut lanes) = standing.lanes.lock() {
             lanes.insert(group.clone(), Arc::clone(&metrics));
         }

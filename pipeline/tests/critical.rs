@@ -13,7 +13,7 @@ use tidings_operators::script;
 use tidings_pipeline::runtime::clock::Clock;
 use tidings_pipeline::runtime::coordinator::Observer;
 use tidings_pipeline::runtime::critical::{
-    Critical, CriticalError, CriticalPlan, CriticalStatus, CriticalSurroundings, GROUP, wiring,
+    Critical, CriticalError, CriticalPlan, CriticalStatus, CriticalSurroundings, wiring,
 };
 use tidings_pipeline::runtime::egress::Outlets;
 use tidings_pipeline::runtime::plan::SourcePlan;
@@ -31,6 +31,7 @@ use tidings_sinks::log::{
     TopicSpec,
 };
 
+const GROUP: &str = "notifications.critical";
 const EVENTS: &str = "notifications.events.critical";
 const HIGH: &str = "notifications.events.high";
 const PROFILES: &str = "notifications.preferences";

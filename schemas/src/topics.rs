@@ -1,4 +1,5 @@
-//! Names of the topics between stages. All of them are configurable through one prefix.
+//! Names of the topics between stages, of the groups that read them, and of what is kept in stores
+//! beside them. One prefix names an installation: two of them share brokers and stores and never meet.
 
 use std::fmt;
 
@@ -103,6 +104,18 @@ impl Topics {
         Self { prefix: prefix.to_owned() }
     }
 
+    /// The consumer group of the readers that do `what`.
+    #[must_use]
+    pub fn group(&self, what: &str) -> String {
+        format!("{}.{what}", self.prefix)
+    }
+
+    /// What the keys of `what` start with in a store that installations may share.
+    #[must_use]
+    pub fn store(&self, what: &str) -> String {
+        format!("tidings:{}:{what}", self.prefix)
+    }
+
     /// Where producers write events of `priority`.
     #[must_use]
     pub fn events(&self, priority: Priority) -> String {
@@ -161,6 +174,16 @@ impl Topics {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn two_installations_share_no_name() {
+        let (one, other) = (Topics::default(), Topics::new("staging"));
+        assert_eq!(
+            (one.group("record"), one.store("ledger")),
+            ("notifications.record".into(), "tidings:notifications:ledger".into())
+        );
+        assert_ne!((one.group("record"), one.store("ledger")), (other.group("record"), other.store("ledger")));
+    }
 
     #[test]
     fn names_are_the_documented_ones() {

@@ -240,6 +240,8 @@ struct Inlet {
     position: u64,
     /// All that was polled since the start.
     total: Extent,
+    /// The position that the host was told last.
+    reported: u64,
 }
 
 /// The source operator's own part: polls, waits for cuts, makes blocks. Knows nothing of timely.
@@ -266,7 +268,7 @@ impl Intake {
     ) -> Self {
         let inlet = |assigned: Assigned| {
             let position = assigned.from;
-            Inlet { assigned, buffer: VecDeque::new(), position, total: Extent::default() }
+            Inlet { assigned, buffer: VecDeque::new(), position, total: Extent::default(), reported: position }
         };
         let mut inlets: Vec<_> = assigned.into_iter().map(inlet).collect();
         inlets.sort_by_key(|inlet| (inlet.assigned.rank, inlet.assigned.lot));
@@ -332,12 +334,13 @@ impl Intake {
             let inlet = &self.inlets[place];
             let share = READ_AHEAD_MAX * usize::from(inlet.assigned.at_least_permille) / 1000;
             let room = READ_AHEAD_MAX.saturating_sub(total).max(share.saturating_sub(inlet.buffer.len()));
-            let before = inlet.position;
             if room > 0 {
                 full |= self.poll(place, room.min(POLL_MAX))? == POLL_MAX;
             }
-            let inlet = &self.inlets[place];
-            if inlet.position > before {
+            // What a replay polled beyond its cut is news as well.
+            let inlet = &mut self.inlets[place];
+            if inlet.position > inlet.reported {
+                inlet.reported = inlet.position;
                 ahead.push((inlet.assigned.lot, Extent { end: inlet.position, ..inlet.total }));
             }
         }

@@ -22,6 +22,7 @@ use tidings_pipeline::runtime::clock::{Clock, ScaledClock, SystemClock};
 use tidings_pipeline::topology::{FixedEnvironment, LoadError, Loader, OperatorKinds, ProviderKinds, SourceText, svg};
 use tidings_schemas::event::Event;
 use tidings_schemas::profile::{Address, Profile};
+use tidings_schemas::time::Instant;
 use tidings_sinks::record::files::Files;
 use tidings_sinks::record::index::RecordIndex;
 use tidings_sinks::simulated::{Config as SimulatedConfig, Simulated};
@@ -51,11 +52,22 @@ pub(crate) struct Demo {
     minutes: Option<u64>,
 }
 
-struct Received(Arc<Simulated>);
+/// What people received, on the demo's clock: providers know the machine's only.
+struct Received {
+    simulated: Arc<Simulated>,
+    began: Instant,
+    speed: u32,
+}
 
 impl Inbox for Received {
     fn messages(&self) -> BoxFuture<'_, Result<serde_json::Value, String>> {
-        Box::pin(async { serde_json::to_value(self.0.messages()).map_err(|error| error.to_string()) })
+        Box::pin(async {
+            let mut messages = self.simulated.messages();
+            for message in &mut messages {
+                message.at = BEGINS_AT.after(message.at.since(self.began) * self.speed);
+            }
+            serde_json::to_value(messages).map_err(|error| error.to_string())
+        })
     }
 }
 
@@ -74,6 +86,7 @@ impl Demo {
         let clock = Arc::new(ScaledClock::new(BEGINS_AT, self.speed));
         let machine = Arc::new(SystemClock::default());
         let wall: tidings_sinks::log::Clock = Arc::new(move || machine.wall());
+        let began = wall();
         let keys = folder.join("keys");
         let config = SimulatedConfig { keys: Some(keys.clone()), ..SimulatedConfig::new(Arc::clone(&wall)) };
         let simulated = Arc::new(Simulated::start(config).await?);
@@ -111,7 +124,7 @@ impl Demo {
             wall,
             folder: folder.clone(),
             extra_ca_pem: Some(simulated.ca_pem().as_bytes().to_vec()),
-            inbox: Arc::new(Received(Arc::clone(&simulated))),
+            inbox: Arc::new(Received { simulated: Arc::clone(&simulated), began, speed: self.speed }),
             graph_svg: svg(&loaded.config.topology, &operators),
             create_topics: true,
             accept_divergence: false,
@@ -192,7 +205,7 @@ impl Stage<'_> {
         Ok(profiles)
     }
 
-    async fn until(&self, at: tidings_schemas::time::Instant) {
+    async fn until(&self, at: Instant) {
         tokio::time::sleep(self.clock.real(at.since(self.clock.wall()))).await;
     }
 
@@ -221,7 +234,7 @@ impl Stage<'_> {
 }
 
 /// The time of day in Berlin, where most of it happens.
-fn berlin(at: tidings_schemas::time::Instant) -> String {
+fn berlin(at: Instant) -> String {
     let calendar = Calendar::bundled();
     let zone = calendar.zone("Europe/Berlin").unwrap_or_else(|| calendar.utc());
     zone.local(at).minute.to_string()

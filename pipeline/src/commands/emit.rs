@@ -48,7 +48,7 @@ impl Emit {
             let text = serde_json::to_string(&event)?.replace('\'', r"'\''");
             let user = &self.user;
             shell.talk(format_args!(
-                "with kcat: echo '{text}' | kcat -P -b \"$KAFKA\" -t notifications.events.PRIORITY -k {user}\n\
+                "with kcat: echo '{text}' | kcat -P -b \"$KAFKA\" -t notifications.events.medium -k {user}\n\
                  with curl: curl -H 'content-type: application/json' -d '{text}' http://{}/api/events",
                 self.admin
             ));

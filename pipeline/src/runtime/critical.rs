@@ -1,7 +1,7 @@
 //! The critical path: beside the dataflow, on threads of its own, one record at a time.
 //!
 //! # Cast
-//! A *member* of the group [`GROUP`] reads the critical events, decides each record with a chain of
+//! A *member* of the group `PREFIX.critical` reads the critical events, decides each record with a chain of
 //! its own (`validate`, `preferences`, `route`: the same operator code as in decide) and appends lane
 //! records. Its *recorder*, a second thread, writes all that nobody waits for: rows, dead letters and
 //! hand-overs. *Followers*, a thread per partition, keep the *view*: profiles and addresses, straight
@@ -74,9 +74,6 @@ use super::coordinator::Observer;
 use super::egress::Outlets;
 use super::feeds::raw;
 use super::plan::SourcePlan;
-
-/// The group whose members read the critical events.
-pub const GROUP: &str = "tidings.critical";
 
 /// Records that share an append. They stand in the log already, so that none waits for another to
 /// come; more would let the first wait for the last to be decided.
@@ -716,7 +713,7 @@ impl Member {
         let recorder = spawn(format!("critical-{number}-rows"), move || recorder.run())?;
         let read = loop {
             match self.member(&told) {
-                Ok(Halt::Fenced) => tracing::warn!(group = GROUP, "no longer a member; joining again"),
+                Ok(Halt::Fenced) => tracing::warn!("no longer a member of the group of critical events; joining again"),
                 Ok(Halt::Stopped) => break Ok(()),
                 Err(error) => break Err(error),
             }
@@ -774,11 +771,12 @@ impl Member {
     /// A membership; none when the path was stopped first.
     fn join(&self) -> Result<Option<Box<dyn GroupReader>>, CriticalError> {
         let topics: Vec<String> = self.events.keys().cloned().collect();
+        let group = self.plan.outlets.topics.group("critical");
         let shares = Shares { progress: Arc::clone(&self.progress), status: Arc::clone(&self.around.status) };
         let shares: Arc<dyn Assignment> = Arc::new(shares);
         let mut pause = Pause::new();
         while !self.lanes.halted() {
-            match self.around.log.join(GROUP, &topics, Arc::clone(&shares)) {
+            match self.around.log.join(&group, &topics, Arc::clone(&shares)) {
                 Ok(reader) => return Ok(Some(reader)),
                 Err(error) if error.is_transient() => {
                     tracing::warn!(%error, "the group of critical events cannot be joined; trying again");

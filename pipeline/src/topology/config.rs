@@ -22,6 +22,7 @@ use tidings_schemas::reason::Reason;
 use tidings_schemas::time::Instant;
 use tidings_schemas::topics::Topics;
 use tidings_schemas::units::{Period, Rate, Share};
+use tidings_sinks::record::clickhouse::ClickHouseParams;
 
 use super::diagnostic::Span;
 
@@ -420,7 +421,7 @@ pub enum Store {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {
     /// ClickHouse, by HTTP.
-    ClickHouse(Private<String>),
+    ClickHouse(Private<ClickHouseParams>),
     /// Files in a folder.
     Files(PathBuf),
 }

@@ -149,9 +149,9 @@ pub(super) enum Store {
 #[derive(Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Record {
-    /// ClickHouse, by its HTTP address.
+    /// ClickHouse, by its HTTP address: `http://127.0.0.1:8123/?database=default`.
     #[serde(rename = "clickhouse")]
-    ClickHouse(String),
+    ClickHouse(#[schemars(with = "String")] At<String>),
     /// Files in a folder.
     Files(String),
 }

@@ -161,8 +161,9 @@ impl Log for Witness {
         if records.iter().any(|record| record.to == partition) {
             // Asked of the log, because an acknowledgement may be lost.
             let range = self.log.range(&partition)?;
-            let mut reader = self.log.reader(&partition, range.start)?;
-            let mut position = range.start;
+            let seen = self.cuts.lock().unwrap().last_key_value().map_or(0, |(offset, _)| offset + 1);
+            let mut position = range.start.max(seen);
+            let mut reader = self.log.reader(&partition, position)?;
             while position < range.end {
                 let batch = reader.poll(1000, std::time::Duration::from_millis(10))?;
                 position = batch.position;

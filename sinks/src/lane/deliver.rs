@@ -112,8 +112,11 @@ pub struct Parts {
     pub schedule: Schedule,
     /// What categories may pass.
     pub categories: BTreeMap<String, CategoryPolicy>,
-    /// What time it is.
+    /// What time it is, for freshness, expiry, retries and rows.
     pub clock: Clock,
+    /// How many times faster than the machine's time that clock runs: once, but for a demo's. Calls and so
+    /// their leases take the machine's time: that many times as long on the clock.
+    pub speed: u32,
     /// A word that no other process, dead or alive, uses: claims are made under it.
     pub process: Arc<str>,
 }
@@ -265,6 +268,16 @@ impl Deliverer {
         (self.parts.clock)()
     }
 
+    /// How long on the clock what takes `span` of the machine's time: a call, or what a provider asks for.
+    pub(crate) fn clocked(&self, span: Duration) -> Duration {
+        span * self.parts.speed.max(1)
+    }
+
+    /// How long to sleep until the clock, which shows `now`, shows `at`.
+    pub(crate) fn sleep_until(&self, at: Instant, now: Instant) -> Duration {
+        at.since(now) / self.parts.speed.max(1)
+    }
+
     pub(crate) fn incarnation(&self) -> Incarnation {
         self.incarnation.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -307,7 +320,7 @@ impl Deliverer {
                     }
                 };
                 tokio::select! {
-                    () = tokio::time::sleep(at.since(self.now())) => {}
+                    () = tokio::time::sleep(self.sleep_until(at, self.now())) => {}
                     () = opened => {}
                     () = desk.draining.cancelled() => return Vec::new(),
                     () = delivery.leg.ticket.leaving() => return Vec::new(),
@@ -599,10 +612,10 @@ impl Deliverer {
         }
     }
 
-    /// The longest that a call for it may take, and a margin.
+    /// The longest that a call for it may take, and a margin, on the clock.
     fn lease(&self, delivery: &Delivery) -> Duration {
         let provider = delivery.listed.as_ref().and_then(|it| self.parts.providers.of(&it.address));
-        provider.map_or(Duration::ZERO, call_max) + LEASE_MARGIN
+        self.clocked(provider.map_or(Duration::ZERO, call_max) + LEASE_MARGIN)
     }
 
     /// What stands in the ledger already is said again, and what follows from it done again.
@@ -713,6 +726,7 @@ impl Deliverer {
             Outcome::Retryable { after, maybe_sent, .. } => {
                 let unknown = note.unknown || maybe_sent;
                 let priority = granted.delivery.leg.record.priority;
+                let after = after.map(|after| self.clocked(after));
                 match self.parts.schedule.next(id, number, priority, after, now) {
                     Next::Again { due, .. } => Phase::Scheduled { due, note: Note { unknown, ..note } },
                     Next::GiveUp => {

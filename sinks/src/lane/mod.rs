@@ -126,10 +126,10 @@ impl Line {
 
     /// Its group: one per line, so that a rebalance of one leaves the others alone.
     #[must_use]
-    pub fn group(self, channel: Channel) -> String {
+    pub fn group(self, topics: &Topics, channel: Channel) -> String {
         match self {
-            Self::Lane(priority) => format!("tidings.deliver.{channel}.{priority}"),
-            Self::Retry(class) => format!("tidings.deliver.{channel}.retry.{class}"),
+            Self::Lane(priority) => topics.group(&format!("deliver.{channel}.{priority}")),
+            Self::Retry(class) => topics.group(&format!("deliver.{channel}.retry.{class}")),
         }
     }
 }

@@ -290,7 +290,7 @@ impl LaneReader {
         }
         self.flow(shared, member).await?;
         let now = self.deliverer.now();
-        if now.since(*committed) >= self.limits.commit_every {
+        if now.since(*committed) >= self.deliverer.clocked(self.limits.commit_every) {
             *committed = now;
             self.commit(shared, member).await?;
         }
@@ -419,7 +419,8 @@ impl LaneReader {
             let due = held().map(|held| held.due).filter(|due| *due > now).min();
             (room, due, held().next().is_none())
         };
-        let due = next_due.map_or(self.limits.poll_wait, |due| due.since(now).min(self.limits.poll_wait));
+        let due = next_due.map(|due| self.deliverer.sleep_until(due, now));
+        let due = due.map_or(self.limits.poll_wait, |due| due.min(self.limits.poll_wait));
         let mut wait = due;
         if room == 0 || !open {
             // Somebody waits in memory: a landing or a due date is what comes next, not a record.

@@ -293,19 +293,21 @@ struct World {
     directory: Arc<MemoryDirectory>,
     provider: Arc<Scripted>,
     clock: Clock,
+    /// How many times faster than tokio's time it runs.
+    speed: u32,
     topics: Topics,
     channel: Channel,
 }
 
 impl World {
     async fn new(channel: Channel) -> Self {
-        Self::with_partitions(channel, 1).await
+        Self::of(channel, 1, 1).await
     }
 
-    async fn with_partitions(channel: Channel, partitions: u32) -> Self {
+    async fn of(channel: Channel, partitions: u32, speed: u32) -> Self {
         #[expect(clippy::disallowed_methods, reason = "the test's one clock, which tokio moves")]
         let start = tokio::time::Instant::now();
-        let clock: Clock = Arc::new(move || T0.after(start.elapsed()));
+        let clock: Clock = Arc::new(move || T0.after(start.elapsed() * speed));
         let log = MemoryLog::new(clock.clone()).unwrap();
         let topics = Topics::default();
         let mut names = vec![topics.lifecycle(), topics.returned(), topics.dlq(), topics.addresses()];
@@ -320,6 +322,7 @@ impl World {
             directory: Arc::default(),
             provider: Arc::default(),
             clock,
+            speed,
             topics,
             channel,
         };
@@ -413,6 +416,7 @@ impl World {
             schedule: Schedule::default(),
             categories: BTreeMap::new(),
             clock: self.clock.clone(),
+            speed: self.speed,
             process: name.into(),
         };
         let deliverer = Arc::new(Deliverer::open(parts).await.unwrap());
@@ -421,7 +425,7 @@ impl World {
         for line in lines {
             let reader = LaneReader {
                 deliverer: deliverer.clone(),
-                group: line.group(self.channel),
+                group: line.group(&Topics::default(), self.channel),
                 topics: line.topics(&self.topics, self.channel),
                 limits: limits.clone(),
                 metrics: Arc::default(),
@@ -436,7 +440,7 @@ impl World {
     async fn kill(&self, mut process: Process) {
         process.crash.dead.store(true, Ordering::SeqCst);
         for line in Line::all() {
-            self.log.evict(&line.group(self.channel));
+            self.log.evict(&line.group(&Topics::default(), self.channel));
         }
         process.tasks.shutdown().await;
     }
@@ -480,7 +484,11 @@ impl World {
             let topics = line.topics(&self.topics, self.channel);
             topics.iter().flat_map(|topic| self.partitions_of(topic)).all(|partition| {
                 let end = self.log.range(&partition).unwrap().end;
-                self.log.committed(&line.group(self.channel), &partition).unwrap().map_or(0, |it| it.offset) == end
+                self.log
+                    .committed(&line.group(&Topics::default(), self.channel), &partition)
+                    .unwrap()
+                    .map_or(0, |it| it.offset)
+                    == end
             })
         })
     }
@@ -638,7 +646,11 @@ async fn repeats_behind_a_mark_are_dropped_and_others_are_met_in_the_ledger() {
     assert_eq!(world.provider.times("u1").len(), 1);
     assert_eq!(world.said("u1"), ["created rendered sent delivered"]);
     // The mark stands beside the offset, for the next owner.
-    let commit = world.log.committed(&MEDIUM[0].group(Channel::Push), &world.lane(Priority::Medium)).unwrap().unwrap();
+    let commit = world
+        .log
+        .committed(&MEDIUM[0].group(&Topics::default(), Channel::Push), &world.lane(Priority::Medium))
+        .unwrap()
+        .unwrap();
     assert!(commit.offset == 4 && commit.metadata.starts_with(r#"{"mark":1,"#), "{commit:?}");
 }
 
@@ -664,6 +676,28 @@ async fn critical_does_not_feel_a_bulk_lane_that_is_stuck() {
     let before = world.provider.calls.lock().unwrap().iter().filter(|call| call.2 < T0.after(CALL_MAX)).count();
     assert_eq!(before, 4 + 1);
     world.kill(process).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_keeps_its_lease_however_fast_the_clock_runs() {
+    for speed in [1, 60, 600, 36_000] {
+        let world = World::of(Channel::Push, 1, speed).await;
+        world.device("u1", "a").await;
+        let accepted = Outcome::accepted(Code::new(200, ""), "id");
+        world.provider.set("u1", [Answer::After(CALL_MAX - Duration::from_millis(1), accepted)]);
+        let critical = [Line::Lane(Priority::Critical)];
+        let process = world.start(&critical, Crash::never(), "p", limits()).await;
+        let leg = world.leg("u1", Priority::Critical);
+        world.say(&leg, None);
+        world.until(|| !world.provider.calls.lock().unwrap().is_empty()).await;
+        // A repeat comes while the first is being called, and waits for its lease.
+        tokio::time::sleep(CALL_MAX / 2).await;
+        world.say(&leg, None);
+        world.done(&critical).await;
+        process.stop().await;
+        assert_eq!(world.said("u1"), ["created rendered sent delivered"], "at {speed} times the machine's time");
+        assert_eq!(world.provider.calls.lock().unwrap().len(), 1, "at {speed} times the machine's time");
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -897,7 +931,10 @@ async fn a_stop_lets_calls_land_and_commits_them() {
     let before = (world.clock)();
     process.stop().await;
     assert!((world.clock)().since(before) < Duration::from_secs(1), "a wait does not hold a stop up");
-    let commit = world.log.committed(&MEDIUM[0].group(Channel::Push), &world.lane(Priority::Medium)).unwrap();
+    let commit = world
+        .log
+        .committed(&MEDIUM[0].group(&Topics::default(), Channel::Push), &world.lane(Priority::Medium))
+        .unwrap();
     assert_eq!(commit.map(|it| it.offset), Some(1), "u2 is read again by the next owner");
 }
 
@@ -923,7 +960,7 @@ async fn nothing_is_committed_while_the_log_takes_no_rows() {
 // Real time: the drain waits on a thread of its own.
 #[tokio::test]
 async fn a_partition_that_goes_is_drained_before_it_is_someone_elses() {
-    let world = World::with_partitions(Channel::Push, 2).await;
+    let world = World::of(Channel::Push, 2, 1).await;
     let users = ["u1", "u2", "u3", "u4", "u5", "u6"];
     let partitions: BTreeSet<_> = users.iter().map(|user| lane_partition(user, 2)).collect();
     assert_eq!(partitions.len(), 2, "both partitions are used");

@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use clickhouse::Client;
 use clickhouse::error::Error;
+use reqwest::Url;
 use tidings_schemas::block::{COLUMNS, Kind};
 use tidings_schemas::lifecycle::Stage;
 use tidings_schemas::migrations::{MIGRATIONS, Migration};
@@ -44,6 +45,36 @@ impl ClickHouseParams {
         Self { url: url.to_owned(), database: database.to_owned(), user: String::new(), password: String::new() }
     }
 
+    /// What `http://user:password@host:8123/?database=name` says. The database is `default` where none
+    /// is named.
+    ///
+    /// # Errors
+    /// When it is no such URL: what is wrong, without the URL, which may hold a password.
+    pub fn from_url(url: &str) -> Result<Self, InvalidUrl> {
+        let mut url = Url::parse(url).map_err(|error| InvalidUrl(error.to_string()))?;
+        if !matches!(url.scheme(), "http" | "https") {
+            return Err(InvalidUrl(format!("it speaks `{}`", url.scheme())));
+        }
+        let mut database = "default".to_owned();
+        for (key, value) in url.query_pairs() {
+            match &*key {
+                "database" if !value.is_empty() => database = value.into_owned(),
+                "database" => return Err(InvalidUrl("its database has no name".to_owned())),
+                other => return Err(InvalidUrl(format!("it asks for `{other}`"))),
+            }
+        }
+        // The client names user and password in headers; text that was escaped for a URL is not escaped there.
+        let unescaped = |text: &str| match Url::parse(&format!("http://h/?t={}", text.replace('+', "%2B"))) {
+            Ok(url) => url.query_pairs().next().map_or_else(String::new, |(_, value)| value.into_owned()),
+            Err(_) => text.to_owned(),
+        };
+        let (user, password) = (unescaped(url.username()), unescaped(url.password().unwrap_or_default()));
+        url.set_query(None);
+        // Only a URL without a host cannot take them, and that was refused.
+        let _ = url.set_username("").and_then(|()| url.set_password(None));
+        Ok(Self { url: url.as_str().trim_end_matches('/').to_owned(), database, user, password })
+    }
+
     /// A client for queries.
     #[must_use]
     pub fn client(&self) -> Client {
@@ -52,6 +83,11 @@ impl ClickHouseParams {
         if self.password.is_empty() { client } else { client.with_password(&self.password) }
     }
 }
+
+/// A text that is no address of ClickHouse.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no address of ClickHouse: {0}; expected one like `http://127.0.0.1:8123/?database=default`")]
+pub struct InvalidUrl(pub String);
 
 /// Why a store or its schema could not be made ready.
 #[derive(Debug, thiserror::Error)]
@@ -210,5 +246,28 @@ impl RecordStore for ClickHouse {
             Error::BadResponse(answer) => StoreError::Refused(answer),
             other => StoreError::Unreachable(other.to_string()),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_names_server_database_and_user() {
+        for (url, expected) in [
+            ("http://h:8123", Ok(("http://h:8123", "default", "", ""))),
+            ("http://h:8123/?database=x", Ok(("http://h:8123", "x", "", ""))),
+            ("https://ada:a%40b+c@h/", Ok(("https://h", "default", "ada", "a@b+c"))),
+            ("tcp://h:9000", Err("it speaks `tcp`")),
+            ("http://h/?databse=x", Err("it asks for `databse`")),
+            ("http://h/?database=", Err("its database has no name")),
+            ("h:8123/x", Err("it speaks `h`")),
+            ("", Err("relative URL without a base")),
+        ] {
+            let found = ClickHouseParams::from_url(url);
+            let found = found.as_ref().map(|it| (&*it.url, &*it.database, &*it.user, &*it.password));
+            assert_eq!(found.map_err(|error| error.0.as_str()), expected, "{url}");
+        }
     }
 }

@@ -56,7 +56,7 @@ impl RecordParams {
         Self {
             topic: topic.to_owned(),
             dlq: dlq.to_owned(),
-            group: "tidings-record".to_owned(),
+            group: format!("{topic}.record"),
             rows_max: 100_000,
             bytes_max: 16 * 1024 * 1024,
             wait: Duration::from_secs(1),

@@ -369,7 +369,10 @@ addEventListener("DOMContentLoaded", () => {
     showPeople();
   });
   everySo(SUMS_MS, async () => showSums(await json("/api/fates")));
-  everySo(MESSAGES_MS, async () => (messages = await json("/api/messages")));
+  everySo(MESSAGES_MS, async () => {
+    messages = await json("/api/messages");
+    showPeople();
+  });
   setInterval(tick, 200);
   const asked = new URLSearchParams(location.search).get("explain");
   load().then(follow).then(() => asked && explain(asked, true)).catch(retry);

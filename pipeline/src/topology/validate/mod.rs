@@ -19,6 +19,7 @@ use tidings_schemas::channel::Channel;
 use tidings_schemas::event::normal_type;
 use tidings_schemas::topics::PREFIX;
 use tidings_schemas::units::{Period, Share};
+use tidings_sinks::record::clickhouse::{ClickHouseParams, InvalidUrl};
 
 use super::config::{self, Config, Deployment, Input, Place, Role, Topology, VERSION};
 use super::decode::{At, Captured, Findings, Lenient, Named, decode, describe, is_misspelt};
@@ -36,6 +37,8 @@ const PARTITIONS_MAX: u32 = 1024;
 const CHECKPOINT_EVERY: Period = Period(Duration::from_secs(5));
 /// The folder of everything embedded where the log is not.
 const DATA: &str = "./data";
+/// What an address of ClickHouse looks like.
+const CLICKHOUSE: &str = "one like `http://127.0.0.1:8123/?database=default`";
 
 /// Checks `source`. Without a tree, or without what a [`Config`] can't do without, there is none;
 /// with one, the findings may still refuse it.
@@ -528,7 +531,15 @@ impl<'a> Check<'a> {
             ledger: store(ledger, "ledger"),
             directory: store(directory, "directory"),
             record: match record {
-                Some(raw::Record::ClickHouse(url)) => config::Record::ClickHouse(config::Private::new(url)),
+                Some(raw::Record::ClickHouse(At { span, value })) => match ClickHouseParams::from_url(&value) {
+                    Ok(params) => config::Record::ClickHouse(config::Private::new(params)),
+                    Err(InvalidUrl(problem)) => {
+                        let (found, expected) = (format!("no address of ClickHouse: {problem}"), CLICKHOUSE);
+                        self.report(TopologyError::new(Code::InvalidValue, span, found, expected));
+                        // It is refused; only so that everything else is looked at too.
+                        config::Record::Files(data.join("record"))
+                    }
+                },
                 Some(raw::Record::Files(path)) => config::Record::Files(PathBuf::from(path)),
                 None => config::Record::Files(data.join("record")),
             },

@@ -104,7 +104,18 @@ impl World {
         let witnessed: Arc<dyn Log> = Arc::new(Witness { log: Arc::new(log.clone()), cuts: Arc::clone(&cuts) });
         let rules = Arc::new(script::rules_of(&script::policies(), Duration::from_secs(600)));
         let store = Arc::new(InMemory::new());
-        Self { log, witnessed, cuts, store, clock, rules, slices: workload(), fed: 0, looked: 0, cut_ends: BTreeMap::new() }
+        Self {
+            log,
+            witnessed,
+            cuts,
+            store,
+            clock,
+            rules,
+            slices: workload(),
+            fed: 0,
+            looked: 0,
+            cut_ends: BTreeMap::new(),
+        }
     }
 
     fn plan(&self, workers: usize, wiring: Wiring) -> Plan {

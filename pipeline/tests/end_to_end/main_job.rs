@@ -1,0 +1,303 @@
+//! Events of every kind go all the way, through a SIGKILL in the middle; then everything adds up.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tidings_schemas::channel::{Channel, Priority};
+use tidings_schemas::lane::{HEADER_EPOCH, HEADER_MARK, HEADER_ORDINAL};
+
+use crate::workload::{Expected, Workload};
+use crate::world::{PATIENCE, Providers, Running, World, environment, now, until};
+
+/// How many events where nobody says: what CI has time for.
+const EVENTS: usize = 10_000;
+/// How long all of it may take, beside a millisecond an event.
+const SETTLED_WITHIN: Duration = Duration::from_secs(300);
+
+#[test]
+fn every_event_has_one_fate_through_a_kill_in_the_middle() {
+    let Some(mut world) = World::new("every_event_has_one_fate_through_a_kill_in_the_middle") else { return };
+    let given = |name: &str, default: usize| environment(name).map_or(default, |text| text.parse().unwrap());
+    let events = given("TIDINGS_E2E_EVENTS", EVENTS);
+    let seed = given("TIDINGS_E2E_SEED", 1) as u64;
+    let clock = Stopwatch::start(format!("{events} events, TIDINGS_E2E_SEED={seed}"));
+    let Workload { people, stream, expected } = Workload::new(seed, events, now());
+    let records = (people.len() + stream.len()) as u64;
+    world.create_topics();
+    clock.lap("topics created");
+    let providers = world.providers();
+    world.post_json(&format!("{}/api/faults", providers.inbox), &faults());
+    world.write(&people);
+
+    let running = world.run();
+    clock.lap("people written, running");
+    let cut = |running: &Running| world.metric(running, "tidings_source_records_total").unwrap_or(0);
+    std::thread::scope(|threads| {
+        threads.spawn(|| world.write(&stream));
+        until("half of the records are cut", PATIENCE, || running.said(), || cut(&running) * 2 >= records);
+    });
+    let cut_before = cut(&running);
+    running.kill();
+    clock.lap(&format!("killed after {cut_before} of {records} source records"));
+
+    let running = world.run();
+    let within = SETTLED_WITHIN + Duration::from_millis(events as u64);
+    until("all is decided and delivered", within, || unsettled(&world, expected) + &running.said(), || {
+        unsettled(&world, expected).is_empty()
+    });
+    clock.lap("all decided, delivered and recorded");
+    let replayed = world.metric(&running, "tidings_replayed_epochs_total").unwrap();
+    assert!(replayed > 0, "the second run replayed nothing: the kill proved nothing\n{}", running.said());
+    clock.lap(&format!("{replayed} epochs were replayed"));
+    let said = running.said();
+    let status = running.stop();
+    assert!(status.success(), "{status}\n{said}");
+    clock.lap("stopped");
+
+    fates_add_up(&world, expected, &clock);
+    decisions_were_taken_once(&world);
+    providers_and_record_agree(&world, &providers, &clock);
+    seed_queries_are_right(&world, &providers, &clock);
+}
+
+/// What providers do wrong: often enough to be met, seldom enough to be over soon.
+fn faults() -> Value {
+    json!({ "rules": [
+        { "provider": "apns", "every": 97, "fault": { "kind": "server_error", "status": 503 } },
+        { "provider": "apns", "every": 211, "fault": { "kind": "invalid_address" } },
+        { "provider": "fcm", "every": 89, "fault": { "kind": "too_many_requests", "retry_after": "1" } },
+        { "provider": "ses", "every": 13, "fault": { "kind": "server_error", "status": 500 } },
+    ] })
+}
+
+/// What is still to come, in words; empty once nothing is.
+fn unsettled(world: &World, expected: Expected) -> String {
+    let asked = [
+        ("events with a fate", "SELECT countIf(is_created AND fate != 'unaccounted') FROM event_fates", expected.events),
+        // What waits for minutes or more (quiet hours, limits, later schedules) stays parked.
+        (
+            "legs and events parked for a moment",
+            "SELECT (SELECT count() FROM (SELECT leg, argMax(until, (at, row_id)) AS due FROM lifecycle FINAL \
+             WHERE unit = 'leg' AND until IS NOT NULL GROUP BY leg) WHERE due < now() + 60 \
+             AND leg IN (SELECT leg FROM leg_fates WHERE fate = 'parked')) + \
+             (SELECT count() FROM (SELECT event, argMax(until, (at, row_id)) AS due FROM lifecycle FINAL \
+             WHERE unit = 'event' AND until IS NOT NULL GROUP BY event) WHERE due < now() + 60 \
+             AND event IN (SELECT event FROM event_fates WHERE fate = 'parked') \
+             AND event NOT IN (SELECT event FROM lifecycle WHERE unit = 'leg'))",
+            0,
+        ),
+        (
+            "legs in a lane",
+            "SELECT count() FROM leg_fates WHERE fate IN ('queued', 'returned', 'unaccounted') AND is_created \
+             AND (fate != 'queued' OR leg NOT IN (SELECT leg FROM lifecycle WHERE stage = 'deliver'))",
+            0,
+        ),
+        // A mail is delivered when its receipt says so, and nobody sends receipts here.
+        (
+            "deliveries under way",
+            "SELECT count() FROM (SELECT delivery, any(channel) AS on, groupUniqArrayArray(states) AS all \
+             FROM lifecycle FINAL WHERE unit = 'delivery' GROUP BY delivery) \
+             WHERE NOT hasAny(all, ['delivered', 'failed', 'suppressed', 'expired']) \
+             AND NOT (on = 'email' AND has(all, 'sent'))",
+            0,
+        ),
+    ];
+    let mut open = String::new();
+    for (what, sql, wanted) in asked {
+        match world.try_ask(sql) {
+            Ok(answer) if answer[0][0] == wanted.to_string() => {}
+            Ok(answer) => open += &format!("{what}: {}, expected {wanted}\n", answer[0][0]),
+            Err(error) => open += &format!("{what}: {error}\n"),
+        }
+    }
+    open
+}
+
+/// The one query, and what the workload knows.
+fn fates_add_up(world: &World, expected: Expected, clock: &Stopwatch) {
+    let mut fates: BTreeMap<(String, String), u64> = BTreeMap::new();
+    for line in world.ask("SELECT unit, fate, units, created, adds_up FROM fates ORDER BY unit, fate") {
+        let [unit, fate, units, created, adds_up] = &line[..] else { panic!("{line:?}") };
+        if units != "0" {
+            clock.lap(&format!("{unit:>9} {fate:<14} {units:>8} of {created}"));
+        }
+        assert!(matches!(adds_up.as_str(), "1" | "true"), "{unit} does not add up: {line:?}");
+        fates.insert((unit.clone(), fate.clone()), units.parse().unwrap());
+    }
+    let of = |unit: &str, fate: &str| fates[&(unit.to_owned(), fate.to_owned())];
+    for unit in ["event", "leg", "delivery"] {
+        assert_eq!(of(unit, "orphans"), 0, "{unit}");
+    }
+    assert_eq!((of("event", "unaccounted"), of("leg", "unaccounted"), of("event", "lost")), (0, 0, 0));
+    let found = Expected {
+        events: world.number("SELECT uniqExact(event) FROM event_fates"),
+        rejected: of("event", "rejected"),
+        deduplicated: of("event", "deduplicated"),
+        cancelled: of("event", "cancelled"),
+    };
+    assert_eq!(found, expected);
+    assert_eq!(world.number("SELECT count() FROM event_fates"), expected.events, "an event has two fates");
+    for fate in ["notified", "merged", "parked", "retracted", "suppressed"] {
+        assert!(of("event", fate) > 0, "no event was {fate}: the workload shows less than it should");
+    }
+}
+
+/// One output of decide is one record, however often it was said: the same place, the same bytes.
+fn decisions_were_taken_once(world: &World) {
+    let mut said: BTreeMap<(Vec<u8>, Vec<u8>), Vec<u8>> = BTreeMap::new();
+    for channel in [Channel::Push, Channel::Email, Channel::InApp] {
+        for priority in Priority::ALL {
+            let topic = world.topics.lane(channel, *priority);
+            for (partition, record) in world.read(&topic) {
+                if record.header(HEADER_MARK).is_some() {
+                    continue;
+                }
+                let Some(epoch) = record.header(HEADER_EPOCH) else {
+                    assert_eq!(*priority, Priority::Critical, "{topic}[{partition}] has no epoch");
+                    continue;
+                };
+                let ordinal = record.header(HEADER_ORDINAL).unwrap_or_else(|| panic!("{topic}: no ordinal"));
+                let place = (epoch.to_vec(), ordinal.to_vec());
+                let value = record.value.unwrap_or_default().to_vec();
+                if let Some(before) = said.insert(place, value.clone()) {
+                    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+                    assert_eq!(text(&before), text(&value), "{topic}[{partition}]: said twice, and differently");
+                }
+            }
+        }
+    }
+    assert!(!said.is_empty());
+}
+
+/// Messages by delivery, as the providers counted them.
+fn received(counts: &Value) -> BTreeMap<String, u64> {
+    let mut received = BTreeMap::new();
+    for (_, address) in counts["addresses"].as_object().unwrap() {
+        for (delivery, messages) in address["deliveries"].as_object().unwrap() {
+            *received.entry(delivery.clone()).or_insert(0) += messages.as_u64().unwrap();
+        }
+    }
+    received
+}
+
+/// Who received what is what the record says; who received it twice is `unknown`.
+fn providers_and_record_agree(world: &World, providers: &Providers, clock: &Stopwatch) {
+    let received = received(&world.counts(providers));
+    let column = |sql: &str| -> BTreeSet<String> { world.ask(sql).into_iter().map(|mut line| line.remove(0)).collect() };
+    let with = |state: &str| {
+        format!(
+            "SELECT DISTINCT concat('d_', lower(hex(delivery))) FROM lifecycle \
+             WHERE unit = 'delivery' AND has(states, '{state}')"
+        )
+    };
+    let (sent, unknown, failed) = (column(&with("sent")), column(&with("unknown")), column(&with("failed")));
+    let push = column(&format!("{} AND channel = 'push'", with("delivered")));
+    let doubled: BTreeSet<&String> = received.iter().filter(|(_, times)| **times > 1).map(|(id, _)| id).collect();
+    clock.lap(&format!("{} deliveries received, {} twice, {} unknown", received.len(), doubled.len(), unknown.len()));
+    for delivery in received.keys() {
+        assert!(sent.contains(delivery), "{delivery} arrived and the record does not say that it was sent");
+    }
+    for delivery in &push {
+        assert!(received.contains_key(delivery), "{delivery} is delivered in the record and never arrived");
+    }
+    for delivery in received.keys() {
+        assert!(!failed.contains(delivery) || unknown.contains(delivery), "{delivery} arrived, and failed");
+    }
+    for delivery in doubled {
+        assert!(unknown.contains(delivery), "{delivery} arrived {} times and is not unknown", received[delivery]);
+    }
+}
+
+const RATES: &str = "SELECT channel, countIf(event = 'SENT') AS sent, countIf(event = 'DELIVERED') AS delivered,
+ countIf(event = 'FAILED') AS failed, round(delivered / sent * 100, 2) AS delivery_rate_pct
+FROM notification_events WHERE created_at > now() - INTERVAL 24 HOUR GROUP BY channel";
+const ENGAGEMENT: &str = "SELECT notification_type, countIf(event = 'DELIVERED') AS delivered, countIf(event = 'OPENED') AS opened,
+ countIf(event = 'CLICKED') AS clicked, round(opened / delivered * 100, 2) AS open_rate,
+ round(clicked / opened * 100, 2) AS click_rate
+FROM notification_events WHERE channel = 'email' AND created_at > now() - INTERVAL 7 DAY
+GROUP BY notification_type ORDER BY open_rate DESC";
+const LATENCY: &str = "SELECT channel, priority, quantile(0.50)(delivery_latency_ms) AS p50_ms,
+ quantile(0.95)(delivery_latency_ms) AS p95_ms, quantile(0.99)(delivery_latency_ms) AS p99_ms
+FROM (SELECT channel, priority, dateDiff('millisecond', created_at, delivered_at) AS delivery_latency_ms
+ FROM notification_deliveries WHERE delivered_at > now() - INTERVAL 1 HOUR)
+GROUP BY channel, priority";
+
+/// The second seed's three queries, word for word.
+fn seed_queries_are_right(world: &World, providers: &Providers, clock: &Stopwatch) {
+    let counts = world.counts(providers);
+    let arrived = |mail: bool| {
+        let addresses = counts["addresses"].as_object().unwrap().iter();
+        let of_kind = addresses.filter(|(address, _)| address.contains('@') == mail);
+        of_kind.map(|(_, received)| received["deliveries"].as_object().unwrap().len() as u64).sum::<u64>()
+    };
+    let mut rates: BTreeMap<String, (u64, u64, u64, String)> = BTreeMap::new();
+    for line in world.ask(RATES) {
+        clock.lap(&format!("rates: {}", line.join(" ")));
+        let number = |index: usize| line[index].parse().unwrap();
+        rates.insert(line[0].clone(), (number(1), number(2), number(3), line[4].clone()));
+    }
+    for (channel, is_mail) in [("push", false), ("email", true)] {
+        let (sent, delivered, failed, rate) = &rates[channel];
+        let arrived = arrived(is_mail);
+        if is_mail {
+            // Mails are delivered at their receipt, which nobody sends here: all that did not fail are open.
+            assert_eq!((sent - failed, *delivered), (arrived, 0), "{channel}");
+        } else {
+            assert_eq!((*delivered, sent - failed), (arrived, arrived), "{channel}");
+        }
+        let expected = (*delivered as f64 / *sent as f64 * 10_000.0).round() / 100.0;
+        assert!((rate.parse::<f64>().unwrap() - expected).abs() < 0.011, "{channel}: {rate} is not {expected}");
+    }
+    let (sent, delivered, failed, _) = &rates["in_app"];
+    assert_eq!((sent, failed), (delivered, &0), "what is stored is delivered");
+    for line in world.ask(ENGAGEMENT) {
+        assert_eq!(line[1..4], ["0", "0", "0"], "nobody reports on mails here: {line:?}");
+    }
+
+    let mut latencies: BTreeMap<(String, String), Vec<f64>> = BTreeMap::new();
+    let raw = "SELECT channel, priority, toUnixTimestamp64Milli(min(at)) - toUnixTimestamp64Milli(min(created_at)) \
+               FROM lifecycle WHERE unit = 'delivery' AND has(states, 'delivered') GROUP BY delivery, channel, priority";
+    for mut line in world.ask(raw) {
+        let latency = line.pop().unwrap().parse().unwrap();
+        latencies.entry((line.remove(0), line.remove(0))).or_default().push(latency);
+    }
+    let answer = world.ask(LATENCY);
+    assert_eq!(answer.len(), latencies.len());
+    for line in answer {
+        clock.lap(&format!("latency: {}", line.join(" ")));
+        let all = latencies.get_mut(&(line[0].clone(), line[1].clone())).unwrap();
+        all.sort_by(f64::total_cmp);
+        for (level, found) in [0.5, 0.95, 0.99].into_iter().zip(&line[2..]) {
+            let found: f64 = found.parse().unwrap();
+            // ClickHouse's `quantile` takes a sample of 8192: where there are more, it is near the rank, not at it.
+            let slack = if all.len() <= 8192 { 0.0 } else { 0.02 };
+            let (low, high) = (at_rank(all, level - slack).floor(), at_rank(all, level + slack).ceil());
+            assert!((low..=high).contains(&found), "{line:?}: {level} is not within {low}..={high}");
+        }
+    }
+}
+
+/// The value at `level`, between its neighbours where it falls between two.
+fn at_rank(sorted: &[f64], level: f64) -> f64 {
+    let place = level.clamp(0.0, 1.0) * (sorted.len() - 1) as f64;
+    let (low, high) = (sorted[place.floor() as usize], sorted[place.ceil() as usize]);
+    low + (high - low) * place.fract()
+}
+
+/// Says what took how long, for whoever runs it by hand with `--nocapture`.
+struct Stopwatch(std::time::Instant);
+
+impl Stopwatch {
+    #[expect(clippy::disallowed_methods, reason = "a report of how long it took")]
+    fn start(what: String) -> Self {
+        let watch = Self(std::time::Instant::now());
+        watch.lap(&what);
+        watch
+    }
+
+    #[expect(clippy::print_stderr, reason = "captured by the test harness")]
+    fn lap(&self, what: &str) {
+        eprintln!("{:>7.1} s  {what}", self.0.elapsed().as_secs_f64());
+    }
+}

@@ -1,0 +1,404 @@
+//! An installation of its own on the real services: a prefix for topics, groups and keys, a database,
+//! a folder; and the binary as child processes in it.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader, Read, Write as _};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use serde_json::Value;
+use tidings_schemas::ids::lane_partition;
+use tidings_schemas::time::Instant;
+use tidings_schemas::topics::Topics;
+use tidings_sinks::log::kafka::{KafkaLog, KafkaParams};
+use tidings_sinks::log::{Append, Log, Record, TopicPartition};
+
+use crate::workload::{To, Written};
+
+/// How long something may take that is waited for, where nothing else is said.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+/// Partitions by priority, so that few files make a topic and several members still share one.
+const PARTITIONS: &str = "{ critical: 2, high: 2, medium: 2, low: 1 }";
+/// Records per append.
+const CHUNK: usize = 500;
+
+#[expect(clippy::disallowed_methods, reason = "where the real services are comes from outside")]
+pub(crate) fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+#[expect(clippy::disallowed_methods, reason = "real servers keep real time: the tests' one clock")]
+pub(crate) fn now() -> Instant {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    Instant(i64::try_from(since.as_millis()).unwrap())
+}
+
+/// Where the real services are.
+#[derive(Clone)]
+pub(crate) struct Services {
+    pub(crate) kafka: String,
+    pub(crate) redis: String,
+    pub(crate) clickhouse: String,
+}
+
+impl Services {
+    /// What the environment names; says loudly where it names nothing.
+    pub(crate) fn given(test: &str) -> Option<Self> {
+        let given = |name: &str| {
+            environment(name).or_else(|| {
+                // Past the harness's capture: a run without services must not look like one with them.
+                let said = format!("SKIPPED {test}: set {name} to run it against real services");
+                let _ = writeln!(std::io::stderr(), "{said}");
+                None
+            })
+        };
+        Some(Self {
+            kafka: given("TIDINGS_TEST_KAFKA")?,
+            redis: given("TIDINGS_TEST_REDIS")?,
+            clickhouse: given("TIDINGS_TEST_CLICKHOUSE")?,
+        })
+    }
+}
+
+/// An installation.
+pub(crate) struct World {
+    pub(crate) services: Services,
+    pub(crate) folder: tempfile::TempDir,
+    pub(crate) topics: Topics,
+    pub(crate) database: String,
+    pub(crate) log: KafkaLog,
+    http: Http,
+    /// The variables of the topology.
+    variables: BTreeMap<&'static str, String>,
+}
+
+impl World {
+    /// An empty installation for `test`; none where the environment names no services.
+    pub(crate) fn new(test: &str) -> Option<Self> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let services = Services::given(test)?;
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("e2e_{}_{}_{number}", now().0, std::process::id());
+        let (linger, patience) = (Duration::from_millis(5), Duration::from_secs(30));
+        let brokers = services.kafka.clone();
+        let log = KafkaLog::open(KafkaParams { brokers, linger, patience, properties: BTreeMap::new() }).unwrap();
+        let mut world = Self {
+            folder: tempfile::tempdir().unwrap(),
+            topics: Topics::new(&name),
+            http: Http::new(),
+            log,
+            database: name.clone(),
+            variables: BTreeMap::new(),
+            services,
+        };
+        let server = world.services.clickhouse.clone();
+        world.http.post(&server, &format!("CREATE DATABASE {name}")).unwrap();
+        world.variables.insert("KAFKA", world.services.kafka.clone());
+        world.variables.insert("REDIS", world.services.redis.clone());
+        world.set("CLICKHOUSE", format!("{server}/?database={name}"));
+        world.write_topology(|text| text);
+        Some(world)
+    }
+
+    pub(crate) fn set(&mut self, variable: &'static str, value: String) {
+        self.variables.insert(variable, value);
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// The shipped topology, in this installation and with a window that a test can wait for.
+    pub(crate) fn write_topology(&self, change: impl FnOnce(String) -> String) {
+        let shipped = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../examples/topology.yaml");
+        let shipped = std::fs::read_to_string(shipped).unwrap();
+        let (shipped, _tests) = shipped.split_once("\ntests:").unwrap();
+        let prefix = &self.database;
+        let mut text = shipped.to_owned();
+        for (from, to) in [
+            ("notifications.", format!("{prefix}.")),
+            (
+                "version: 1\n",
+                format!("version: 1\ntopics: {{ prefix: {prefix}, replication: 1, partitions: {PARTITIONS} }}\n"),
+            ),
+            // A member that was killed is missed after six seconds, not after Kafka's default of 45.
+            ("127.0.0.1:9092}\"", "127.0.0.1:9092}\", properties: { session.timeout.ms: 6000 }".to_owned()),
+            ("every: 5s", "every: 2s".to_owned()),
+            ("window: 5m", "window: 5s".to_owned()),
+        ] {
+            assert!(text.contains(from), "the shipped topology has no `{from}` any more");
+            text = text.replace(from, &to);
+        }
+        std::fs::write(self.path("topology.yaml"), change(text)).unwrap();
+    }
+
+    /// The binary, in this installation's folder and environment.
+    pub(crate) fn tidings(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tidings"));
+        command.current_dir(self.folder.path()).args(arguments).env_clear().envs(&self.variables);
+        command
+    }
+
+    pub(crate) fn create_topics(&self) {
+        let output = self.tidings(&["topics", "create", "-c", "topology.yaml"]).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// `tidings providers` on free ports; the topology's variables name them from now on.
+    pub(crate) fn providers(&mut self) -> Providers {
+        let free = ["--apns", "0", "--apns-sandbox", "0", "--fcm", "0", "--ses", "0", "--inbox", "0"];
+        let mut command = self.tidings(&["providers", "--json", "--keys", "keys"]);
+        let mut child = command.args(free).stdout(Stdio::piped()).spawn().unwrap();
+        // A pretty-printed object: it ends with the first line that is a lone brace.
+        let mut text = String::new();
+        for line in BufReader::new(child.stdout.take().unwrap()).lines() {
+            let line = line.unwrap();
+            text += &line;
+            if line == "}" {
+                break;
+            }
+        }
+        let endpoints: Value = serde_json::from_str(&text).unwrap();
+        let endpoint = |name: &str| endpoints[name].as_str().unwrap().to_owned();
+        for (variable, name) in [("APNS", "apns"), ("FCM", "fcm"), ("SES", "ses")] {
+            self.set(variable, endpoint(name));
+        }
+        Providers { child: Killed(child), inbox: endpoint("inbox") }
+    }
+
+    /// `tidings run`, until its console is there.
+    pub(crate) fn run(&self) -> Running {
+        Running::start(self.tidings(&[
+            "run",
+            "-c",
+            "topology.yaml",
+            "--workers",
+            "2",
+            "--admin",
+            "127.0.0.1:0",
+            "--ca",
+            "keys/ca.pem",
+        ]))
+    }
+
+    /// Appends as producers do, to the partition of each record's user.
+    pub(crate) fn write(&self, records: &[Written]) {
+        let mut counts = BTreeMap::new();
+        let appends: Vec<Append> = records
+            .iter()
+            .map(|written| {
+                let topic = match written.to {
+                    To::Events(priority) => self.topics.events(priority),
+                    To::Profiles => self.topics.preferences(),
+                    To::Addresses => self.topics.addresses(),
+                };
+                let partitions = *counts.entry(topic.clone()).or_insert_with(|| self.partitions(&topic));
+                let user = written.key.split('/').next().unwrap();
+                Append {
+                    to: TopicPartition { partition: lane_partition(user, partitions), topic: topic.into() },
+                    key: Some(Bytes::copy_from_slice(written.key.as_bytes())),
+                    value: Some(Bytes::copy_from_slice(&written.value)),
+                    headers: Vec::new(),
+                }
+            })
+            .collect();
+        for chunk in appends.chunks(CHUNK) {
+            self.log.append(chunk).unwrap();
+        }
+    }
+
+    pub(crate) fn partitions(&self, topic: &str) -> u32 {
+        self.log.describe(&[topic.to_owned()]).unwrap().first().unwrap_or_else(|| panic!("no topic {topic}")).partitions
+    }
+
+    /// All records of a topic, partition by partition.
+    pub(crate) fn read(&self, topic: &str) -> Vec<(u32, Record)> {
+        let mut records = Vec::new();
+        for partition in 0..self.partitions(topic) {
+            let at = TopicPartition { topic: topic.into(), partition };
+            let range = self.log.range(&at).unwrap();
+            let mut reader = self.log.reader(&at, range.start).unwrap();
+            let mut position = range.start;
+            while position < range.end {
+                let batch = reader.poll(1000, Duration::from_millis(200)).unwrap();
+                position = batch.position;
+                records.extend(batch.records.into_iter().map(|record| (partition, record)));
+            }
+        }
+        records
+    }
+
+    /// ClickHouse's answer in this installation's database: lines of values.
+    pub(crate) fn try_ask(&self, sql: &str) -> Result<Vec<Vec<String>>, String> {
+        let url = format!("{}/?database={}", self.services.clickhouse, self.database);
+        let text = self.http.post(&url, sql)?;
+        Ok(text.lines().map(|line| line.split('\t').map(str::to_owned).collect()).collect())
+    }
+
+    pub(crate) fn ask(&self, sql: &str) -> Vec<Vec<String>> {
+        self.try_ask(sql).unwrap_or_else(|error| panic!("{sql}\n{error}"))
+    }
+
+    /// The one number that `sql` asks for.
+    pub(crate) fn number(&self, sql: &str) -> u64 {
+        let answer = self.ask(sql);
+        answer[0][0].parse().unwrap_or_else(|_| panic!("{sql}\n{answer:?}"))
+    }
+
+    pub(crate) fn get(&self, url: &str) -> Result<String, String> {
+        self.http.get(url)
+    }
+
+    pub(crate) fn post_json(&self, url: &str, body: &Value) {
+        self.http.post_json(url, body).unwrap();
+    }
+
+    /// What the providers counted.
+    pub(crate) fn counts(&self, providers: &Providers) -> Value {
+        serde_json::from_str(&self.get(&format!("{}/api/counts", providers.inbox)).unwrap()).unwrap()
+    }
+
+    /// One of the numbers at `/metrics`, summed over its labels; none where nobody answers.
+    pub(crate) fn metric(&self, running: &Running, name: &str) -> Option<u64> {
+        let text = self.get(&format!("{}/metrics", running.console)).ok()?;
+        let values = text.lines().filter(|line| line.split(['{', ' ']).next() == Some(name));
+        Some(values.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum())
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        let _ = self.http.post(&self.services.clickhouse, &format!("DROP DATABASE {} SYNC", self.database));
+    }
+}
+
+/// A child that does not outlive its test.
+pub(crate) struct Killed(pub(crate) Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+pub(crate) struct Providers {
+    #[expect(dead_code, reason = "held for its end")]
+    child: Killed,
+    pub(crate) inbox: String,
+}
+
+/// `tidings run`, with its console.
+pub(crate) struct Running {
+    child: Killed,
+    pub(crate) console: String,
+    said: Arc<Mutex<String>>,
+}
+
+impl Running {
+    /// Starts it and waits until it says where its console is.
+    pub(crate) fn start(command: Command) -> Self {
+        let (child, said) = spawn(command);
+        let mut running = Self { child, console: String::new(), said };
+        let said = Arc::clone(&running.said);
+        let said = || said.lock().unwrap().clone();
+        until("the console is there", PATIENCE, said, || {
+            assert!(running.child.0.try_wait().unwrap().is_none(), "it ended:\n{}", said());
+            let said = said();
+            let Some((_, rest)) = said.split_once("metrics at ").filter(|(_, rest)| rest.contains('\n')) else {
+                return false;
+            };
+            running.console = rest.lines().next().unwrap_or_default().to_owned();
+            true
+        });
+        running
+    }
+
+    /// What it said on stderr so far.
+    pub(crate) fn said(&self) -> String {
+        self.said.lock().unwrap().clone()
+    }
+
+    /// SIGKILL.
+    pub(crate) fn kill(mut self) {
+        self.child.0.kill().unwrap();
+        self.child.0.wait().unwrap();
+    }
+
+    /// SIGTERM; waits for its end.
+    pub(crate) fn stop(mut self) -> ExitStatus {
+        let pid = self.child.0.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        let mut status = None;
+        let said = Arc::clone(&self.said);
+        until("it stops", PATIENCE, || said.lock().unwrap().clone(), || {
+            status = self.child.0.try_wait().unwrap();
+            status.is_some()
+        });
+        status.unwrap()
+    }
+}
+
+/// A child whose stderr is gathered.
+fn spawn(mut command: Command) -> (Killed, Arc<Mutex<String>>) {
+    let mut child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let said = Arc::new(Mutex::new(String::new()));
+    let (mut pipe, gathered) = (child.stderr.take().unwrap(), Arc::clone(&said));
+    // Ends with the child.
+    std::thread::spawn(move || {
+        let mut piece = [0; 4096];
+        while let Ok(read @ 1..) = pipe.read(&mut piece) {
+            gathered.lock().unwrap().push_str(&String::from_utf8_lossy(&piece[..read]));
+        }
+    });
+    (Killed(child), said)
+}
+
+/// Asks `done` again and again until it is so; `story` says where it stands if it never is.
+#[expect(clippy::disallowed_methods, reason = "how long to wait for a real server is real time")]
+pub(crate) fn until(what: &str, patience: Duration, story: impl Fn() -> String, mut done: impl FnMut() -> bool) {
+    let start = std::time::Instant::now();
+    while !done() {
+        assert!(start.elapsed() < patience, "waited for {patience:?}: {what}\n{}", story());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Plain HTTP for tests that are not asynchronous themselves.
+struct Http {
+    runtime: tokio::runtime::Runtime,
+    client: reqwest::Client,
+}
+
+impl Http {
+    fn new() -> Self {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        Self { runtime, client: reqwest::Client::builder().no_proxy().build().unwrap() }
+    }
+
+    fn send(&self, request: reqwest::RequestBuilder) -> Result<String, String> {
+        self.runtime.block_on(async {
+            let answer = request.send().await.map_err(|error| error.to_string())?;
+            let status = answer.status();
+            let text = answer.text().await.map_err(|error| error.to_string())?;
+            if status.is_success() { Ok(text) } else { Err(format!("{status}: {text}")) }
+        })
+    }
+
+    fn get(&self, url: &str) -> Result<String, String> {
+        self.send(self.client.get(url))
+    }
+
+    fn post(&self, url: &str, body: &str) -> Result<String, String> {
+        self.send(self.client.post(url).body(body.to_owned()))
+    }
+
+    fn post_json(&self, url: &str, body: &Value) -> Result<String, String> {
+        self.send(self.client.post(url).json(body))
+    }
+}

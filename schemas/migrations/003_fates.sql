@@ -14,7 +14,8 @@ FROM lifecycle FINAL
 WHERE stage != 'decide' OR epoch <= (SELECT epoch FROM closed_epoch);
 
 CREATE VIEW IF NOT EXISTS leg_fates AS
-SELECT leg, of_event AS event, alone, is_silent AS silent, first_at, is_created, by_decider,
+SELECT leg, of_event AS event, of_notification AS notification, alone, is_silent AS silent, first_at, is_created,
+    by_decider,
     -- Parked is one fate whatever it waits for.
     multiIf(last_fate = '', 'unaccounted',
         last_fate IN ('parked', 'deferred', 'rate_limited', 'digested', 'scheduled'), 'parked', last_fate) AS fate
@@ -25,6 +26,7 @@ FROM
         max(opens) AS is_created,
         max(stage != 'deliver') AS by_decider,
         argMinIf(event, (at, row_id), opens) AS of_event,
+        argMinIf(notification, (at, row_id), opens) AS of_notification,
         -- A notification that merged others carries its group from the start.
         argMinIf(`group`, (at, row_id), opens) = toFixedString('', 16) AS alone,
         max(silent) AS is_silent,
@@ -32,7 +34,7 @@ FROM
         argMaxIf(row_fate, (at, stage_order, row_id), row_fate != '') AS last_fate
     FROM
     (
-        SELECT leg, event, `group`, silent, stage, stage_order, at, row_id, has(states, 'created') AS opens,
+        SELECT leg, event, notification, `group`, silent, stage, stage_order, at, row_id, has(states, 'created') AS opens,
             arrayLast(s -> s IN ('queued', 'merged', 'suppressed', 'expired', 'cancelled', 'retracted', 'returned',
                 'parked', 'deferred', 'rate_limited', 'digested', 'scheduled'), states) AS row_fate
         FROM lifecycle_counted
@@ -61,7 +63,9 @@ GROUP BY delivery;
 
 -- An event's own end, where it has one (a merge into a notification of several is one); else what
 -- became of the legs of the notification that it makes alone: one that is not silent queued, one
--- parked or returned, one merged, the silent one queued, else the fate of the first.
+-- parked or returned, one merged, the silent one queued, else the fate of the first. The critical
+-- path remembers no repeats: a repeat says the legs of the first again (they have the same ids, so the
+-- first one's stay) and has none; by its notification, which another's legs carry, it is deduplicated.
 CREATE VIEW IF NOT EXISTS event_fates AS
 WITH
     own AS
@@ -102,6 +106,13 @@ SELECT
         arrayExists(l -> l.4 = 'queued', legs), 'notified',
         notEmpty(legs), (legs[1]).4,
         last_fate != '', 'parked',
+        own.event IN
+        (
+            SELECT event
+            FROM lifecycle_counted
+            WHERE unit = 'event' AND stage = 'critical' AND notification != toFixedString('', 16)
+                AND notification IN (SELECT notification FROM leg_fates WHERE is_created)
+        ), 'deduplicated',
         'unaccounted') AS fate
 FROM own
 LEFT JOIN legs ON own.event = legs.event;

@@ -3,9 +3,9 @@
 //! The same rules as the views of `schemas/migrations/003_fates.sql`, over rows in memory: what
 //! `explain` and the demo show where there is no ClickHouse. A test holds the two together.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use tidings_schemas::ids::{DeliveryId, EventId, GroupId, LegId, RowId};
+use tidings_schemas::ids::{DeliveryId, EventId, GroupId, LegId, NotificationId, RowId};
 use tidings_schemas::lifecycle::{Row, Stage, State, Unit};
 use tidings_schemas::time::Instant;
 
@@ -220,9 +220,17 @@ fn note(last: &mut Option<(Said, Fate)>, row: &Row, fates: &[Fate]) {
     }
 }
 
+/// The row that created a leg.
+struct Opened {
+    said: (Instant, RowId),
+    event: EventId,
+    notification: NotificationId,
+    group: GroupId,
+}
+
 #[derive(Default)]
 struct Leg {
-    opened: Option<((Instant, RowId), EventId, GroupId)>,
+    opened: Option<Opened>,
     by_decider: bool,
     silent: bool,
     last: Option<(Said, Fate)>,
@@ -237,6 +245,8 @@ impl Leg {
 #[derive(Default)]
 struct Event {
     is_created: bool,
+    /// By its rows on the critical path.
+    notifications: BTreeSet<NotificationId>,
     last: Option<(Said, Fate)>,
 }
 
@@ -253,15 +263,19 @@ impl Fates {
                 Unit::Event => {
                     let event = events.entry(row.event).or_default();
                     event.is_created |= opens;
+                    if row.stage == Stage::Critical && row.notification != NotificationId::default() {
+                        event.notifications.insert(row.notification);
+                    }
                     note(&mut event.last, row, Fate::OF_EVENTS);
                 }
                 Unit::Leg => {
                     let leg = legs.entry(row.leg).or_default();
                     leg.by_decider |= row.stage != Stage::Deliver;
                     leg.silent |= row.silent;
-                    let key = (row.at, row.row_id);
-                    if opens && leg.opened.is_none_or(|(before, ..)| key < before) {
-                        leg.opened = Some((key, row.event, row.group));
+                    let said = (row.at, row.row_id);
+                    if opens && leg.opened.as_ref().is_none_or(|before| said < before.said) {
+                        let (event, notification, group) = (row.event, row.notification, row.group);
+                        leg.opened = Some(Opened { said, event, notification, group });
                     }
                     note(&mut leg.last, row, Fate::OF_LEGS);
                 }
@@ -269,14 +283,19 @@ impl Fates {
             }
         }
         let mut of_event: BTreeMap<EventId, Vec<(&LegId, &Leg)>> = BTreeMap::new();
+        let mut carried: BTreeSet<NotificationId> = BTreeSet::new();
         for (id, leg) in &legs {
-            if let Some((_, event, _)) = leg.opened {
-                of_event.entry(event).or_default().push((id, leg));
+            if let Some(opened) = &leg.opened {
+                of_event.entry(opened.event).or_default().push((id, leg));
+                carried.insert(opened.notification);
             }
         }
         let none = Vec::new();
         let events = (events.iter())
-            .map(|(id, event)| (*id, (event.is_created, event_fate(event, of_event.get(id).unwrap_or(&none)))))
+            .map(|(id, event)| {
+                let legs = of_event.get(id).unwrap_or(&none);
+                (*id, (event.is_created, event_fate(event, legs, &carried)))
+            })
             .collect();
         let legs = (legs.iter())
             .map(|(id, leg)| {
@@ -322,16 +341,20 @@ impl Fates {
 
 /// Its own end, where it has one; else what became of the legs of the notification that it makes
 /// alone (a merged one carries its group from the start).
-fn event_fate(event: &Event, legs: &[(&LegId, &Leg)]) -> Fate {
+///
+/// The critical path remembers no repeats: a repeat says the legs of the first again (they have the same
+/// ids, so the first one's stay) and has none; by its notification, which another's legs carry, it is
+/// deduplicated.
+fn event_fate(event: &Event, legs: &[(&LegId, &Leg)], carried: &BTreeSet<NotificationId>) -> Fate {
     let own = event.last.map(|(_, fate)| fate);
     if let Some(fate) = own.filter(|fate| *fate != Fate::Parked) {
         return fate;
     }
-    let is_alone = |leg: &Leg| leg.opened.is_some_and(|(_, _, group)| group == GroupId::default());
+    let is_alone = |leg: &Leg| leg.opened.as_ref().is_some_and(|opened| opened.group == GroupId::default());
     let any_alone = legs.iter().any(|(_, leg)| is_alone(leg));
     let legs: Vec<_> = legs.iter().filter(|(_, leg)| !any_alone || is_alone(leg)).collect();
     let any = |test: &dyn Fn(&Leg) -> bool| legs.iter().any(|(_, leg)| test(leg));
-    let first = legs.iter().min_by_key(|(id, leg)| (leg.silent, leg.opened.map(|((at, _), ..)| at), **id));
+    let first = legs.iter().min_by_key(|(id, leg)| (leg.silent, leg.opened.as_ref().map(|opened| opened.said.0), **id));
     if any(&|leg| leg.fate() == Fate::Queued && !leg.silent) {
         Fate::Notified
     } else if any(&|leg| matches!(leg.fate(), Fate::Parked | Fate::Returned)) {
@@ -340,8 +363,14 @@ fn event_fate(event: &Event, legs: &[(&LegId, &Leg)]) -> Fate {
         Fate::Merged
     } else if any(&|leg| leg.fate() == Fate::Queued) {
         Fate::Notified
+    } else if let Some((_, leg)) = first {
+        leg.fate()
+    } else if let Some(parked) = own {
+        parked
+    } else if event.notifications.is_disjoint(carried) {
+        Fate::Unaccounted
     } else {
-        first.map_or_else(|| own.unwrap_or(Fate::Unaccounted), |(_, leg)| leg.fate())
+        Fate::Deduplicated
     }
 }
 
@@ -416,6 +445,32 @@ mod tests {
             Row { group, ..leg(2, false, &[Created, Queued], 2) },
         ];
         assert_eq!(Fates::of(rows.iter()).event(EventId::new("s", 0, 1)), Some(Fate::Merged));
+    }
+
+    #[test]
+    fn a_repeat_on_the_critical_path_is_known_by_the_legs_of_the_first() {
+        use State::*;
+        let (first, again) = (EventId::new("s", 0, 1), EventId::new("s", 0, 2));
+        let critical = |row: Row, event| {
+            let notification = NotificationId([5; 16]);
+            Row { stage: Stage::Critical, notification, event, ..row }.sealed()
+        };
+        let rows = [
+            critical(event(&[Created, Validated], 1), first),
+            critical(event(&[Created, Validated], 2), again),
+            critical(leg(1, false, &[Created, Queued], 1), first),
+        ];
+        assert_eq!(critical(leg(1, false, &[Created, Queued], 2), again).row_id, rows[2].row_id, "the legs are one");
+        let fate_of = |rows: &[Row]| Fates::of(rows.iter()).event(again);
+        assert_eq!(Fates::of(rows.iter()).event(first), Some(Fate::Notified));
+        assert_eq!(fate_of(&rows), Some(Fate::Deduplicated));
+        assert!(Fates::of(rows.iter()).sums()[0].adds_up());
+        // Without the first one's legs nobody knows; in decide a repeat says so itself.
+        assert_eq!(fate_of(&rows[..2]), Some(Fate::Unaccounted));
+        let decided = rows.clone().map(|row| Row { stage: Stage::Decide, ..row });
+        assert_eq!(fate_of(&decided), Some(Fate::Unaccounted));
+        let parked = critical(event(&[Parked], 3), again);
+        assert_eq!(fate_of(&[rows.to_vec(), vec![parked]].concat()), Some(Fate::Parked));
     }
 
     #[test]

@@ -43,9 +43,12 @@ fn every_event_has_one_fate_through_a_kill_in_the_middle() {
 
     let running = world.run();
     let within = SETTLED_WITHIN + Duration::from_millis(events as u64);
-    until("all is decided and delivered", within, || unsettled(&world, expected) + &running.said(), || {
-        unsettled(&world, expected).is_empty()
-    });
+    until(
+        "all is decided and delivered",
+        within,
+        || unsettled(&world, expected) + &running.said(),
+        || unsettled(&world, expected).is_empty(),
+    );
     clock.lap("all decided, delivered and recorded");
     let replayed = world.metric(&running, "tidings_replayed_epochs_total").unwrap();
     assert!(replayed > 0, "the second run replayed nothing: the kill proved nothing\n{}", running.said());
@@ -74,7 +77,11 @@ fn faults() -> Value {
 /// What is still to come, in words; empty once nothing is.
 fn unsettled(world: &World, expected: Expected) -> String {
     let asked = [
-        ("events with a fate", "SELECT countIf(is_created AND fate != 'unaccounted') FROM event_fates", expected.events),
+        (
+            "events with a fate",
+            "SELECT countIf(is_created AND fate != 'unaccounted') FROM event_fates",
+            expected.events,
+        ),
         // What waits for minutes or more (quiet hours, limits, later schedules) stays parked.
         (
             "legs and events parked for a moment",
@@ -184,7 +191,8 @@ fn received(counts: &Value) -> BTreeMap<String, u64> {
 /// Who received what is what the record says; who received it twice is `unknown`.
 fn providers_and_record_agree(world: &World, providers: &Providers, clock: &Stopwatch) {
     let received = received(&world.counts(providers));
-    let column = |sql: &str| -> BTreeSet<String> { world.ask(sql).into_iter().map(|mut line| line.remove(0)).collect() };
+    let column =
+        |sql: &str| -> BTreeSet<String> { world.ask(sql).into_iter().map(|mut line| line.remove(0)).collect() };
     let with = |state: &str| {
         format!(
             "SELECT DISTINCT concat('d_', lower(hex(delivery))) FROM lifecycle \
@@ -212,7 +220,8 @@ fn providers_and_record_agree(world: &World, providers: &Providers, clock: &Stop
 const RATES: &str = "SELECT channel, countIf(event = 'SENT') AS sent, countIf(event = 'DELIVERED') AS delivered,
  countIf(event = 'FAILED') AS failed, round(delivered / sent * 100, 2) AS delivery_rate_pct
 FROM notification_events WHERE created_at > now() - INTERVAL 24 HOUR GROUP BY channel";
-const ENGAGEMENT: &str = "SELECT notification_type, countIf(event = 'DELIVERED') AS delivered, countIf(event = 'OPENED') AS opened,
+const ENGAGEMENT: &str =
+    "SELECT notification_type, countIf(event = 'DELIVERED') AS delivered, countIf(event = 'OPENED') AS opened,
  countIf(event = 'CLICKED') AS clicked, round(opened / delivered * 100, 2) AS open_rate,
  round(clicked / opened * 100, 2) AS click_rate
 FROM notification_events WHERE channel = 'email' AND created_at > now() - INTERVAL 7 DAY

@@ -335,10 +335,15 @@ impl Running {
         assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
         let mut status = None;
         let said = Arc::clone(&self.said);
-        until("it stops", PATIENCE, || said.lock().unwrap().clone(), || {
-            status = self.child.0.try_wait().unwrap();
-            status.is_some()
-        });
+        until(
+            "it stops",
+            PATIENCE,
+            || said.lock().unwrap().clone(),
+            || {
+                status = self.child.0.try_wait().unwrap();
+                status.is_some()
+            },
+        );
         status.unwrap()
     }
 }

@@ -187,6 +187,8 @@ struct Teller<'a, 'c> {
     companions: BTreeSet<EventId>,
     /// How what it joined was waiting.
     joined: Option<&'a Row>,
+    /// On the critical path: a leg of the event that it repeats.
+    repeats: Option<&'a Row>,
     fate: Fate,
     clock: WallClock,
 }
@@ -194,8 +196,10 @@ struct Teller<'a, 'c> {
 impl<'a, 'c> Teller<'a, 'c> {
     fn new(rows: impl IntoIterator<Item = &'a Row>, event: EventId, context: &'c Context) -> Option<Self> {
         let mut once = BTreeSet::new();
-        let mut sorted: Vec<&Row> = rows.into_iter().filter(|row| once.insert(row.row_id)).collect();
+        let mut sorted: Vec<&Row> = rows.into_iter().collect();
         sorted.sort_by_key(|row| (row.at, row.epoch, row.unit, row.attempt, row.row_id));
+        // Of exact repeats the earliest stays, as in the record.
+        sorted.retain(|row| once.insert(row.row_id));
         let own: Vec<&Row> =
             sorted.iter().copied().filter(|row| row.unit == Unit::Event && row.event == event).collect();
         let first = *own.first()?;
@@ -228,7 +232,7 @@ impl<'a, 'c> Teller<'a, 'c> {
             let told = |row: &&Row| row.unit == unit && notifications.contains(&row.notification) && in_time(row);
             sorted.iter().copied().filter(told).collect::<Vec<_>>()
         };
-        let (legs, deliveries) = (of(Unit::Leg), of(Unit::Delivery));
+        let (mut legs, mut deliveries) = (of(Unit::Leg), of(Unit::Delivery));
         let last = notifications.last().copied().unwrap_or_default();
         let group = own.iter().rev().map(|row| row.group).find(|group| *group != GroupId::default());
         let shares = |row: &Row| {
@@ -261,8 +265,14 @@ impl<'a, 'c> Teller<'a, 'c> {
         });
         let told = own.iter().chain(&legs).chain(&deliveries).copied();
         let fate = Fates::of(told).event(event).unwrap_or(Fate::Unaccounted);
+        let mut repeats = None;
+        if fate == Fate::Deduplicated && left.is_none() {
+            // What became of the notification is the first one's story.
+            repeats = legs.iter().copied().find(|row| row.states.contains(&State::Created));
+            (legs, deliveries) = (Vec::new(), Vec::new());
+        }
         let clock = WallClock::new(context.zone.as_ref()).from(first.created_at);
-        Some(Self { event, context, own, legs, deliveries, notifications, companions, joined, fate, clock })
+        Some(Self { event, context, own, legs, deliveries, notifications, companions, joined, repeats, fate, clock })
     }
 
     fn story(&self) -> Story {
@@ -293,7 +303,12 @@ impl<'a, 'c> Teller<'a, 'c> {
     }
 
     fn title(&self) -> String {
-        let known = self.context.events.get(&self.event);
+        self.title_of(self.event)
+    }
+
+    /// What `event` is: this one, or one that it repeats.
+    fn title_of(&self, event: EventId) -> String {
+        let known = self.context.events.get(&event);
         match (known, self.own.iter().find(|row| !row.event_type.is_empty())) {
             (Some(event), _) => title(event),
             (None, Some(row)) => format!("the “{}” event", words::spaced(&row.event_type)),

@@ -30,6 +30,7 @@ use tidings_sinks::log::{
     Append, Assignment, Batch, Commit, GroupReader, Headers, Log, LogError, Reader, Record, Retention, TopicPartition,
     TopicSpec,
 };
+use tidings_sinks::record::fates::{Fate, Fates, Sum};
 
 const GROUP: &str = "notifications.critical";
 const EVENTS: &str = "notifications.events.critical";
@@ -566,9 +567,15 @@ fn a_producers_repeat_is_the_same_notification_and_another_event() {
     world.code("c1");
     world.code("c1");
     until("both are committed", || world.committed() == 2);
-    let legs: Vec<_> = world.read(PUSH).iter().map(leg).collect();
+    let pushed = world.read(PUSH);
+    let legs = [leg(&pushed[0]), leg(&pushed[1])];
     assert_eq!((legs[0].notification, legs[0].leg), (legs[1].notification, legs[1].leg));
     assert_ne!(legs[0].event, legs[1].event);
+    // So the record can tell what became of the second: both name the notification, and the first has its legs.
+    let rows = world.rows();
+    let fates = Fates::of(rows.iter());
+    assert_eq!(legs.map(|leg| fates.event(leg.event)), [Some(Fate::Notified), Some(Fate::Deduplicated)]);
+    assert!(fates.sums().iter().all(Sum::adds_up), "{:?}", fates.sums());
     running.stop().unwrap();
 }
 

@@ -1,11 +1,13 @@
 //! Stories of events that the real chain decided, and of deliveries as their rows are written.
 
+use std::time::Duration;
+
 use tidings_operators::calendar::Calendar;
 use tidings_operators::script::{Told, tell};
 use tidings_pipeline::explain::rows::{Query, Rows, event_of};
 use tidings_pipeline::explain::{Context, Story, explain};
-use tidings_schemas::channel::Channel;
-use tidings_schemas::ids::{DeliveryId, EventId};
+use tidings_schemas::channel::{Channel, Priority};
+use tidings_schemas::ids::{DeliveryId, EventId, LegId, NotificationId};
 use tidings_schemas::lane::LaneRecord;
 use tidings_schemas::lifecycle::{Row, Stage, State, Unit};
 use tidings_schemas::profile::Profile;
@@ -160,6 +162,40 @@ fn what_a_producer_does_wrong_or_twice() {
     insta::assert_snapshot!("repeat", case.story("o2"));
     let broken = case.told.rows.iter().find(|row| row.states.contains(&State::Rejected)).expect("a refusal").event;
     insta::assert_snapshot!("refused", explain(&case.told.rows, broken, &case.context).expect("a story"));
+}
+
+#[test]
+fn a_repeat_on_the_critical_path_is_known_by_the_first() {
+    let (first, again, notification) = (EventId([1; 16]), EventId([2; 16]), NotificationId([3; 16]));
+    let at = Instant(1_780_308_000_000);
+    let row = |event, states: &[State], after_s: u64| {
+        let at = at.after(Duration::from_secs(after_s));
+        Row {
+            stage: Stage::Critical,
+            states: states.to_vec(),
+            unit: Unit::Event,
+            event,
+            notification,
+            user: "u1".to_owned(),
+            event_type: "login_code".to_owned(),
+            category: "security".to_owned(),
+            priority: Some(Priority::Critical),
+            at,
+            created_at: at,
+            ..Row::default()
+        }
+        .sealed()
+    };
+    let leg = |event, after_s| {
+        let (leg, channel) = (LegId([4; 16]), Some(Channel::Sms));
+        Row { unit: Unit::Leg, leg, channel, ..row(event, &[State::Created, State::Queued], after_s) }.sealed()
+    };
+    let accepted = &[State::Created, State::Validated];
+    // In the order in which a partition may have them: the repeat's first.
+    let rows = [leg(again, 70), row(again, accepted, 70), row(first, accepted, 0), leg(first, 0)];
+    let story = |event| explain(&rows, event, &Context::default()).expect("a story");
+    insta::assert_snapshot!("critical_first", story(first));
+    insta::assert_snapshot!("critical_repeat", story(again));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use support::{Seen, night};
 use tidings_operators::calendar::Calendar;
@@ -14,7 +15,9 @@ use tidings_schemas::ids::EventId;
 use tidings_schemas::lane::LaneRecord;
 use tidings_schemas::lifecycle::{Row, Unit};
 use tidings_schemas::profile::Profile;
+use tidings_sinks::lane::{Render, Texts};
 use tidings_sinks::record::fates::{Fate, Fates};
+use tidings_sinks::render::{TemplateStore, Templates};
 
 #[derive(Default)]
 struct Night {
@@ -76,6 +79,18 @@ fn every_fate_is_met_and_the_sums_add_up() {
         assert!(met.contains(fate), "no event is {}", fate.as_str());
     }
     assert!(fates.sums()[1].fates.iter().any(|(fate, legs)| *fate == Fate::Suppressed && *legs > 2));
+}
+
+#[test]
+fn every_leg_has_its_text() {
+    let texts = Texts::new(Arc::new(TemplateStore::fixed(Templates::embedded().expect("templates"))));
+    let night = Night::played();
+    assert!(night.lanes.len() > 50);
+    for lane in &night.lanes {
+        if let Err(without) = texts.render(lane) {
+            panic!("{} by {}: {}", lane.event_type, lane.channel, without.detail);
+        }
+    }
 }
 
 #[test]

@@ -303,8 +303,12 @@ impl Night {
 
     fn a_campaign(&mut self) {
         for (place, person) in PEOPLE.iter().enumerate() {
+            let (headline, message) = match person.user {
+                "mia" => ("Frühlingsangebot", "20 % Rabatt bis Sonntag."),
+                _ => ("Spring sale", "20 % off until Sunday."),
+            };
             let campaign = json!({"id": format!("spring-{}", person.user), "type": "marketing_campaign",
-                                  "user_id": person.user, "data": {"campaign": "spring", "discount": "20 %"}});
+                                  "user_id": person.user, "data": {"headline": headline, "message": message}});
             let caption = match person.user {
                 "mia" => "A campaign for everybody. It is night at Mia's: her mail waits for the morning",
                 "john" => "John wants no marketing by e-mail: it lies in his inbox instead",

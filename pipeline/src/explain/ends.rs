@@ -209,7 +209,16 @@ impl Teller<'_, '_> {
                 let why = reason.map_or(String::new(), |reason| format!(": {}", words::why(reason, facts)));
                 return format!("was refused and put among the dead letters{why}.");
             }
-            Fate::Deduplicated => return "repeats an earlier event and was left out.".to_owned(),
+            Fate::Deduplicated => {
+                return match self.repeats {
+                    Some(leg) => format!(
+                        "was left out as a repeat of {}, accepted at {}.",
+                        self.title_of(leg.event),
+                        self.clock.text(leg.created_at)
+                    ),
+                    None => "repeats an earlier event and was left out.".to_owned(),
+                };
+            }
             Fate::Retracted if self.is_control() => {
                 return "was carried out: what it names was taken back before the user was told.".to_owned();
             }

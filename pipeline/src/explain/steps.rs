@@ -24,6 +24,12 @@ impl Teller<'_, '_> {
                 }
             }
         }
+        if let (Some(leg), Some(own)) = (self.repeats, self.own.last()) {
+            let why = words::sentence(State::Deduplicated, Some(Reason::Duplicate), matter(own, None));
+            let text = format!("{why} The first was {}.", leg.event);
+            let (local, by) = (self.clock.column(own.at), own.stage.as_str().to_owned());
+            steps.push(Step { at: own.at, local, text, by, tone: tone_of(State::Deduplicated) });
+        }
         steps
     }
 

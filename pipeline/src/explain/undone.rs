@@ -104,6 +104,7 @@ impl Teller<'_, '_> {
                 reasons.push((reason, row.channel, *row));
             }
         }
+        reasons.extend(self.repeats.and(self.own.last()).map(|row| (Reason::Duplicate, None, *row)));
         let arrived = self.channels().iter().any(|channel| !channel.silent && channel.end.tone == Tone::Good);
         // Where the user was told, an address that is missing elsewhere made no difference.
         reasons.retain(|(reason, ..)| !(arrived && *reason == Reason::Unreachable));

@@ -14,6 +14,7 @@ pub const EMBEDDED: &[(&str, &str)] = files![
     "layout.html",
     "like.de.yaml",
     "like.yaml",
+    "marketing_campaign.de.yaml",
     "marketing_campaign.yaml",
     "new_follower.yaml",
     "new_message.yaml",

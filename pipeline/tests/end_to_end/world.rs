@@ -378,7 +378,10 @@ impl Http {
     fn new() -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        Self { runtime, client: reqwest::Client::builder().no_proxy().build().unwrap() }
+        Self { runtime, client: reqwest::Client::builder()
+            .no_proxy()
+            // Nobody looks after an idle connection between two questions.
+            .pool_max_idle_per_host(0).build().unwrap() }
     }
 
     fn send(&self, request: reqwest::RequestBuilder) -> Result<String, String> {

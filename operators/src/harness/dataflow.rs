@@ -238,6 +238,8 @@ struct Inlet {
     buffer: VecDeque<(RawRecord, u64)>,
     /// Every record below it is in the buffer, or was cut, or does not exist.
     position: u64,
+    /// The position that the host knows. What a replay polls beyond its cut was told to nobody yet.
+    reported: u64,
     /// All that was polled since the start.
     total: Extent,
 }
@@ -266,7 +268,7 @@ impl Intake {
     ) -> Self {
         let inlet = |assigned: Assigned| {
             let position = assigned.from;
-            Inlet { assigned, buffer: VecDeque::new(), position, total: Extent::default() }
+            Inlet { assigned, buffer: VecDeque::new(), position, reported: position, total: Extent::default() }
         };
         let mut inlets: Vec<_> = assigned.into_iter().map(inlet).collect();
         inlets.sort_by_key(|inlet| (inlet.assigned.rank, inlet.assigned.lot));
@@ -332,12 +334,12 @@ impl Intake {
             let inlet = &self.inlets[place];
             let share = READ_AHEAD_MAX * usize::from(inlet.assigned.at_least_permille) / 1000;
             let room = READ_AHEAD_MAX.saturating_sub(total).max(share.saturating_sub(inlet.buffer.len()));
-            let before = inlet.position;
             if room > 0 {
                 full |= self.poll(place, room.min(POLL_MAX))? == POLL_MAX;
             }
-            let inlet = &self.inlets[place];
-            if inlet.position > before {
+            let inlet = &mut self.inlets[place];
+            if inlet.position > inlet.reported {
+                inlet.reported = inlet.position;
                 ahead.push((inlet.assigned.lot, Extent { end: inlet.position, ..inlet.total }));
             }
         }
@@ -392,5 +394,47 @@ impl Intake {
             read.insert(lot, extent);
         }
         (read, blocks)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ingest::SourceKind;
+
+    /// A partition whose records all come with the first poll, as many as are asked for.
+    struct Log(std::ops::Range<u64>);
+
+    impl Feed for Log {
+        fn poll(&mut self, records_max: usize, out: &mut Vec<RawRecord>) -> Result<u64, String> {
+            let timestamp = tidings_schemas::time::Instant(0);
+            let record = |offset| RawRecord { offset, key: None, value: None, headers: Vec::new(), timestamp };
+            out.extend(self.0.by_ref().take(records_max).map(record));
+            Ok(self.0.start)
+        }
+    }
+
+    // After a crash nothing may have to come in for what waits behind the logged cuts to be seen.
+    #[test]
+    fn what_a_replay_read_beyond_its_cut_is_reported_once_it_is_over() {
+        let lot = Lot { source: 0, partition: 0 };
+        let (command, commands) = crossbeam_channel::bounded(1);
+        let (reports, reported) = crossbeam_channel::bounded(1);
+        let sources = Arc::from([Source { id: "high".into(), kind: SourceKind::Events { unknown_to_data: false } }]);
+        let assigned = Assigned { lot, from: 0, feed: Box::new(Log(0..5)), rank: 1, at_least_permille: 0 };
+        let mut intake = Intake::new(0, 1, sources, vec![assigned], commands, reports);
+        let rules = Arc::new(crate::script::rules());
+        let cut = Cut { epoch: 1, now: tidings_schemas::time::Instant(0), rules, ends: BTreeMap::from([(lot, 2)]) };
+        command.send(Command::Release(Arc::new(cut))).unwrap();
+        assert!(matches!(intake.step(), Step::Release(..)));
+        assert!(reported.try_recv().is_err(), "a replayed cut is no news");
+        assert!(matches!(intake.step(), Step::Idle));
+        let Ok(Report::Ahead(0, ahead)) = reported.try_recv() else { panic!("nothing was reported") };
+        assert_eq!(
+            ahead.iter().map(|(lot, extent)| (*lot, extent.end, extent.records)).collect::<Vec<_>>(),
+            [(lot, 5, 5)]
+        );
+        intake.step();
+        assert!(reported.try_recv().is_err(), "it is reported once");
     }
 }

@@ -248,8 +248,7 @@ impl Making {
                 }
                 None => {
                     let key = format!("trip{number}");
-                    let rest =
-                        json!({ "cancel_key": key, "scheduled_at": Instant(self.now.0 + 5 * HOUR).to_string() });
+                    let rest = json!({ "cancel_key": key, "scheduled_at": Instant(self.now.0 + 5 * HOUR).to_string() });
                     self.scheduled[user] = Some(key);
                     self.put(Priority::Medium, user, event("reminder", rest));
                 }

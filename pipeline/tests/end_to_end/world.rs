@@ -335,10 +335,15 @@ impl Running {
         assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
         let mut status = None;
         let said = Arc::clone(&self.said);
-        until("it stops", PATIENCE, || said.lock().unwrap().clone(), || {
-            status = self.child.0.try_wait().unwrap();
-            status.is_some()
-        });
+        until(
+            "it stops",
+            PATIENCE,
+            || said.lock().unwrap().clone(),
+            || {
+                status = self.child.0.try_wait().unwrap();
+                status.is_some()
+            },
+        );
         status.unwrap()
     }
 }
@@ -378,10 +383,15 @@ impl Http {
     fn new() -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        Self { runtime, client: reqwest::Client::builder()
-            .no_proxy()
-            // Nobody looks after an idle connection between two questions.
-            .pool_max_idle_per_host(0).build().unwrap() }
+        Self {
+            runtime,
+            client: reqwest::Client::builder()
+                .no_proxy()
+                // Nobody looks after an idle connection between two questions.
+                .pool_max_idle_per_host(0)
+                .build()
+                .unwrap(),
+        }
     }
 
     fn send(&self, request: reqwest::RequestBuilder) -> Result<String, String> {

@@ -54,10 +54,9 @@ fn every_event_has_one_fate_through_a_kill_in_the_middle() {
     let replayed = world.metric(&running, "tidings_replayed_epochs_total").unwrap();
     assert!(replayed > 0, "the second run replayed nothing: the kill proved nothing\n{}", running.said());
     clock.lap(&format!("{replayed} epochs were replayed"));
-    let said = running.said();
-    let status = running.stop();
+    let (status, said) = running.stop();
     assert!(status.success(), "{status}\n{said}");
-    clock.lap("stopped");
+    clock.lap(&format!("stopped:\n{said}"));
 
     fates_add_up(&world, expected, &clock);
     decisions_were_taken_once(&world);

@@ -174,6 +174,8 @@ impl World {
     pub(crate) fn run(&self) -> Running {
         Running::start(self.tidings(&[
             "run",
+            "--log",
+            "warn,tidings_pipeline::process=info",
             "-c",
             "topology.yaml",
             "--workers",
@@ -330,7 +332,7 @@ impl Running {
     }
 
     /// SIGTERM; waits for its end.
-    pub(crate) fn stop(mut self) -> ExitStatus {
+    pub(crate) fn stop(mut self) -> (ExitStatus, String) {
         let pid = self.child.0.id().to_string();
         assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
         let mut status = None;
@@ -344,7 +346,7 @@ impl Running {
                 status.is_some()
             },
         );
-        status.unwrap()
+        (status.unwrap(), self.said())
     }
 }
 

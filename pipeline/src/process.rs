@@ -328,11 +328,15 @@ impl Process {
             join(others)
         });
         let decided = deciding.await;
+        tracing::info!("nothing is decided any more");
         wait_for(|| lanes_are_read(&*log, &standing)).await;
-        let (failed, _) = tasks.stop(DRAIN_MAX).await;
+        tracing::info!("the lanes are read");
+        let (failed, left) = tasks.stop(DRAIN_MAX).await;
+        tracing::info!(?left, "deliveries have ended");
         if !record.is_empty() {
             wait_for(|| record_is_read(&*log, &emit)).await;
         }
+        tracing::info!("the record is read");
         record_stop.cancel();
         let recorded = blocking(move || join(record)).await;
         decided?;

@@ -238,10 +238,10 @@ struct Inlet {
     buffer: VecDeque<(RawRecord, u64)>,
     /// Every record below it is in the buffer, or was cut, or does not exist.
     position: u64,
+    /// The position that the host knows. What a replay polls beyond its cut was told to nobody yet.
+    reported: u64,
     /// All that was polled since the start.
     total: Extent,
-    /// The position that the host was told last.
-    reported: u64,
 }
 
 /// The source operator's own part: polls, waits for cuts, makes blocks. Knows nothing of timely.
@@ -395,5 +395,47 @@ impl Intake {
             read.insert(lot, extent);
         }
         (read, blocks)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ingest::SourceKind;
+
+    /// A partition whose records all come with the first poll, as many as are asked for.
+    struct Log(std::ops::Range<u64>);
+
+    impl Feed for Log {
+        fn poll(&mut self, records_max: usize, out: &mut Vec<RawRecord>) -> Result<u64, String> {
+            let timestamp = tidings_schemas::time::Instant(0);
+            let record = |offset| RawRecord { offset, key: None, value: None, headers: Vec::new(), timestamp };
+            out.extend(self.0.by_ref().take(records_max).map(record));
+            Ok(self.0.start)
+        }
+    }
+
+    // After a crash nothing may have to come in for what waits behind the logged cuts to be seen.
+    #[test]
+    fn what_a_replay_read_beyond_its_cut_is_reported_once_it_is_over() {
+        let lot = Lot { source: 0, partition: 0 };
+        let (command, commands) = crossbeam_channel::bounded(1);
+        let (reports, reported) = crossbeam_channel::bounded(1);
+        let sources = Arc::from([Source { id: "high".into(), kind: SourceKind::Events { unknown_to_data: false } }]);
+        let assigned = Assigned { lot, from: 0, feed: Box::new(Log(0..5)), rank: 1, at_least_permille: 0 };
+        let mut intake = Intake::new(0, 1, sources, vec![assigned], commands, reports);
+        let rules = Arc::new(crate::script::rules());
+        let cut = Cut { epoch: 1, now: tidings_schemas::time::Instant(0), rules, ends: BTreeMap::from([(lot, 2)]) };
+        command.send(Command::Release(Arc::new(cut))).unwrap();
+        assert!(matches!(intake.step(), Step::Release(..)));
+        assert!(reported.try_recv().is_err(), "a replayed cut is no news");
+        assert!(matches!(intake.step(), Step::Idle));
+        let Ok(Report::Ahead(0, ahead)) = reported.try_recv() else { panic!("nothing was reported") };
+        assert_eq!(
+            ahead.iter().map(|(lot, extent)| (*lot, extent.end, extent.records)).collect::<Vec<_>>(),
+            [(lot, 5, 5)]
+        );
+        intake.step();
+        assert!(reported.try_recv().is_err(), "it is reported once");
     }
 }

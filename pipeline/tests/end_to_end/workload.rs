@@ -227,11 +227,13 @@ impl Making {
                 self.put(Priority::Critical, user, event("verification_code", code));
             }
             82..90 => {
-                let sale = json!({ "data": { "title": "Sale" } });
+                let sale = json!({ "data": { "headline": "Sale", "message": "Everything must go" } });
                 self.put(Priority::Low, user, event("marketing_campaign", sale));
             }
             90..93 => {
-                let book = json!({ "object": { "id": format!("book{number}") } });
+                // One of four lacks what its template needs: a dead letter.
+                let data = if friend % 4 == 0 { json!({}) } else { json!({ "item": "Momo" }) };
+                let book = json!({ "object": { "id": format!("book{number}") }, "data": data });
                 self.put(Priority::Low, user, event("recommendation", book));
             }
             93..95 => {

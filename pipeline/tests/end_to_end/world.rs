@@ -23,6 +23,8 @@ use crate::workload::{To, Written};
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 /// Partitions by priority, so that few files make a topic and several members still share one.
 const PARTITIONS: &str = "{ critical: 2, high: 2, medium: 2, low: 1 }";
+/// Lines of a child's talk that a failure shows, from its beginning and from its end.
+const SAID_LINES: usize = 40;
 /// Records per append.
 const CHUNK: usize = 500;
 
@@ -174,6 +176,8 @@ impl World {
     pub(crate) fn run(&self) -> Running {
         Running::start(self.tidings(&[
             "run",
+            "--log",
+            "warn,tidings_pipeline::process=info",
             "-c",
             "topology.yaml",
             "--workers",
@@ -318,9 +322,14 @@ impl Running {
         running
     }
 
-    /// What it said on stderr so far.
+    /// What it said on stderr so far; of much, the beginning and the end.
     pub(crate) fn said(&self) -> String {
-        self.said.lock().unwrap().clone()
+        let said = self.said.lock().unwrap();
+        let lines: Vec<&str> = said.lines().collect();
+        let (head, tail) =
+            (lines.len().min(SAID_LINES), lines.len().saturating_sub(SAID_LINES).max(SAID_LINES.min(lines.len())));
+        let left_out = if tail > head { format!("\n… {} lines …\n", tail - head) } else { "\n".to_owned() };
+        lines[..head].join("\n") + &left_out + &lines[tail..].join("\n") + "\n"
     }
 
     /// SIGKILL.
@@ -330,7 +339,7 @@ impl Running {
     }
 
     /// SIGTERM; waits for its end.
-    pub(crate) fn stop(mut self) -> ExitStatus {
+    pub(crate) fn stop(mut self) -> (ExitStatus, String) {
         let pid = self.child.0.id().to_string();
         assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
         let mut status = None;
@@ -344,7 +353,7 @@ impl Running {
                 status.is_some()
             },
         );
-        status.unwrap()
+        (status.unwrap(), self.said())
     }
 }
 
@@ -383,7 +392,15 @@ impl Http {
     fn new() -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        Self { runtime, client: reqwest::Client::builder().no_proxy().build().unwrap() }
+        Self {
+            runtime,
+            client: reqwest::Client::builder()
+                .no_proxy()
+                // Nobody looks after an idle connection between two questions.
+                .pool_max_idle_per_host(0)
+                .build()
+                .unwrap(),
+        }
     }
 
     fn send(&self, request: reqwest::RequestBuilder) -> Result<String, String> {

@@ -270,7 +270,15 @@ fn seed_queries_are_right(world: &World, providers: &Providers, clock: &Stopwatc
         let arrived = arrived(is_mail);
         if is_mail {
             // Mails are delivered at their receipt, which nobody sends here: all that did not fail are open.
-            assert_eq!((sent - failed, *delivered), (arrived, 0), "{channel}");
+            // Of one whose call the kill cut off nobody knows whether it left; the record says so.
+            let doubts = "SELECT uniqExact(delivery) FROM lifecycle WHERE has(states, 'unknown') AND channel = 'email'";
+            let unknown: u64 = world.ask(doubts)[0][0].parse().unwrap();
+            let open = sent - failed;
+            assert!(
+                open >= arrived && open - arrived <= unknown,
+                "{channel}: {open} sent, {arrived} arrived, {unknown} unknown"
+            );
+            assert_eq!(*delivered, 0, "{channel}");
         } else {
             assert_eq!((*delivered, sent - failed), (arrived, arrived), "{channel}");
         }

@@ -456,9 +456,21 @@ impl Kafka {
 
     fn range(&self, partition: &TopicPartition) -> Result<Range<u64>, LogError> {
         self.exists(partition)?;
-        let found = self.desk.fetch_watermarks(&partition.topic, native(partition.partition)?, self.params.patience);
-        let (oldest, end) = found.map_err(|error| unreachable(&error))?;
-        Ok(unsigned(oldest)..unsigned(end))
+        // A topic that was made a moment ago has no leader yet, and the client's first guess at one may
+        // be wrong: both pass by themselves within seconds.
+        let mut asks = WITHOUT_LEADER_ASKS_MAX;
+        loop {
+            let found =
+                self.desk.fetch_watermarks(&partition.topic, native(partition.partition)?, self.params.patience);
+            match found {
+                Ok((oldest, end)) => return Ok(unsigned(oldest)..unsigned(end)),
+                Err(error) if asks > 0 && is_without_leader(&error) => {
+                    asks -= 1;
+                    std::thread::sleep(WITHOUT_LEADER_PAUSE);
+                }
+                Err(error) => return Err(unreachable(&error)),
+            }
+        }
     }
 
     fn out_of_range(&self, partition: &TopicPartition, offset: u64) -> LogError {
@@ -857,6 +869,19 @@ struct Shared {
     taken: Mutex<BTreeSet<TopicPartition>>,
     /// Whether all brokers were gone when last heard.
     down: AtomicBool,
+}
+
+/// How often a partition without a leader is asked again: for about ten seconds in all, longer than an
+/// election takes on a healthy cluster.
+const WITHOUT_LEADER_ASKS_MAX: u32 = 50;
+/// The pause between two such asks.
+const WITHOUT_LEADER_PAUSE: Duration = Duration::from_millis(200);
+
+fn is_without_leader(error: &KafkaError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(RDKafkaErrorCode::NotLeaderForPartition | RDKafkaErrorCode::LeaderNotAvailable)
+    )
 }
 
 struct KafkaReader {

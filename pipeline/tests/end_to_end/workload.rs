@@ -140,15 +140,15 @@ fn addresses(user: usize) -> Vec<Written> {
     if user % 20 == 19 {
         return Vec::new();
     }
-    if user % 2 == 0 {
+    if user.is_multiple_of(2) {
         let token = format!("{user:064x}");
         add("phone", json!({ "channel": "push", "platform": "ios", "address": token, "environment": "production" }));
     }
-    if user % 2 == 1 || user % 10 == 0 {
+    if user % 2 == 1 || user.is_multiple_of(10) {
         let token = format!("e2e-{user}:APA91b{user:032x}");
         add("tablet", json!({ "channel": "push", "platform": "android", "address": token }));
     }
-    if user % 3 != 0 {
+    if !user.is_multiple_of(3) {
         add("mail", json!({ "channel": "email", "address": format!("{}@example.com", name(user)) }));
     }
     all
@@ -232,7 +232,7 @@ impl Making {
             }
             90..93 => {
                 // One of four lacks what its template needs: a dead letter.
-                let data = if friend % 4 == 0 { json!({}) } else { json!({ "item": "Momo" }) };
+                let data = if friend.is_multiple_of(4) { json!({}) } else { json!({ "item": "Momo" }) };
                 let book = json!({ "object": { "id": format!("book{number}") }, "data": data });
                 self.put(Priority::Low, user, event("recommendation", book));
             }
@@ -263,7 +263,7 @@ impl Making {
                 self.put(Priority::Medium, user, wrong);
             }
             // On the wrong topic: each path hands over what belongs to the other.
-            _ if friend % 2 == 0 => {
+            _ if friend.is_multiple_of(2) => {
                 self.put(Priority::Medium, user, event("security_alert", json!({ "data": { "place": "Oslo" } })));
             }
             _ => {

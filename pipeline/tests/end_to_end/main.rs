@@ -6,5 +6,6 @@
 //! `TIDINGS_E2E_SEED` what they are.
 
 mod main_job;
+mod mistakes;
 mod workload;
 mod world;

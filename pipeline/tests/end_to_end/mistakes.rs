@@ -20,7 +20,9 @@ fn refused(mut command: Command) -> (Option<i32>, String) {
 fn events(count: usize) -> Vec<Written> {
     let event = |number: usize| {
         let user = format!("u{number}");
-        let value = format!(r#"{{"id":"e{number}","type":"order_shipped","user_id":"{user}","data":{{"order_id":"o{number}"}}}}"#);
+        let value = format!(
+            r#"{{"id":"e{number}","type":"order_shipped","user_id":"{user}","data":{{"order_id":"o{number}"}}}}"#
+        );
         Written { to: To::Events(Priority::High), key: user, value: value.into_bytes() }
     };
     (0..count).map(event).collect()
@@ -81,9 +83,12 @@ fn rows_wait_for_a_clickhouse_that_comes_late() {
     let running = Running::start(world.tidings(&RUN));
     let cut = || world.metric(&running, "tidings_source_records_total").unwrap_or(0);
     until("the events are decided", PATIENCE, || running.said(), || cut() >= 200);
-    until("it says what it waits for", PATIENCE, || running.said(), || {
-        running.said().contains("ClickHouse's schema cannot be brought up to date; the log keeps the rows")
-    });
+    until(
+        "it says what it waits for",
+        PATIENCE,
+        || running.said(),
+        || running.said().contains("ClickHouse's schema cannot be brought up to date; the log keeps the rows"),
+    );
     let _bridge = Bridge::between(port, &world.services.clickhouse);
     until("the rows arrive", PATIENCE, || running.said(), || recorded(&world, 200));
     let (status, said) = running.stop();

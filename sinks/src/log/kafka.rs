@@ -456,9 +456,20 @@ impl Kafka {
 
     fn range(&self, partition: &TopicPartition) -> Result<Range<u64>, LogError> {
         self.exists(partition)?;
-        let found = self.desk.fetch_watermarks(&partition.topic, native(partition.partition)?, self.params.patience);
-        let (oldest, end) = found.map_err(|error| unreachable(&error))?;
-        Ok(unsigned(oldest)..unsigned(end))
+        let mut pauses_left = self.params.patience.as_millis() / MOVE_PAUSE.as_millis();
+        loop {
+            let number = native(partition.partition)?;
+            match self.desk.fetch_watermarks(&partition.topic, number, self.params.patience) {
+                Ok((oldest, end)) => return Ok(unsigned(oldest)..unsigned(end)),
+                Err(error) if pauses_left == 0 || !is_electing(error.rdkafka_error_code()) => {
+                    return Err(unreachable(&error));
+                }
+                // A new topic's leader, or one that moves: the broker that is asked hears of it last.
+                Err(_) => {}
+            }
+            pauses_left -= 1;
+            std::thread::sleep(MOVE_PAUSE);
+        }
     }
 
     fn out_of_range(&self, partition: &TopicPartition, offset: u64) -> LogError {
@@ -634,6 +645,10 @@ impl Kafka {
             std::thread::sleep(MOVE_PAUSE);
         }
     }
+}
+
+const fn is_electing(code: Option<RDKafkaErrorCode>) -> bool {
+    matches!(code, Some(RDKafkaErrorCode::NotLeaderForPartition | RDKafkaErrorCode::LeaderNotAvailable))
 }
 
 const fn is_moving(code: Option<RDKafkaErrorCode>) -> bool {

@@ -23,6 +23,8 @@ use crate::workload::{To, Written};
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 /// Partitions by priority, so that few files make a topic and several members still share one.
 const PARTITIONS: &str = "{ critical: 2, high: 2, medium: 2, low: 1 }";
+/// Lines of a child's talk that a failure shows, from its beginning and from its end.
+const SAID_LINES: usize = 40;
 /// Records per append.
 const CHUNK: usize = 500;
 
@@ -320,9 +322,14 @@ impl Running {
         running
     }
 
-    /// What it said on stderr so far.
+    /// What it said on stderr so far; of much, the beginning and the end.
     pub(crate) fn said(&self) -> String {
-        self.said.lock().unwrap().clone()
+        let said = self.said.lock().unwrap();
+        let lines: Vec<&str> = said.lines().collect();
+        let (head, tail) =
+            (lines.len().min(SAID_LINES), lines.len().saturating_sub(SAID_LINES).max(SAID_LINES.min(lines.len())));
+        let left_out = if tail > head { format!("\n… {} lines …\n", tail - head) } else { "\n".to_owned() };
+        lines[..head].join("\n") + &left_out + &lines[tail..].join("\n") + "\n"
     }
 
     /// SIGKILL.

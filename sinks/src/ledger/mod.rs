@@ -278,7 +278,8 @@ pub struct Claim {
     pub owner: Arc<str>,
     /// Until when nobody else may.
     pub lease_until: Instant,
-    /// Attempts that are known from elsewhere (a retry record) in case the entry is gone.
+    /// Attempts that are known from elsewhere (a retry record): the entry may be gone, or know of fewer,
+    /// because a critical message was called while the ledger was away.
     pub attempts_before: u32,
 }
 

@@ -58,7 +58,7 @@ for i = 0, (#KEYS - 1) / 3 - 1 do
     if phase == 'P' and who == owner then
       granted = 1
     elseif (phase == 'P' or phase == 'W') and tonumber(at) <= now then
-      granted, write = 1, 'P ' .. (attempt + 1) .. ' ' .. lease .. ' ' .. owner .. '\n' .. value
+      granted, write = 1, 'P ' .. (math.max(tonumber(attempt), tonumber(before)) + 1) .. ' ' .. lease .. ' ' .. owner .. '\n' .. value
     end
   end
   if write then

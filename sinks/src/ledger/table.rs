@@ -69,7 +69,7 @@ impl<T: Table> TableLedger<T> {
                             answers.push(Claimed::Met(entry));
                             continue;
                         }
-                        (newest.number, entry.0)
+                        (newest.number.max(claim.attempts_before), entry.0)
                     }
                 };
                 let phase = Phase::Pending { owner: claim.owner.clone(), lease_until: claim.lease_until };

@@ -98,6 +98,10 @@ async fn the_protocol(ledger: &dyn Ledger) {
     // A retry record whose entry is gone goes on counting.
     let counted = Claim { attempts_before: 3, ..claim(own(4), "a", 1000) };
     assert_eq!(claim_one(ledger, by, counted, T0).await, "+P4");
+    // So does one whose entry never heard of the last attempt: its rows were said, and are not these.
+    assert_eq!(claim_one(ledger, by, claim(own(8), "a", 1000), T0).await, "+P1");
+    let counted = Claim { attempts_before: 2, ..claim(own(8), "b", 2000) };
+    assert_eq!(claim_one(ledger, by, counted, later(1000)).await, "+P1 P3");
 
     // A batch answers in order, one delivery met twice in it is granted once.
     let batch = [claim(key(5), "a", 1000), claim(key(1), "a", 1000), claim(key(5), "b", 1000)];

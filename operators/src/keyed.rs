@@ -29,8 +29,15 @@ use crate::quiet::{self, Verdict};
 use crate::rules::Rules;
 
 /// What an operator keeps under one user: a byte string, compared by bytes.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct Subkey(pub SmallVec<[u8; 24]>);
+
+impl Clone for Subkey {
+    fn clone(&self) -> Self {
+        // One copy of memory; the derived one goes byte by byte.
+        Self(SmallVec::from_slice(&self.0))
+    }
+}
 
 impl Subkey {
     /// The subkey of these fields, each ended by a zero byte (which texts here never hold).

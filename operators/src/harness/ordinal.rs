@@ -12,8 +12,18 @@ use super::feed::Lot;
 use crate::keyed::{Subkey, TimerId};
 
 /// A place in an epoch.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
-pub struct Ordinal(pub SmallVec<[u8; 64]>);
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+pub struct Ordinal(pub SmallVec<[u8; 80]>);
+
+/// A record's ordinal and eight hops, which is the longest chain of the operators there are, stay inline.
+const _: () = assert!(15 + 8 * 7 <= 80);
+
+impl Clone for Ordinal {
+    fn clone(&self) -> Self {
+        // One copy of memory; the derived one goes byte by byte.
+        Self(SmallVec::from_slice(&self.0))
+    }
+}
 
 impl Ordinal {
     /// A changed profile: class 0.
@@ -61,11 +71,13 @@ impl Ordinal {
     /// The place of emission `index` of operator `operator` on `port`, caused by this.
     #[must_use]
     pub fn hop(&self, operator: usize, port: u8, index: usize) -> Self {
-        let mut bytes = self.0.clone();
-        bytes.extend_from_slice(&u16::try_from(operator).unwrap_or(u16::MAX).to_be_bytes());
-        bytes.push(port);
-        bytes.extend_from_slice(&u32::try_from(index).unwrap_or(u32::MAX).to_be_bytes());
-        Self(bytes)
+        let mut hop = [0; 7];
+        hop[..2].copy_from_slice(&u16::try_from(operator).unwrap_or(u16::MAX).to_be_bytes());
+        hop[2] = port;
+        hop[3..].copy_from_slice(&u32::try_from(index).unwrap_or(u32::MAX).to_be_bytes());
+        let mut next = self.clone();
+        next.0.extend_from_slice(&hop);
+        next
     }
 }
 

@@ -285,14 +285,14 @@ struct Run<'a> {
 
 impl Run<'_> {
     /// The chain's end: an item becomes a lane record, a hand-over, or a row.
-    fn end(&mut self, flow: Flow, known: Known) {
+    fn end(&mut self, flow: Flow, known: &Known) {
         let Flow { ordinal, cause, item, port } = flow;
         let group = key_group(placement(&item.user));
         let user = Arc::clone(&item.user);
         let (said, drafts) = match port {
             PORT_CRITICAL => (Some(lanes::hand_over(item, Priority::Critical)), Vec::new()),
             PORT_HIGH => (Some(lanes::hand_over(item, Priority::High)), Vec::new()),
-            _ => lanes::end(item, self.now, &known, self.rules, cause),
+            _ => lanes::end(item, self.now, known, self.rules, cause),
         };
         if let Some((to, value)) = said {
             self.output.said.push(Said { group, ordinal: ordinal.clone(), to, user, value: value.into() });
@@ -421,7 +421,7 @@ pub enum RestoreError {
 impl Chain {
     /// What is known of a user: for tests and `state`.
     #[must_use]
-    pub fn known(&self, user: &str) -> Known {
+    pub fn known(&self, user: &str) -> &Known {
         self.profiles.get(user)
     }
 }

@@ -25,11 +25,13 @@ pub(crate) struct Profiles {
     users: HashMap<Arc<str>, Known>,
     /// What this epoch changed: the user, and what was known before.
     changed: BTreeMap<Arc<str>, Known>,
+    /// What is known of everybody else.
+    defaults: Known,
 }
 
 impl Profiles {
-    pub(crate) fn get(&self, user: &str) -> Known {
-        self.users.get(user).cloned().unwrap_or_default()
+    pub(crate) fn get(&self, user: &str) -> &Known {
+        self.users.get(user).unwrap_or(&self.defaults)
     }
 
     pub(crate) fn set_profile(&mut self, user: &Arc<str>, profile: Profile) {

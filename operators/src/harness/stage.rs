@@ -91,7 +91,7 @@ impl<O: Operator> Keyed<O> {
             epoch: env.epoch,
             operator: &self.id,
             user,
-            known: &known,
+            known,
             rules: env.rules,
             path: env.path,
             slot,

@@ -101,7 +101,9 @@ impl<O: Operator> Keyed<O> {
             cause,
         };
         call(&self.operator, &mut cx);
-        self.table.settle(user);
+        if cx.slot.turned_dirty() {
+            self.table.settle(user);
+        }
         for (index, (port, item)) in self.emitted.drain(..).enumerate() {
             // Rows stand at port 0, before everything that the same call sets in motion.
             let ordinal = ordinal.hop(self.number, port.saturating_add(1), index);

@@ -44,11 +44,13 @@ pub(crate) struct UserSlot<O: Operator> {
     entries: BTreeMap<Subkey, Entry<O>>,
     /// Subkeys touched in this epoch; empty means that nothing of the user is dirty.
     touched: Vec<Subkey>,
+    /// Whether the table has noted that the user is dirty.
+    noted: bool,
 }
 
 impl<O: Operator> Default for UserSlot<O> {
     fn default() -> Self {
-        Self { user: None, user_dirty: false, entries: BTreeMap::new(), touched: Vec::new() }
+        Self { user: None, user_dirty: false, entries: BTreeMap::new(), touched: Vec::new(), noted: false }
     }
 }
 
@@ -68,6 +70,11 @@ impl<O: Operator> UserSlot<O> {
 
     pub(crate) fn head(&self, subkey: &Subkey) -> Option<&O::Entry> {
         self.entries.get(subkey).and_then(|entry| entry.head.as_ref())
+    }
+
+    /// Whether a call was the first of the epoch to leave anything to be written.
+    pub(crate) fn turned_dirty(&self) -> bool {
+        !self.noted && (self.user_dirty || !self.touched.is_empty())
     }
 
     fn touch(&mut self, subkey: &Subkey) -> &mut Entry<O> {
@@ -250,21 +257,25 @@ pub struct StateKey {
 /// The state of one operator on one worker.
 pub(crate) struct Table<O: Operator> {
     groups: Vec<HashMap<Arc<str>, UserSlot<O>>>,
-    /// Users touched in this epoch.
-    dirty: BTreeSet<(KeyGroup, Arc<str>)>,
+    /// Users touched in this epoch, each once.
+    dirty: Vec<(KeyGroup, Arc<str>)>,
     pub(crate) timers: TimerIndex,
+    /// What a call for a user without state works on. It moves into the table once something is in it,
+    /// so that operators that keep nothing cost no insertion.
+    spare: UserSlot<O>,
 }
 
 impl<O: Operator> Table<O> {
     pub(crate) fn new() -> Self {
         let groups = (0..KEY_GROUPS).map(|_| HashMap::new()).collect();
-        Self { groups, dirty: BTreeSet::new(), timers: TimerIndex::default() }
+        Self { groups, dirty: Vec::new(), timers: TimerIndex::default(), spare: UserSlot::default() }
     }
 
-    /// The user's slot and the timers, for one call. [`Table::settle`] follows.
+    /// The user's slot and the timers, for one call. [`Table::settle`] follows where the slot
+    /// [turned dirty](UserSlot::turned_dirty); a slot that did not is what it was.
     pub(crate) fn slot(&mut self, user: &Arc<str>) -> (&mut UserSlot<O>, &mut TimerIndex) {
         let group = usize::from(key_group(placement(user)).0);
-        let slot = self.groups[group].entry(Arc::clone(user)).or_default();
+        let slot = self.groups[group].get_mut(user).unwrap_or(&mut self.spare);
         (slot, &mut self.timers)
     }
 
@@ -272,15 +283,16 @@ impl<O: Operator> Table<O> {
         self.groups[usize::from(key_group(placement(user)).0)].get(user)
     }
 
-    /// Notes whether a call left anything to be written, and drops what it left empty.
+    /// Notes that a call left something to be written.
     pub(crate) fn settle(&mut self, user: &Arc<str>) {
         let group = key_group(placement(user));
         let users = &mut self.groups[usize::from(group.0)];
-        let Some(slot) = users.get(user) else { return };
-        if slot.user_dirty || !slot.touched.is_empty() {
-            self.dirty.insert((group, Arc::clone(user)));
-        } else if slot.is_gone() {
-            users.remove(user);
+        if self.spare.turned_dirty() {
+            users.insert(Arc::clone(user), std::mem::take(&mut self.spare));
+        }
+        if let Some(slot) = users.get_mut(user) {
+            slot.noted = true;
+            self.dirty.push((group, Arc::clone(user)));
         }
     }
 
@@ -293,9 +305,12 @@ impl<O: Operator> Table<O> {
 
     /// Images of all that this epoch touched, in key order; the marks are taken off.
     pub(crate) fn drain_dirty(&mut self, mut image: impl FnMut(StateKey, Image)) {
-        for (group, user) in std::mem::take(&mut self.dirty) {
+        let mut dirty = std::mem::take(&mut self.dirty);
+        dirty.sort_unstable();
+        for (group, user) in dirty {
             let users = &mut self.groups[usize::from(group.0)];
             let Some(slot) = users.get_mut(&user) else { continue };
+            slot.noted = false;
             if std::mem::take(&mut slot.user_dirty) {
                 let head = slot.user.as_ref().map(encode);
                 let body = Some(None);

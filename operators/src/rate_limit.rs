@@ -176,7 +176,8 @@ impl RateLimit {
     fn judge(&self, cx: &mut Cx<'_, Self>, mut item: Item) {
         let mut last = None;
         while let Some(channel) = item.channel() {
-            if self.held(cx, &item, channel).iter().any(|held| held.rate.max == 0) {
+            let held = self.held(cx, &item, channel);
+            if held.iter().any(|held| held.rate.max == 0) {
                 // A user's cap of zero is an opt-out by another name: waiting would never end.
                 item.strike(channel, Reason::RateLimited);
                 last = Some(channel);
@@ -184,9 +185,9 @@ impl RateLimit {
             }
             let overflow = cx.rules().overflow(&item.event_type, item.priority);
             let waiting = overflow == Overflow::Merge && cx.entry(&place_of(&item, channel, overflow)).is_some();
-            match self.free_at(cx, &item, channel) {
+            match free_at(cx, &held) {
                 None if !waiting => {
-                    self.count(cx, &item, channel);
+                    count(cx, held);
                     item.counted = true;
                     return cx.emit(0, item);
                 }
@@ -257,12 +258,12 @@ impl RateLimit {
                 let item = parked::leaving(cx, subkey, &place, item);
                 return cx.emit(0, item);
             }
-            Verdict::Pass => self.free_at(cx, &item, channel),
+            Verdict::Pass => free_at(cx, &self.held(cx, &item, channel)),
         };
         match next {
             None => {
                 let mut item = parked::leaving(cx, subkey, &place, item);
-                self.count(cx, &item, channel);
+                count(cx, self.held(cx, &item, channel));
                 item.counted = true;
                 cx.emit(0, item);
             }
@@ -343,35 +344,35 @@ impl RateLimit {
         }
         held
     }
+}
 
-    /// When `item` may leave on `channel`: now, or the instant at which every level has budget.
-    fn free_at(&self, cx: &Cx<'_, Self>, item: &Item, channel: Channel) -> Option<Instant> {
-        let mut free = None;
-        for Held { counter, rate } in self.held(cx, item, channel) {
-            let Some(EntryV1::Sends(sends)) = cx.entry(&counter) else { continue };
-            let recent = sends.iter().filter(|at| at.after(rate.per.0) > cx.now()).count();
-            let most = usize::try_from(rate.max).unwrap_or(usize::MAX);
-            if recent >= most {
-                // The send whose leaving the window makes room.
-                let opens = sends.len().checked_sub(most.max(1)).and_then(|place| sends.get(place));
-                free = free.max(opens.map(|at| at.after(rate.per.0)));
-            }
+/// When what is `held` may leave: now, or the instant at which every level has budget.
+fn free_at(cx: &Cx<'_, RateLimit>, held: &[Held]) -> Option<Instant> {
+    let mut free = None;
+    for Held { counter, rate } in held {
+        let Some(EntryV1::Sends(sends)) = cx.entry(counter) else { continue };
+        let recent = sends.iter().filter(|at| at.after(rate.per.0) > cx.now()).count();
+        let most = usize::try_from(rate.max).unwrap_or(usize::MAX);
+        if recent >= most {
+            // The send whose leaving the window makes room.
+            let opens = sends.len().checked_sub(most.max(1)).and_then(|place| sends.get(place));
+            free = free.max(opens.map(|at| at.after(rate.per.0)));
         }
-        free
     }
+    free
+}
 
-    /// Counts a send.
-    fn count(&self, cx: &mut Cx<'_, Self>, item: &Item, channel: Channel) {
-        let now = cx.now();
-        for Held { counter, rate } in self.held(cx, item, channel) {
-            if let EntryV1::Sends(sends) = cx.entry_mut(&counter) {
-                while sends.front().is_some_and(|at| at.after(rate.per.0) <= now) {
-                    sends.pop_front();
-                }
-                sends.push_back(now);
+/// Counts a send on every level that held it.
+fn count(cx: &mut Cx<'_, RateLimit>, held: Vec<Held>) {
+    let now = cx.now();
+    for Held { counter, rate } in held {
+        if let EntryV1::Sends(sends) = cx.entry_mut(&counter) {
+            while sends.front().is_some_and(|at| at.after(rate.per.0) <= now) {
+                sends.pop_front();
             }
-            cx.set_timer(&counter, FORGET, now.after(rate.per.0));
+            sends.push_back(now);
         }
+        cx.set_timer(&counter, FORGET, now.after(rate.per.0));
     }
 }
 

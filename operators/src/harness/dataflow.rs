@@ -234,7 +234,8 @@ enum Step {
 /// One partition on its way in.
 struct Inlet {
     assigned: Assigned,
-    buffer: VecDeque<RawRecord>,
+    /// Records with their checksums.
+    buffer: VecDeque<(RawRecord, u64)>,
     /// Every record below it is in the buffer, or was cut, or does not exist.
     position: u64,
     /// All that was polled since the start.
@@ -354,11 +355,12 @@ impl Intake {
             format!("source `{source}`, partition {partition}: {problem}")
         })?;
         let count = self.scratch.len();
-        for record in &self.scratch {
+        for record in self.scratch.drain(..) {
+            let checksum = record.checksum();
             inlet.total.records += 1;
-            inlet.total.checksum = inlet.total.checksum.wrapping_add(record.checksum());
+            inlet.total.checksum = inlet.total.checksum.wrapping_add(checksum);
+            inlet.buffer.push_back((record, checksum));
         }
-        inlet.buffer.extend(self.scratch.drain(..));
         inlet.position = inlet.position.max(position);
         Ok(count)
     }
@@ -373,9 +375,9 @@ impl Intake {
             let Some(source) = self.sources.get(usize::from(lot.source)) else { continue };
             let mut extent = Extent { end, ..Extent::default() };
             let mut open: Vec<Vec<_>> = (0..self.peers).map(|_| Vec::new()).collect();
-            while let Some(record) = inlet.buffer.pop_front_if(|record| record.offset < end) {
+            while let Some((record, checksum)) = inlet.buffer.pop_front_if(|(record, _)| record.offset < end) {
                 extent.records += 1;
-                extent.checksum = extent.checksum.wrapping_add(record.checksum());
+                extent.checksum = extent.checksum.wrapping_add(checksum);
                 let arrived = ingest(source, lot, &record, &cut.rules, Path::Decide);
                 let target = key_group(arrived.placement()).worker(self.peers);
                 open[target].push(arrived);

@@ -127,7 +127,7 @@ impl Operator for Aggregate {
         let subkey = self.subkey(&item);
         let Some(window) = cx.entry(&subkey).cloned() else { return self.open(cx, &subkey, item) };
         let deadline = self.slide(cx, &subkey, &window);
-        let mut gathered = match cx.body(&subkey).cloned().flatten() {
+        let mut gathered = match cx.take_body(&subkey).flatten() {
             None => item.clone(),
             Some(mut gathered) => {
                 for member in gathered.absorb(item.clone()) {
@@ -222,7 +222,9 @@ fn retract(cx: &mut Cx<'_, Aggregate>, control: &mut Item) {
         Op::Retract | Op::Notify => (Did::Retracted, Reason::Retracted),
     };
     for subkey in cx.subkeys() {
-        let Some(mut item) = cx.body(&subkey).cloned().flatten() else { continue };
+        let named = |item: &Item| item.members.iter().any(|member| control.names(item, member));
+        let Some(Some(item)) = cx.body(&subkey).filter(|body| body.as_deref().is_some_and(named)) else { continue };
+        let mut item = item.clone();
         let out = item.take_out(control);
         if out.is_empty() {
             continue;

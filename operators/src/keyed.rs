@@ -341,6 +341,11 @@ impl<O: Operator> Cx<'_, O> {
         self.slot.body(subkey)
     }
 
+    /// Takes the body out of an entry, to be changed and set again: a body may be large.
+    pub fn take_body(&mut self, subkey: &Subkey) -> Option<O::Body> {
+        self.slot.take_body(subkey)
+    }
+
     /// Sets the body of an entry; the entry is made where it is absent.
     pub fn set_body(&mut self, subkey: &Subkey, body: O::Body) {
         self.slot.set_body(subkey, body);

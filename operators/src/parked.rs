@@ -48,7 +48,7 @@ pub(crate) fn park<O: Places>(
     reason: Reason,
 ) {
     let place = cx.entry(subkey).and_then(O::place).cloned();
-    let waiting = cx.body(subkey).cloned().flatten();
+    let waiting = cx.take_body(subkey).flatten();
     let (Some(mut place), Some(mut waiting)) = (place, waiting) else {
         let group = GroupId::new(cx.operator(), cx.user_id(), subkey.bytes(), item.first_event());
         cx.record_leg(&item, did, Some(reason), Some(until));
@@ -115,8 +115,9 @@ pub(crate) fn retract<O: Places>(cx: &mut Cx<'_, O>, control: &mut Item) {
     };
     for subkey in cx.subkeys() {
         let Some(place) = cx.entry(&subkey).and_then(O::place).cloned() else { continue };
-        let Some(mut item) = cx.body(&subkey).cloned().flatten() else { continue };
-        let before = item.clone();
+        let named = |item: &Item| item.members.iter().any(|member| control.names(item, member));
+        let Some(Some(item)) = cx.body(&subkey).filter(|body| body.as_deref().is_some_and(named)) else { continue };
+        let (before, mut item) = (item.clone(), item.clone());
         let out = item.take_out(control);
         if out.is_empty() {
             continue;

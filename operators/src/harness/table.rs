@@ -94,6 +94,14 @@ impl<O: Operator> UserSlot<O> {
         self.entries.get(subkey).and_then(|entry| entry.body.as_ref())
     }
 
+    /// Takes the body out of an entry, which stays. Costs nothing where there is none.
+    pub(crate) fn take_body(&mut self, subkey: &Subkey) -> Option<O::Body> {
+        self.entries.get(subkey)?.body.as_ref()?;
+        let entry = self.touch(subkey);
+        entry.body_dirty = true;
+        entry.body.take()
+    }
+
     pub(crate) fn set_body(&mut self, subkey: &Subkey, body: O::Body) {
         let entry = self.touch(subkey);
         entry.body = Some(body);

@@ -35,7 +35,8 @@ pub struct Place {
     pub command: String,
     /// Processor, cores, and how busy they were when the run began.
     pub machine: String,
-    /// The commit, marked where the tree has changes.
+    /// The commit that is checked out, marked where the tree has changes. It is the binary's only where the
+    /// binary was built right before, as `cargo xtask bench` does.
     pub commit: String,
     /// How it was compiled.
     pub profile: &'static str,

@@ -681,6 +681,13 @@ impl Deliverer {
 
     /// Step 5: the call, and what came of it.
     async fn call(&self, desk: &Desk, provider: &Arc<dyn Provider>, granted: Vec<(Granted, Content)>) -> Vec<Step> {
+        // What no ledger remembers, the record does: were it to die now, the next owner would take the call for
+        // a first one.
+        let now = self.now();
+        let doubts = granted.iter().filter(|(it, _)| !it.ledgered).map(|(it, _)| {
+            rows::of_doubt(&it.delivery.leg.record, it.delivery.key.delivery, it.entry.newest().number, now)
+        });
+        desk.outbox.say(doubts.collect(), Vec::new()).await;
         let calls: Vec<_> = granted.iter().filter_map(|(it, content)| call(it, content)).collect();
         desk.metrics.calls.fetch_add(calls.len() as u64, Ordering::Relaxed);
         let answer = tokio::time::timeout(call_max(provider), provider.deliver(&calls, self.now())).await;

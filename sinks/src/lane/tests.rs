@@ -900,6 +900,70 @@ async fn without_the_ledger_critical_goes_out_as_unknown_and_the_rest_waits() {
     process.stop().await;
 }
 
+/// A ledger that takes no settlement while it sulks.
+struct Sulking(Arc<dyn Ledger>, std::sync::atomic::AtomicBool);
+
+impl Ledger for Sulking {
+    fn incarnation(&self, now: Instant) -> BoxFuture<'_, Result<Incarnation, LedgerError>> {
+        self.0.incarnation(now)
+    }
+    fn claim<'a>(
+        &'a self,
+        by: &'a Incarnation,
+        claims: &'a [Claim],
+        now: Instant,
+    ) -> BoxFuture<'a, Result<Vec<Claimed>, LedgerError>> {
+        self.0.claim(by, claims, now)
+    }
+    fn settle<'a>(
+        &'a self,
+        by: &'a Incarnation,
+        settles: &'a [Settle],
+        now: Instant,
+    ) -> BoxFuture<'a, Result<Vec<bool>, LedgerError>> {
+        if self.1.load(Ordering::SeqCst) {
+            return Box::pin(async { Err(LedgerError::Unreachable("sulks".to_owned())) });
+        }
+        self.0.settle(by, settles, now)
+    }
+    fn look<'a>(
+        &'a self,
+        by: &'a Incarnation,
+        keys: &'a [Key],
+    ) -> BoxFuture<'a, Result<Vec<Option<Entry>>, LedgerError>> {
+        self.0.look(by, keys)
+    }
+    fn passed<'a>(
+        &'a self,
+        by: &'a Incarnation,
+        lane: &'a TopicPartition,
+        through: u64,
+        now: Instant,
+    ) -> BoxFuture<'a, Result<(), LedgerError>> {
+        self.0.passed(by, lane, through, now)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_critical_repeat_meets_a_call_that_the_ledger_heard_of_late() {
+    let world = World::new(Channel::Push).await;
+    world.device("u1", "a").await;
+    let critical = [Line::Lane(Priority::Critical)];
+    let ledger = Arc::new(Sulking(world.ledger.clone(), true.into()));
+    let process = world.start_with(ledger.clone(), &critical).await;
+    let code = world.leg("u1", Priority::Critical);
+    world.say(&code, None);
+    // The message and its rows do not wait for the ledger.
+    world.done(&critical).await;
+    assert_eq!(world.said("u1"), ["created rendered sent delivered"]);
+    ledger.1.store(false, Ordering::SeqCst);
+    world.say(&code, None);
+    world.done(&critical).await;
+    process.stop().await;
+    assert_eq!(world.provider.accepted.lock().unwrap().len(), 1);
+    assert_eq!(world.said("u1"), ["created rendered sent delivered"]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn killed_without_the_ledger_a_critical_duplicate_is_an_unknown_all_the_same() {
     let critical = [Line::Lane(Priority::Critical)];

@@ -198,6 +198,20 @@ impl<'a> Block<'a> {
     }
 }
 
+/// Rows that stand one after the other to the end: what a query for [`COLUMNS`] answers in RowBinary.
+///
+/// # Errors
+/// When a row can't be read.
+pub fn decode_table(bytes: &[u8]) -> Result<Vec<Row>, BlockError> {
+    let mut from = Cursor { rest: bytes, row: 0, column: "" };
+    let mut rows = Vec::new();
+    while !from.rest.is_empty() {
+        rows.push(take_row(&mut from)?);
+        from.row += 1;
+    }
+    Ok(rows)
+}
+
 fn put_header(to: &mut Vec<u8>, header: Header) {
     to.push(match header.kind {
         Kind::Rows => 0,

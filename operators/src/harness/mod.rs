@@ -39,6 +39,7 @@ pub mod output;
 pub(crate) mod profiles;
 pub(crate) mod stage;
 pub mod table;
+pub mod worker;
 
 pub use profiles::PROFILES;
 pub use stage::DUE_PER_GROUP_MAX;

@@ -2,8 +2,8 @@
 //! back to a clean end.
 //!
 //! # Cast
-//! *Decide* and *critical* are threads ([`crate::runtime`]); *deliver* is tasks, one reader per lane;
-//! *record* is a thread. A *tail* follows what they say into the console. They meet only through the
+//! *Decide* and *critical* are threads ([`crate::runtime`]); *deliver* is tasks, one reader per lane, those
+//! of critical lanes on threads of their own (`deliver.rs`); *record* is a thread. A *tail* follows what they say into the console. They meet only through the
 //! log, so that any of them can stop, crash or run elsewhere.
 //!
 //! # Invariants
@@ -11,6 +11,7 @@
 //! - Stop reaches the stages in the order in which work flows: sources first, the record last, so
 //!   that what was decided is delivered and recorded as far as it goes within the bound.
 
+mod deliver;
 mod providers;
 mod tail;
 
@@ -30,19 +31,15 @@ use tidings_schemas::channel::{Channel, Priority};
 use tidings_schemas::event::Event;
 use tidings_schemas::ids::{EventId, lane_partition};
 use tidings_schemas::topics::Topics;
-use tidings_sinks::directory::{self, Directory};
-use tidings_sinks::lane::{Deliverer, LaneMetrics, LaneReader, Limits, Line, Parts, Texts};
-use tidings_sinks::ledger::{self, Ledger};
+use tidings_sinks::lane::LaneMetrics;
 use tidings_sinks::log::{Append, Clock as SinkClock, Log, TopicPartition};
-use tidings_sinks::providers::Context as ProviderContext;
 use tidings_sinks::record::clickhouse::ClickHouse;
 use tidings_sinks::record::files::Files;
 use tidings_sinks::record::writer::{RecordParams, RecordWriter};
-use tidings_sinks::render::{TemplateStore, Templates};
-use tidings_sinks::retry::Schedule;
 use tidings_sinks::tasks::Tasks;
 use tokio_util::sync::CancellationToken;
 
+use self::deliver::CriticalRuntime;
 use crate::assemble::{self, RunSettings};
 use crate::checkpoint::Checkpoints;
 use crate::console::{Console, Emit, Health, Inbox, Parts as ConsoleParts};
@@ -50,7 +47,7 @@ use crate::runtime::clock::Clock;
 use crate::runtime::coordinator::{self, Status, Surroundings};
 use crate::runtime::critical::{Critical, CriticalPlan, CriticalStatus, CriticalSurroundings};
 use crate::sources::file::FileFeeder;
-use crate::topology::{Config, Log as LogPlace, Place, Record as RecordPlace, Store};
+use crate::topology::{Config, Log as LogPlace, Place, Record as RecordPlace};
 
 /// How long an append of outputs may wait for company. Kafka sends a batch sooner when it is full.
 const LINGER: Duration = Duration::from_millis(2);
@@ -134,6 +131,8 @@ pub struct Process {
     critical: Option<Critical>,
     tasks: Tasks,
     record_stop: CancellationToken,
+    /// Last: what runs on it has ended by then.
+    critical_runtime: Option<CriticalRuntime>,
 }
 
 impl Process {
@@ -217,8 +216,12 @@ impl Process {
             };
             threads.push(("record", spawn("record", run)?));
         }
+        let mut critical_runtime = None;
         if runs(Stage::Deliver) {
-            deliver(config, &settings, &topics, &log, &clock, &standing, &mut tasks).await?;
+            let (settings, topics, log, clock, standing) = (&settings, &topics, &log, &clock, &standing);
+            let runtime = CriticalRuntime::start()?;
+            deliver::Start { config, settings, topics, log, clock, standing }.run(&runtime, &mut tasks).await?;
+            critical_runtime = Some(runtime);
         }
         let mut critical = None;
         if runs(Stage::Critical)
@@ -271,7 +274,7 @@ impl Process {
             threads.push(("decide", spawn("decide", move || Ok(coordinator::run(&plan, &around)?))?));
         }
         let admin = serve(&console, settings.admin, &mut tasks).await?;
-        Ok(Self { standing, console, admin, log, emit, stop, threads, critical, tasks, record_stop })
+        Ok(Self { standing, console, admin, log, emit, stop, threads, critical, tasks, record_stop, critical_runtime })
     }
 
     /// Waits until a stage ends by itself; says which, and why.
@@ -312,7 +315,7 @@ impl Process {
     /// # Errors
     /// When a stage ended with an error.
     pub async fn stop(self) -> anyhow::Result<()> {
-        let Self { stop, threads, critical, tasks, record_stop, log, standing, emit, .. } = self;
+        let Self { stop, threads, critical, tasks, record_stop, log, standing, emit, critical_runtime, .. } = self;
         stop.store(true, Ordering::Relaxed);
         let (record, others): (Vec<_>, Vec<_>) = threads.into_iter().partition(|(name, _)| *name == "record");
         let deciding = blocking(move || {
@@ -326,6 +329,7 @@ impl Process {
         wait_for(|| lanes_are_read(&*log, &standing)).await;
         tracing::info!("the lanes are read");
         let (failed, left) = tasks.stop(DRAIN_MAX).await;
+        drop(critical_runtime);
         tracing::info!(?left, "deliveries have ended");
         if !record.is_empty() {
             wait_for(|| record_is_read(&*log, &emit)).await;
@@ -424,92 +428,6 @@ fn migrate(store: &ClickHouse, stop: &CancellationToken) {
             }
         }
     }
-}
-
-async fn deliver(
-    config: &Config,
-    settings: &Settings,
-    topics: &Topics,
-    log: &Arc<dyn Log>,
-    clock: &SinkClock,
-    standing: &Standing,
-    tasks: &mut Tasks,
-) -> anyhow::Result<()> {
-    let nonce = format!("{}-{}", std::process::id(), (settings.wall)().0);
-    let ledger: Arc<dyn Ledger> = match &config.deployment.ledger {
-        Store::Redis(url) => Arc::new(ledger::RedisLedger::new(url.get(), &topics.store("ledger"), &nonce)?),
-        Store::Embedded { path } => Arc::new(ledger::EmbeddedLedger::open(&path.join("ledger"))?),
-    };
-    let directory: Arc<dyn Directory> = match &config.deployment.directory {
-        Store::Redis(url) => Arc::new(directory::RedisDirectory::new(url.get(), &topics.store("directory"))?),
-        Store::Embedded { path } => Arc::new(directory::EmbeddedDirectory::open(&path.join("directory"))?),
-    };
-    let loader = directory::Loader::new(Arc::clone(log), Arc::clone(&directory), topics);
-    let stopping = tasks.stopping();
-    tasks.spawn("directory", loader.run(stopping));
-    #[expect(clippy::disallowed_methods, reason = "secrets of providers stand in this process's environment")]
-    let environment = Arc::new(|name: &str| std::env::var(name).ok());
-    let context = ProviderContext {
-        folder: settings.folder.clone(),
-        extra_ca_pem: settings.extra_ca_pem.clone(),
-        wall_clock: Arc::clone(&settings.wall),
-        environment,
-    };
-    let built = providers::build(config, &context)?;
-    for (channel, sink) in &config.topology.sinks {
-        let store = match &sink.templates {
-            Some(folder) => TemplateStore::open(&settings.folder.join(folder), "en").map_err(problems)?,
-            None => TemplateStore::fixed(Templates::embedded().map_err(problems)?),
-        };
-        let parts = Parts {
-            channel: *channel,
-            topics: topics.clone(),
-            log: Arc::clone(log),
-            ledger: Arc::clone(&ledger),
-            directory: Arc::clone(&directory),
-            render: Arc::new(Texts::new(Arc::new(store))),
-            providers: providers::choice(&built, &sink.providers)?,
-            schedule: Schedule::default(),
-            categories: config.policies.categories.clone(),
-            clock: Arc::clone(clock),
-            speed: settings.speed,
-            process: nonce.as_str().into(),
-        };
-        lanes(*channel, parts, topics, standing, tasks).await?;
-    }
-    Ok(())
-}
-
-async fn lanes(
-    channel: Channel,
-    parts: Parts,
-    topics: &Topics,
-    standing: &Standing,
-    tasks: &mut Tasks,
-) -> anyhow::Result<()> {
-    let deliverer = Arc::new(Deliverer::open(parts).await?);
-    for line in Line::all() {
-        let metrics = Arc::<LaneMetrics>::default();
-        let group = line.group(topics, channel);
-        if let Ok(mut lanes) = standing.lanes.lock() {
-            lanes.insert(group.clone(), Arc::clone(&metrics));
-        }
-        let reader = LaneReader {
-            deliverer: Arc::clone(&deliverer),
-            group: group.clone(),
-            topics: line.topics(topics, channel),
-            limits: Limits::default(),
-            metrics,
-        };
-        let stopping = tasks.stopping();
-        tasks.spawn(group, reader.run(stopping));
-    }
-    Ok(())
-}
-
-fn problems(errors: Vec<tidings_sinks::render::TemplateError>) -> anyhow::Error {
-    let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();
-    anyhow!("templates:\n  {}", lines.join("\n  "))
 }
 
 /// Sources that are files or standard input are fed into topics of their own.

@@ -55,8 +55,16 @@ const LINGER: Duration = Duration::from_millis(2);
 /// How long calls of Kafka wait for the brokers: longer than an election of a leader takes.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How long a stop waits for deliveries under way.
+/// How long a stop waits for calls under way: what a provider may take to answer, twice. Beyond it their outcome
+/// is unknown.
 const DRAIN_MAX: Duration = Duration::from_secs(20);
+
+/// How long a stop waits for the record to have what was said: long enough for one that keeps up. What it
+/// has not is in the log.
+const RECORD_MAX: Duration = Duration::from_secs(2);
+
+/// How long delivering and recording what was decided may take where that is asked for.
+const FINISH_MAX: Duration = Duration::from_secs(20);
 
 /// What a process runs, and how.
 pub struct Settings {
@@ -308,13 +316,26 @@ impl Process {
         }
     }
 
-    /// Stops in the order in which work flows: nothing is decided any more, then the lanes are read to
-    /// their ends, then the record. Each for a while only: what is not done is done after the next
-    /// start.
+    /// Stops in the order in which work flows: nothing is decided any more, then nothing is sent, then nothing is
+    /// recorded. It takes what calls under way need: what waits in a lane or for a date is read again by the
+    /// next owner.
     ///
     /// # Errors
     /// When a stage ended with an error.
     pub async fn stop(self) -> anyhow::Result<()> {
+        self.end(Duration::ZERO).await
+    }
+
+    /// Stops as [`Process::stop`] does, but first delivers and records what was decided, within a bound:
+    /// for a process whose log goes with it.
+    ///
+    /// # Errors
+    /// When a stage ended with an error.
+    pub async fn finish(self) -> anyhow::Result<()> {
+        self.end(FINISH_MAX).await
+    }
+
+    async fn end(self, finish: Duration) -> anyhow::Result<()> {
         let Self { stop, threads, critical, tasks, record_stop, log, standing, emit, critical_runtime, .. } = self;
         stop.store(true, Ordering::Relaxed);
         let (record, others): (Vec<_>, Vec<_>) = threads.into_iter().partition(|(name, _)| *name == "record");
@@ -326,15 +347,17 @@ impl Process {
         });
         let decided = deciding.await;
         tracing::info!("nothing is decided any more");
-        wait_for(|| lanes_are_read(&*log, &standing)).await;
-        tracing::info!("the lanes are read");
-        let (failed, left) = tasks.stop(DRAIN_MAX).await;
-        drop(critical_runtime);
-        tracing::info!(?left, "deliveries have ended");
-        if !record.is_empty() {
-            wait_for(|| record_is_read(&*log, &emit)).await;
+        if !finish.is_zero() {
+            let left = wait_for(finish, || lanes_unread(&*log, &standing)).await;
+            tracing::info!(?left, "the lanes are read");
         }
-        tracing::info!("the record is read");
+        let (failed, in_time) = tasks.stop(DRAIN_MAX).await;
+        drop(critical_runtime);
+        tracing::info!(in_time, "deliveries have ended");
+        if !record.is_empty() {
+            let left = wait_for(finish.max(RECORD_MAX), || record_unread(&*log, &emit)).await;
+            tracing::info!(?left, "the record is read");
+        }
         record_stop.cancel();
         let recorded = blocking(move || join(record)).await;
         decided?;
@@ -346,36 +369,46 @@ impl Process {
     }
 }
 
-/// Asks until it is so, or for [`DRAIN_MAX`].
-async fn wait_for(mut so: impl FnMut() -> bool) {
+/// Asks until nothing is left, at most so long; what is left then.
+async fn wait_for(at_most: Duration, mut left: impl FnMut() -> Vec<String>) -> Vec<String> {
     let mut look = tokio::time::interval(Duration::from_millis(50));
+    let mut newest = Vec::new();
     let all = async {
-        while !so() {
+        loop {
+            newest = left();
+            if newest.is_empty() {
+                return;
+            }
             look.tick().await;
         }
     };
-    let _ = tokio::time::timeout(DRAIN_MAX, all).await;
+    let _ = tokio::time::timeout(at_most, all).await;
+    newest
 }
 
-/// Whether everything in the lanes that are read here was settled.
-fn lanes_are_read(log: &dyn Log, standing: &Standing) -> bool {
-    let Ok(lanes) = standing.lanes.lock() else { return true };
-    let at_end = |(partition, reached): (TopicPartition, tidings_sinks::lane::Reached)| {
+/// Of the lanes that are read here, what is not settled.
+fn lanes_unread(log: &dyn Log, standing: &Standing) -> Vec<String> {
+    let Ok(lanes) = standing.lanes.lock() else { return Vec::new() };
+    let lanes = lanes.iter().filter(|(group, _)| !group.contains("retry"));
+    let unread = |(partition, reached): (TopicPartition, tidings_sinks::lane::Reached)| {
         let end = log.range(&partition).map_or(0, |range| range.end);
-        reached.open == 0 && reached.position >= end
+        let is_read = reached.open == 0 && reached.position >= end;
+        (!is_read).then(|| format!("{partition}: read to {} of {end}, {} open", reached.position, reached.open))
     };
-    lanes.iter().filter(|(group, _)| !group.contains("retry")).all(|(_, lane)| lane.reached().into_iter().all(at_end))
+    lanes.flat_map(|(_, lane)| lane.reached()).filter_map(unread).collect()
 }
 
-/// Whether the record has everything that was said.
-fn record_is_read(log: &dyn Log, emit: &Emitter) -> bool {
+/// Of what was said, what the record does not have.
+fn record_unread(log: &dyn Log, emit: &Emitter) -> Vec<String> {
     let RecordParams { topic, group, .. } = record_params(&emit.topics);
     let count = emit.partitions.get(&topic).copied().unwrap_or(1);
-    (0..count).all(|partition| {
+    let unread = |partition| {
         let at = TopicPartition { topic: topic.as_str().into(), partition };
         let end = log.range(&at).map_or(0, |range| range.end);
-        log.committed(&group, &at).ok().flatten().map_or(0, |commit| commit.offset) >= end
-    })
+        let committed = log.committed(&group, &at).ok().flatten().map_or(0, |commit| commit.offset);
+        (committed < end).then(|| format!("{at}: recorded to {committed} of {end}"))
+    };
+    (0..count).filter_map(unread).collect()
 }
 
 /// How the record of one installation is written.

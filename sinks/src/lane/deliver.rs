@@ -478,8 +478,12 @@ impl Deliverer {
         Some((vec![row], vec![wire::leg(self.to(&topic, &record.user), &onward, None)]))
     }
 
-    /// Step 3: what is late goes back or ends, what may be called is claimed in one trip.
+    /// Step 3: what is late goes back or ends, what may be called is claimed in one trip. Once it is time to
+    /// stop nothing is begun: the next owner reads it again.
     async fn admit(&self, desk: &Desk, deliveries: Vec<Delivery>) -> Vec<Step> {
+        if desk.draining.is_cancelled() {
+            return Vec::new();
+        }
         let mut steps = Vec::new();
         let mut admitted = Vec::new();
         for delivery in self.punctual(desk, deliveries).await {

@@ -12,6 +12,7 @@
 //!   that what was decided is delivered and recorded as far as it goes within the bound.
 
 mod deliver;
+mod give_way;
 mod providers;
 mod tail;
 
@@ -40,6 +41,7 @@ use tidings_sinks::tasks::Tasks;
 use tokio_util::sync::CancellationToken;
 
 use self::deliver::CriticalRuntime;
+pub use self::give_way::give_way;
 use crate::assemble::{self, RunSettings};
 use crate::checkpoint::Checkpoints;
 use crate::console::{Console, Emit, Health, Inbox, Parts as ConsoleParts};
@@ -140,7 +142,7 @@ pub struct Process {
     tasks: Tasks,
     record_stop: CancellationToken,
     /// Last: what runs on it has ended by then.
-    critical_runtime: Option<CriticalRuntime>,
+    critical_runtime: CriticalRuntime,
 }
 
 impl Process {
@@ -224,25 +226,18 @@ impl Process {
             };
             threads.push(("record", spawn("record", run)?));
         }
-        let mut critical_runtime = None;
+        let critical_runtime = CriticalRuntime::start()?;
         if runs(Stage::Deliver) {
             let (settings, topics, log, clock, standing) = (&settings, &topics, &log, &clock, &standing);
-            let runtime = CriticalRuntime::start()?;
-            deliver::Start { config, settings, topics, log, clock, standing }.run(&runtime, &mut tasks).await?;
-            critical_runtime = Some(runtime);
+            let start = deliver::Start { config, settings, topics, log, clock, standing };
+            start.run(&critical_runtime, &mut tasks).await?;
         }
         let mut critical = None;
         if runs(Stage::Critical)
             && let Some(half) = &assembly.critical
         {
-            let embedded = matches!(deployment.log, LogPlace::Embedded { .. });
-            // Handles of its own, so that it queues behind nobody; an embedded log has one owner.
-            let (own, lanes) = if embedded {
-                (Arc::clone(&log), Arc::clone(&log))
-            } else {
-                let own = open(deployment.log.clone(), LINGER, Arc::clone(&clock)).await?;
-                (own, open(deployment.log.clone(), Duration::ZERO, Arc::clone(&clock)).await?)
-            };
+            let own = critical_runtime.log(&log, &deployment.log, LINGER, &clock).await?;
+            let lanes = critical_runtime.log(&log, &deployment.log, Duration::ZERO, &clock).await?;
             let plan = CriticalPlan {
                 wiring: half.wiring.clone(),
                 sources: half.sources.clone(),
@@ -436,6 +431,10 @@ fn spawn(
     name: &'static str,
     body: impl FnOnce() -> anyhow::Result<()> + Send + 'static,
 ) -> anyhow::Result<JoinHandle<anyhow::Result<()>>> {
+    let body = move || {
+        give_way();
+        body()
+    };
     Ok(std::thread::Builder::new().name(name.to_owned()).spawn(body)?)
 }
 

@@ -24,13 +24,19 @@ use tidings_sinks::tasks::Tasks;
 use tokio::runtime::{Handle, Runtime};
 
 use super::providers::{self, Built};
-use super::{Settings, Standing, open};
+use super::{PATIENCE, Settings, Standing};
+use crate::assemble;
 use crate::topology::{Config, Log as LogPlace, Store};
 
 /// Threads of critical deliveries: the second one is for what comes while the first one renders or encrypts.
 const CRITICAL_THREADS: usize = 2;
 
-/// The runtime of critical deliveries. It may be let go from within another one.
+/// A commit is a round trip during which the lane is not read. What comes meanwhile waits: with one a second,
+/// that is fewer than one message in a hundred. What a crash repeats meets the ledger.
+const CRITICAL_COMMIT_EVERY: Duration = Duration::from_secs(1);
+
+/// The runtime of critical deliveries, and where critical handles of the log are made: threads that are started
+/// from here don't give way. It may be let go from within another runtime.
 pub(super) struct CriticalRuntime(Option<Runtime>);
 
 impl CriticalRuntime {
@@ -40,8 +46,25 @@ impl CriticalRuntime {
         builder.build().map(|runtime| Self(Some(runtime)))
     }
 
-    fn handle(&self) -> Option<&Handle> {
-        self.0.as_ref().map(Runtime::handle)
+    fn handle(&self) -> anyhow::Result<&Handle> {
+        self.0.as_ref().map(Runtime::handle).ok_or_else(|| anyhow!("critical work has no runtime"))
+    }
+
+    /// A handle of the log at `place` that queues behind nobody, made on these threads; `shared` where the log
+    /// has one owner, because it is embedded.
+    pub(super) async fn log(
+        &self,
+        shared: &Arc<dyn Log>,
+        place: &LogPlace,
+        linger: Duration,
+        clock: &SinkClock,
+    ) -> anyhow::Result<Arc<dyn Log>> {
+        if matches!(place, LogPlace::Embedded { .. }) {
+            return Ok(Arc::clone(shared));
+        }
+        let (place, clock) = (place.clone(), Arc::clone(clock));
+        let opened = self.handle()?.spawn_blocking(move || assemble::open_log(&place, linger, PATIENCE, clock));
+        Ok(opened.await??)
     }
 }
 
@@ -72,6 +95,7 @@ struct Half {
     ledger: Arc<dyn Ledger>,
     directory: Arc<dyn Directory>,
     providers: Built,
+    limits: Limits,
     /// Claims are made under it.
     process: Arc<str>,
 }
@@ -79,7 +103,6 @@ struct Half {
 impl Start<'_> {
     /// Starts the readers of all lanes, and the directory's loader.
     pub(super) async fn run(&self, runtime: &CriticalRuntime, tasks: &mut Tasks) -> anyhow::Result<()> {
-        let runtime = runtime.handle().ok_or_else(|| anyhow!("critical deliveries have no runtime"))?;
         let nonce = format!("{}-{}", std::process::id(), (self.settings.wall)().0);
         let is_critical =
             |line: &Line| matches!(line, Line::Lane(Priority::Critical) | Line::Retry(RetryClass::Critical));
@@ -91,17 +114,15 @@ impl Start<'_> {
             ledger: self.ledger(&nonce)?,
             directory: self.directory()?,
             providers: providers::build(self.config, &self.context(), None)?,
+            limits: Limits::default(),
             process: nonce.as_str().into(),
         };
         let deployment = &self.config.deployment;
         let critical = Half {
-            runtime: runtime.clone(),
+            runtime: runtime.handle()?.clone(),
             lines: critical,
             // Without a linger: what is in doubt is said before the call.
-            log: match &deployment.log {
-                LogPlace::Embedded { .. } => Arc::clone(self.log),
-                LogPlace::Kafka { .. } => open(deployment.log.clone(), Duration::ZERO, Arc::clone(self.clock)).await?,
-            },
+            log: runtime.log(self.log, &deployment.log, Duration::ZERO, self.clock).await?,
             ledger: match &deployment.ledger {
                 Store::Embedded { .. } => Arc::clone(&bulk.ledger),
                 Store::Redis(_) => self.ledger(&nonce)?,
@@ -111,6 +132,7 @@ impl Start<'_> {
                 Store::Redis(_) => self.directory()?,
             },
             providers: providers::build(self.config, &self.context(), Some(&bulk.providers))?,
+            limits: Limits { commit_every: CRITICAL_COMMIT_EVERY, ..Limits::default() },
             process: format!("{nonce}-critical").into(),
         };
         let loader = Loader::new(Arc::clone(self.log), Arc::clone(&bulk.directory), self.topics);
@@ -161,7 +183,7 @@ impl Start<'_> {
                 deliverer: Arc::clone(&deliverer),
                 group: group.clone(),
                 topics: line.topics(self.topics, channel),
-                limits: Limits::default(),
+                limits: half.limits.clone(),
                 metrics,
             };
             let stopping = tasks.stopping();

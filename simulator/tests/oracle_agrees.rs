@@ -24,3 +24,28 @@ fn agree(stage: Stage) {
 fn what_comes_in_once() {
     agree(Stage::Dedup);
 }
+
+#[test]
+fn what_is_scheduled() {
+    agree(Stage::Schedule);
+}
+
+#[test]
+fn what_is_gathered() {
+    agree(Stage::Aggregate);
+}
+
+#[test]
+fn what_waits_for_the_morning() {
+    agree(Stage::Quiet);
+}
+
+#[test]
+fn what_waits_for_budget() {
+    agree(Stage::Limits);
+}
+
+#[test]
+fn any_topology_whole() {
+    agree(Stage::Whole);
+}

@@ -19,6 +19,7 @@ use tidings_schemas::ids::{key_group, placement};
 use tidings_schemas::lifecycle::{Row, Stage as Writer, State as Did, Unit};
 use tidings_schemas::time::Instant;
 
+use super::dropped::{DropCount, Dropped, MayDrop};
 use super::feed::Lot;
 use super::ordinal::Ordinal;
 use super::output::{EpochOutput, Said, To};
@@ -76,14 +77,15 @@ pub struct Chain {
     profiles: Profiles,
     rules: Option<[u8; 32]>,
     path: Path,
+    dropped: Dropped,
 }
 
 impl Chain {
     pub(crate) fn new(nodes: Vec<Node>, sources: Vec<Vec<Target>>, path: Path) -> Self {
-        Self { nodes, sources, profiles: Profiles::default(), rules: None, path }
+        Self { nodes, sources, profiles: Profiles::default(), rules: None, path, dropped: Dropped::default() }
     }
 
-    /// Puts images of a checkpoint back; `mine` says which of them this worker owns. `rules` names
+    /// Puts images of a checkpoint back; `images` are those that this worker owns. `rules` names
     /// the rules under which they were written.
     ///
     /// # Errors
@@ -93,6 +95,20 @@ impl Chain {
         images: impl Iterator<Item = (&'a (Arc<str>, StateKey), &'a Image)>,
         rules: [u8; 32],
     ) -> Result<(), RestoreError> {
+        self.restore_but(images, rules, &MayDrop::default())
+    }
+
+    /// The same; what belongs to an operator that the chain does not have is dropped where that is
+    /// allowed, and the first epoch says so.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn restore_but<'a>(
+        &mut self,
+        images: impl Iterator<Item = (&'a (Arc<str>, StateKey), &'a Image)>,
+        rules: [u8; 32],
+        may_drop: &MayDrop,
+    ) -> Result<(), RestoreError> {
         self.rules = Some(rules);
         for ((operator, key), image) in images {
             let fits =
@@ -101,9 +117,11 @@ impl Chain {
                 self.profiles.restore(key, image).map_err(fits)?;
                 continue;
             }
-            let node = self.nodes.iter_mut().find(|node| node.id == *operator);
-            let node = node.ok_or_else(|| RestoreError::NoOperator(operator.to_string()))?;
-            node.stage.restore(key, image).map_err(fits)?;
+            match self.nodes.iter_mut().find(|node| node.id == *operator) {
+                Some(node) => node.stage.restore(key, image).map_err(fits)?,
+                None if may_drop.allows(operator) => self.dropped.take(operator, key, image).map_err(fits)?,
+                None => return Err(RestoreError::NoOperator(operator.to_string())),
+            }
         }
         Ok(())
     }
@@ -111,6 +129,12 @@ impl Chain {
     /// The ids of the operators, from the top down.
     pub fn operators(&self) -> impl Iterator<Item = &Arc<str>> {
         self.nodes.iter().map(|node| &node.id)
+    }
+
+    /// How much was dropped at the restore, by operator; until the first epoch.
+    #[must_use]
+    pub fn dropped(&self) -> std::collections::BTreeMap<Arc<str>, DropCount> {
+        self.dropped.count()
     }
 
     /// The earliest deadline of all operators.
@@ -122,8 +146,9 @@ impl Chain {
     /// Runs one epoch. `blocks` are this worker's, one partition's in the order in which they were
     /// sent; partitions in any order.
     pub fn epoch(&mut self, epoch: u64, now: Instant, rules: &Rules, mut blocks: Vec<Block>) -> EpochOutput {
-        let output = EpochOutput { epoch, now, ..EpochOutput::default() };
-        let mut run = Run { epoch, now, rules, path: self.path, output, drafts: Vec::new() };
+        let (drafts, delta) = std::mem::take(&mut self.dropped).said();
+        let output = EpochOutput { epoch, now, delta, ..EpochOutput::default() };
+        let mut run = Run { epoch, now, rules, path: self.path, output, drafts };
         blocks.sort_by_key(|block| block.lot);
         let (side, records): (Vec<_>, Vec<_>) = blocks.into_iter().partition(|block| block.is_side_input());
         self.side_inputs(&mut run, side);
@@ -425,7 +450,8 @@ fn seal_unit(epoch: u64, now: Instant, path: Path, drafts: impl Iterator<Item = 
 pub enum RestoreError {
     /// The checkpoint holds state of an operator that the topology no longer has.
     #[error(
-        "the checkpoint holds state of operator `{0}`, which the topology does not have: put it back, or start with `--drop-state {0}`"
+        "the checkpoint holds state of operator `{0}`, which the topology does not have: put it back, or \
+         start with `--allow-dropped-state {0}`, which gives up what it holds"
     )]
     NoOperator(String),
     /// The bytes do not fit.

@@ -32,7 +32,7 @@
 
 pub mod chain;
 pub mod dataflow;
-
+pub mod dropped;
 pub mod feed;
 pub mod ordinal;
 pub mod output;

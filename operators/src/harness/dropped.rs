@@ -8,15 +8,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use smallvec::SmallVec;
 use tidings_schemas::lifecycle::{State as Did, Unit};
 use tidings_schemas::reason::Reason;
 
+use super::drafts::Drafts;
 use super::ordinal::Ordinal;
 use super::output::Delta;
 use super::table::{Image, StateKey, decode};
 use crate::item::Item;
-use crate::keyed::{About, Cause, Draft};
+use crate::keyed::{About, Cause};
 
 /// Of which operators state may be dropped.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,35 +78,29 @@ impl Dropped {
         counts
     }
 
-    /// The rows of what was parked, and the images that take it out of the state.
-    pub(crate) fn said(self) -> (Vec<(Ordinal, Draft)>, Delta) {
-        let drafts = self.parked.iter().flat_map(|(operator, item)| lost(operator, item)).collect();
-        let gone = Image { head: None, body: Some(None), timers: Vec::new() };
-        (drafts, self.keys.into_iter().map(|key| (key, gone.clone())).collect())
-    }
-}
-
-/// A parked event is lost. A parked leg is lost and ends as suppressed: whether its event was told on
-/// another leg is not known here, and its fate follows from its legs.
-fn lost(operator: &Arc<str>, item: &Item) -> Vec<(Ordinal, Draft)> {
-    let draft = |unit, about, did: &[Did]| {
-        let draft = Draft {
-            unit,
-            did: SmallVec::from_slice(did),
-            reason: Some(Reason::AcceptedLoss),
-            until: None,
-            about,
-            operator: Arc::clone(operator),
-            cause: Cause::Words("the topology has this operator no longer".to_owned()),
-        };
-        // Before everything else of the epoch.
-        (Ordinal::default(), draft)
-    };
-    match item.leg {
-        Some(_) => vec![draft(Unit::Leg, About::leg(item), &[Did::Lost, Did::Suppressed])],
-        None => {
-            let events = item.members.iter().map(|member| About::member(item, member));
-            events.map(|about| draft(Unit::Event, about, &[Did::Lost])).collect()
+    /// Says what was parked, before everything else of the epoch; what takes the images out of the state.
+    pub(crate) fn say(self, drafts: &mut Drafts) -> Delta {
+        if self.keys.is_empty() {
+            return Delta::new();
         }
+        let call = drafts.call(&Ordinal::default(), None);
+        let cause = Cause::Words("the topology has this operator no longer".to_owned());
+        let reason = Some(Reason::AcceptedLoss);
+        for (operator, item) in &self.parked {
+            // Whether the event of a leg was told on another one is not known here: the leg ends as
+            // suppressed, and the event's fate follows from its legs.
+            if item.leg.is_some() {
+                let did = [Did::Lost, Did::Suppressed];
+                drafts.add(call, operator, &cause, Unit::Leg, &About::leg(item), &did, reason, None);
+                continue;
+            }
+            for member in &item.members {
+                let about = About::member(item, member);
+                drafts.add(call, operator, &cause, Unit::Event, &about, &[Did::Lost], reason, None);
+            }
+        }
+        drafts.settle();
+        let gone = Image { head: None, body: Some(None), timers: Vec::new() };
+        self.keys.into_iter().map(|key| (key, gone.clone())).collect()
     }
 }

@@ -16,7 +16,7 @@ mod give_way;
 mod providers;
 mod tail;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -94,6 +94,8 @@ pub struct Settings {
     pub create_topics: bool,
     /// Goes on although another build decided what is to be replayed.
     pub accept_divergence: bool,
+    /// Operators that the topology has no longer, whose state may be dropped: what they hold is lost.
+    pub may_drop: BTreeSet<String>,
 }
 
 /// A stage of the pipeline.
@@ -273,6 +275,7 @@ impl Process {
                 observer: None,
                 older: Arc::new(older),
                 accept_divergence: settings.accept_divergence,
+                may_drop: settings.may_drop.clone(),
             };
             threads.push(("decide", spawn("decide", move || Ok(coordinator::run(&plan, &around)?))?));
         }

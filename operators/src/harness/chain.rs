@@ -20,6 +20,7 @@ use tidings_schemas::ids::{key_group, placement};
 use tidings_schemas::time::Instant;
 
 use super::drafts::Drafts;
+use super::dropped::{DropCount, Dropped, MayDrop};
 use super::feed::Lot;
 use super::ordinal::Ordinal;
 use super::output::{EpochOutput, Said, To};
@@ -78,14 +79,16 @@ pub struct Chain {
     rules: Option<[u8; 32]>,
     path: Path,
     drafts: Drafts,
+    dropped: Dropped,
 }
 
 impl Chain {
     pub(crate) fn new(nodes: Vec<Node>, sources: Vec<Vec<Target>>, path: Path) -> Self {
-        Self { nodes, sources, profiles: Profiles::default(), rules: None, path, drafts: Drafts::default() }
+        let (profiles, drafts, dropped) = (Profiles::default(), Drafts::default(), Dropped::default());
+        Self { nodes, sources, profiles, rules: None, path, drafts, dropped }
     }
 
-    /// Puts images of a checkpoint back; `mine` says which of them this worker owns. `rules` names
+    /// Puts images of a checkpoint back; `images` are those that this worker owns. `rules` names
     /// the rules under which they were written.
     ///
     /// # Errors
@@ -95,6 +98,20 @@ impl Chain {
         images: impl Iterator<Item = (&'a (Arc<str>, StateKey), &'a Image)>,
         rules: [u8; 32],
     ) -> Result<(), RestoreError> {
+        self.restore_but(images, rules, &MayDrop::default())
+    }
+
+    /// The same; what belongs to an operator that the chain does not have is dropped where that is
+    /// allowed, and the first epoch says so.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn restore_but<'a>(
+        &mut self,
+        images: impl Iterator<Item = (&'a (Arc<str>, StateKey), &'a Image)>,
+        rules: [u8; 32],
+        may_drop: &MayDrop,
+    ) -> Result<(), RestoreError> {
         self.rules = Some(rules);
         for ((operator, key), image) in images {
             let fits =
@@ -103,9 +120,11 @@ impl Chain {
                 self.profiles.restore(key, image).map_err(fits)?;
                 continue;
             }
-            let node = self.nodes.iter_mut().find(|node| node.id == *operator);
-            let node = node.ok_or_else(|| RestoreError::NoOperator(operator.to_string()))?;
-            node.stage.restore(key, image).map_err(fits)?;
+            match self.nodes.iter_mut().find(|node| node.id == *operator) {
+                Some(node) => node.stage.restore(key, image).map_err(fits)?,
+                None if may_drop.allows(operator) => self.dropped.take(operator, key, image).map_err(fits)?,
+                None => return Err(RestoreError::NoOperator(operator.to_string())),
+            }
         }
         Ok(())
     }
@@ -113,6 +132,12 @@ impl Chain {
     /// The ids of the operators, from the top down.
     pub fn operators(&self) -> impl Iterator<Item = &Arc<str>> {
         self.nodes.iter().map(|node| &node.id)
+    }
+
+    /// How much was dropped at the restore, by operator; until the first epoch.
+    #[must_use]
+    pub fn dropped(&self) -> std::collections::BTreeMap<Arc<str>, DropCount> {
+        self.dropped.count()
     }
 
     /// The earliest deadline of all operators.
@@ -124,9 +149,10 @@ impl Chain {
     /// Runs one epoch. `blocks` are this worker's, one partition's in the order in which they were
     /// sent; partitions in any order.
     pub fn epoch(&mut self, epoch: u64, now: Instant, rules: &Rules, mut blocks: Vec<Block>) -> EpochOutput {
-        let output = EpochOutput { epoch, now, ..EpochOutput::default() };
         let mut drafts = std::mem::take(&mut self.drafts);
         drafts.begin(epoch, now, self.path);
+        let delta = std::mem::take(&mut self.dropped).say(&mut drafts);
+        let output = EpochOutput { epoch, now, delta, ..EpochOutput::default() };
         let mut run = Run { epoch, now, rules, path: self.path, output, drafts, values: Vec::new(), ends: Vec::new() };
         blocks.sort_by_key(|block| block.lot);
         let (side, records): (Vec<_>, Vec<_>) = blocks.into_iter().partition(|block| block.is_side_input());
@@ -367,7 +393,8 @@ impl Run<'_> {
 pub enum RestoreError {
     /// The checkpoint holds state of an operator that the topology no longer has.
     #[error(
-        "the checkpoint holds state of operator `{0}`, which the topology does not have: put it back, or start with `--drop-state {0}`"
+        "the checkpoint holds state of operator `{0}`, which the topology does not have: put it back, or \
+         start with `--allow-dropped-state {0}`, which gives up what it holds"
     )]
     NoOperator(String),
     /// The bytes do not fit.

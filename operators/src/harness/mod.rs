@@ -32,8 +32,8 @@
 
 pub mod chain;
 pub mod dataflow;
-
 pub(crate) mod drafts;
+pub mod dropped;
 pub mod feed;
 pub mod ordinal;
 pub mod output;

@@ -377,7 +377,7 @@ fn encode<S: State>(state: &S) -> (u8, Vec<u8>) {
     (S::VERSION, postcard::to_stdvec(state).unwrap_or_default())
 }
 
-fn decode<S: State>(version: u8, bytes: &[u8]) -> Result<S, String> {
+pub(crate) fn decode<S: State>(version: u8, bytes: &[u8]) -> Result<S, String> {
     if version == S::VERSION {
         postcard::from_bytes(bytes).map_err(|error| format!("state bytes do not fit version {version}: {error}"))
     } else {

@@ -223,7 +223,13 @@ impl About {
     /// An event's facts: `member` of `item`.
     #[must_use]
     pub fn member(item: &Item, member: &Member) -> Self {
+        let (event_type, category) = match &member.subject {
+            Some(subject) => (&subject.event_type, &subject.category),
+            None => (&item.event_type, &item.category),
+        };
         Self {
+            event_type: Arc::clone(event_type),
+            category: Arc::clone(category),
             event: member.event,
             intent: member.intent,
             leg: LegId::default(),

@@ -61,7 +61,8 @@ pub(crate) fn end(
             item.members.iter().map(|member| draft(Unit::Event, about(member), Did::Suppressed, Some(Reason::Policy)));
         return (None, rows.collect());
     };
-    if item.expires_at.is_some_and(|at| at <= now) {
+    // A group is too late when all of it is: whoever expired before left where it was released.
+    if item.latest_expiry().is_some_and(|at| at <= now) {
         return (None, vec![draft(Unit::Leg, About::leg(&item), Did::Expired, Some(Reason::Expired))]);
     }
     let row = draft(Unit::Leg, About::leg(&item), Did::Queued, None);
@@ -76,6 +77,7 @@ pub(crate) fn end(
 fn record(item: Item, channel: Channel, now: Instant, known: &Known, rules: &Rules) -> LaneRecord {
     let newest = item.newest();
     let fresh_until = fresh_until(&item, channel, now, known, rules);
+    let expires_at = item.latest_expiry();
     LaneRecord {
         v: LANE_VERSION,
         notification: item.notification,
@@ -102,7 +104,7 @@ fn record(item: Item, channel: Channel, now: Instant, known: &Known, rules: &Rul
         returns: item.returns,
         created_at: item.created_at,
         ready_at: item.ready_at,
-        expires_at: item.expires_at,
+        expires_at,
         fresh_until,
         fallback_channels: item.fallback,
         replay: item.replay,
@@ -112,13 +114,13 @@ fn record(item: Item, channel: Channel, now: Instant, known: &Known, rules: &Rul
 
 fn fresh_until(item: &Item, channel: Channel, now: Instant, known: &Known, rules: &Rules) -> Instant {
     if item.priority == Priority::Critical {
-        return item.expires_at.unwrap_or(Instant::NEVER);
+        return item.latest_expiry().unwrap_or(Instant::NEVER);
     }
     let quiet = match rules.quiet(item.priority, channel) {
         QuietRule::Pass | QuietRule::Silent => None,
         QuietRule::Defer | QuietRule::InApp => quiet::next_start(&known.profile, rules, now),
     };
-    [item.expires_at, quiet].into_iter().flatten().fold(now.after(FRESH_FOR), Instant::min)
+    [item.latest_expiry(), quiet].into_iter().flatten().fold(now.after(FRESH_FOR), Instant::min)
 }
 
 /// A hand-over between the two paths: the event as its producer wrote it, under its own event id.

@@ -128,6 +128,7 @@ impl Life {
             let levels = json!([
                 {"per": ["channel", "type"], "push": rate(4), "email": rate(3), "other": rate(5)},
                 {"per": ["channel"], "push": rate(6), "in_app": rate(9)},
+                {"per": ["channel"], "push": rate(12)},
                 {"per": ["category"], "marketing": rate(2)},
                 {"per": ["type"], "comment": rate(3)},
             ]);

@@ -385,6 +385,15 @@ pub(crate) struct Lived {
     pub fates: BTreeMap<String, usize>,
 }
 
+impl Lived {
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.lanes += other.lanes;
+        for (fate, count) in &other.fates {
+            *self.fates.entry(fate.clone()).or_default() += count;
+        }
+    }
+}
+
 /// Runs engine and oracle through a life. The first difference, with all that led to it; None: they
 /// agree to the end.
 pub(crate) fn check(mut life: Life, slips: Slips) -> Result<Lived, String> {

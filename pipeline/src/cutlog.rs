@@ -5,9 +5,10 @@
 //! so that nobody chooses a number. A *cut* ends an epoch. A *checkpoint* counts once it stands here.
 //!
 //! # Protocol
-//! 1. A starter appends `begin`, and only then reads the log up to it ([`CutLog::begin`]).
+//! 1. A starter appends `begin` ([`CutLog::begin`]), and only then reads the log up to it
+//!    ([`CutLog::counted`]).
 //! 2. One append is outstanding. Acknowledged at exactly the previous offset plus one, it is durable;
-//!    at any other offset somebody else writes, and the generation ends ([`CutLog::append`]).
+//!    at any other offset somebody else writes, and the generation ends ([`CutLog::attempt`]).
 //! 3. In doubt, the writer reads that offset: exactly the bytes sent, acknowledged; other bytes, the
 //!    generation ends; nothing, it sends the same bytes again.
 //! 4. Reading is one function for everybody ([`read`]). A record counts only if no record of a later
@@ -235,6 +236,9 @@ pub struct CutLog {
     partition: TopicPartition,
     generation: u64,
     next: u64,
+    /// How often the append under way was in doubt, and whether it is now.
+    doubts: u32,
+    in_doubt: bool,
 }
 
 /// How often an append in doubt is asked for and sent again before the generation gives up. With the
@@ -245,18 +249,25 @@ const DOUBTS_MAX: u32 = 30;
 const READ_WAIT: Duration = Duration::from_secs(1);
 
 impl CutLog {
-    /// Step 1: begins a generation and reads the log up to it.
+    /// Step 1, first half: begins a generation.
     ///
     /// # Errors
-    /// When the log cannot be written or read, or does not make sense.
-    pub fn begin(log: Arc<dyn Log>, topic: &str, nonce: u128) -> Result<(Self, Counted), CutLogError> {
+    /// When the log cannot be written.
+    pub fn begin(log: Arc<dyn Log>, topic: &str, nonce: u128) -> Result<Self, CutLogError> {
         let partition = TopicPartition { topic: topic.into(), partition: 0 };
         let bytes = Entry::Begin { nonce }.encode();
         let generation = append_anywhere(&*log, &partition, &bytes)?;
-        let entries = entries(&*log, &partition, generation)?;
-        let trimmed = log.range(&partition)?.start > 0;
-        let counted = read(entries, trimmed)?;
-        Ok((Self { log, partition, generation, next: generation + 1 }, counted))
+        Ok(Self { log, partition, generation, next: generation + 1, doubts: 0, in_doubt: false })
+    }
+
+    /// Step 1, second half: reads the log up to this generation's begin.
+    ///
+    /// # Errors
+    /// When the log cannot be read, or does not make sense.
+    pub fn counted(&self) -> Result<Counted, CutLogError> {
+        let entries = entries(&*self.log, &self.partition, self.generation)?;
+        let trimmed = self.log.range(&self.partition)?.start > 0;
+        read(entries, trimmed)
     }
 
     /// This generation's name.
@@ -265,32 +276,41 @@ impl CutLog {
         self.generation
     }
 
-    /// Steps 2 and 3: appends one entry; returns its offset once it is durable.
+    /// Steps 2 and 3: sends `entry` or, in doubt, looks for it; returns its offset once it is durable,
+    /// and nothing while that is to be tried again with the same entry.
     ///
     /// # Errors
     /// When another generation writes, or the log does not answer for too long.
-    pub fn append(&mut self, entry: &Entry) -> Result<u64, CutLogError> {
+    pub fn attempt(&mut self, entry: &Entry) -> Result<Option<u64>, CutLogError> {
         let bytes = entry.encode();
-        for _ in 0..DOUBTS_MAX {
-            let sent = self.log.append(&[append_of(&self.partition, &bytes)]);
-            match sent {
-                Ok(offsets) if offsets.first() == Some(&self.next) => {
-                    self.next += 1;
-                    return Ok(self.next - 1);
+        if self.in_doubt {
+            self.in_doubt = false;
+            return match self.look(&bytes)? {
+                Some(true) => Ok(Some(self.durable())),
+                Some(false) => Err(CutLogError::Superseded(self.next)),
+                None if self.doubts == DOUBTS_MAX => {
+                    let why = "an append stayed in doubt for too long".to_owned();
+                    Err(CutLogError::Log(LogError::Unreachable(why)))
                 }
-                Ok(offsets) => return Err(CutLogError::Superseded(offsets.first().copied().unwrap_or(self.next))),
-                Err(error) if error.is_transient() => match self.look(&bytes)? {
-                    Some(true) => {
-                        self.next += 1;
-                        return Ok(self.next - 1);
-                    }
-                    Some(false) => return Err(CutLogError::Superseded(self.next)),
-                    None => {}
-                },
-                Err(error) => return Err(error.into()),
-            }
+                None => Ok(None),
+            };
         }
-        Err(CutLogError::Log(LogError::Unreachable("an append stayed in doubt for too long".to_owned())))
+        match self.log.append(&[append_of(&self.partition, &bytes)]) {
+            Ok(offsets) if offsets.first() == Some(&self.next) => Ok(Some(self.durable())),
+            Ok(offsets) => Err(CutLogError::Superseded(offsets.first().copied().unwrap_or(self.next))),
+            Err(error) if error.is_transient() => {
+                self.in_doubt = true;
+                self.doubts += 1;
+                Ok(None)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    const fn durable(&mut self) -> u64 {
+        self.doubts = 0;
+        self.next += 1;
+        self.next - 1
     }
 
     /// Whether the next offset holds exactly these bytes; none while it holds nothing, or cannot be

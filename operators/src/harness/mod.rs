@@ -33,12 +33,14 @@
 pub mod chain;
 pub mod dataflow;
 
+pub(crate) mod drafts;
 pub mod feed;
 pub mod ordinal;
 pub mod output;
 pub(crate) mod profiles;
 pub(crate) mod stage;
 pub mod table;
+pub mod worker;
 
 pub use profiles::PROFILES;
 pub use stage::DUE_PER_GROUP_MAX;

@@ -2,17 +2,16 @@
 //! module above.
 
 use std::collections::BTreeMap;
+use std::future::poll_fn;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
-use std::thread::JoinHandle;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, bounded, select};
+use crossbeam_channel::{Receiver, Select, Sender, bounded};
 use tidings_operators::calendar::Calendar;
 use tidings_operators::harness::chain::RestoreError;
-use tidings_operators::harness::dataflow::{
-    Assigned, Command, Cut, Report, Running, Waker, WorkerIo, start as start_workers,
-};
+use tidings_operators::harness::dataflow::{Assigned, Command, Cut, Report, WorkerIo};
 use tidings_operators::harness::feed::{Extent, Lot};
 use tidings_operators::harness::output::EpochOutput;
 use tidings_operators::ingest::Path;
@@ -21,8 +20,8 @@ use tidings_schemas::time::Instant;
 use tidings_sinks::log::{Log, LogError, TopicPartition};
 
 use super::clock::Clock;
+use super::crew::{Crew, Next, Part, Threads, WakerSlot, hear};
 use super::egress::{Egress, PresentError, Say, Spoken, present};
-use super::feeds::Readers;
 use super::keeper::{Keep, Keeper, Kept};
 use super::plan::Plan;
 use super::recovery::{Start, StartError, start};
@@ -35,6 +34,19 @@ const OPEN_MAX: u64 = 2;
 
 /// Finished epochs that may wait to be said. Beyond it no cut is made: the log keeps the input.
 const UNSAID_MAX: u64 = 256;
+
+/// Deltas that may wait for the keeper. Beyond it no cut is made, so that a slow disk lengthens epochs
+/// and holds nobody up in the middle of one.
+const UNKEPT_MAX: usize = 64;
+
+/// What the keeper is told beside deltas, and deltas of epochs that are open when it is full.
+const KEEP_BESIDE: usize = 16;
+
+/// What may wait for egress: epochs, and marks, of which one follows each time that something was said.
+const SAY_MAX: usize = 2 * UNSAID_MAX as usize;
+
+/// How long the coordinator waits for room before it looks again: nobody tells it.
+const LOOK_FOR_ROOM: Duration = Duration::from_millis(50);
 
 /// How long the coordinator waits for something that it cannot go on without, before it looks again.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -152,12 +164,30 @@ pub enum DecideError {
 /// # Errors
 /// When the run cannot start or go on; nothing is lost by it.
 pub fn run(plan: &Plan, around: &Surroundings) -> Result<(), DecideError> {
+    let mut decide = std::pin::pin!(decide(plan, around, || Box::new(Threads::default())));
     loop {
+        // Threads block where they wait, so that this is over the first time.
+        if let Poll::Ready(ended) = decide.as_mut().poll(&mut Context::from_waker(std::task::Waker::noop())) {
+            return ended;
+        }
+    }
+}
+
+/// The same, on a crew of the caller's for each generation.
+///
+/// # Errors
+/// As [`run`].
+pub async fn decide(plan: &Plan, around: &Surroundings, hire: impl Fn() -> Box<dyn Crew>) -> Result<(), DecideError> {
+    loop {
+        let mut crew = hire();
         let nonce = nonce(&*around.clock);
-        let (cutlog, counted) = CutLog::begin(Arc::clone(&around.log), &plan.outlets.topics.cuts(), nonce)?;
+        let cutlog = CutLog::begin(Arc::clone(&around.log), &plan.outlets.topics.cuts(), nonce)?;
+        poll_fn(|_| crew.pause()).await;
+        let counted = cutlog.counted()?;
+        poll_fn(|_| crew.pause()).await;
         let begun = start(counted, &around.checkpoints)?;
         let Some(older) = begun.must_drain(plan, around.accept_divergence)? else {
-            return Generation::begin(plan, around, cutlog, begun)?.run(false);
+            return Generation::begin(plan, around, crew, cutlog, begun)?.run(false).await;
         };
         tracing::info!("the topology changed: the older one drains first");
         let bytes = around.checkpoints.blob(&older)?;
@@ -166,7 +196,7 @@ pub fn run(plan: &Plan, around: &Surroundings) -> Result<(), DecideError> {
         let plan = calendar.map_err(|error| error.to_string()).and_then(|calendar| (around.older)(&bytes, calendar));
         let mut plan = plan.map_err(|problem| DecideError::Worker(format!("the older topology: {problem}")))?;
         plan.topology = bytes.into();
-        Generation::begin(&plan, around, cutlog, begun)?.run(true)?;
+        Generation::begin(&plan, around, crew, cutlog, begun)?.run(true).await?;
     }
 }
 
@@ -174,32 +204,6 @@ pub fn run(plan: &Plan, around: &Surroundings) -> Result<(), DecideError> {
 fn nonce(clock: &dyn Clock) -> u128 {
     let wall = u128::from(clock.wall().0.cast_unsigned());
     wall << 64 | u128::from(std::process::id()) << 32 | u128::from(clock.elapsed().subsec_nanos())
-}
-
-/// Every thread of a generation; dropping it waits for them. It is the last field to be dropped that
-/// they listen to: their channels are closed by then.
-struct Threads {
-    wakers: Vec<Arc<OnceLock<Waker>>>,
-    running: Option<Running>,
-    joins: Vec<JoinHandle<()>>,
-    readers: Readers,
-    ended: Arc<AtomicBool>,
-}
-
-impl Drop for Threads {
-    fn drop(&mut self) {
-        self.ended.store(true, Ordering::Relaxed);
-        for waker in self.wakers.iter().filter_map(|waker| waker.get()) {
-            waker();
-        }
-        if let Some(running) = self.running.take() {
-            // A worker's own end was reported already.
-            let _ = running.join();
-        }
-        for join in self.joins.drain(..) {
-            let _ = join.join();
-        }
-    }
 }
 
 /// A cut on its way into the log.
@@ -221,7 +225,7 @@ struct Generation<'a> {
     around: &'a Surroundings,
     hashes: (Hash, Hash),
     commands: Vec<Sender<Command>>,
-    wakers: Vec<Arc<OnceLock<Waker>>>,
+    wakers: Vec<WakerSlot>,
     reports: Receiver<Report>,
     entries: Option<Sender<Entry>>,
     logged: Receiver<Logged>,
@@ -229,7 +233,8 @@ struct Generation<'a> {
     spoken: Receiver<Spoken>,
     keep: Option<Sender<Keep>>,
     kept: Receiver<Kept>,
-    _threads: Threads,
+    /// The last field that listens to the channels above: they are closed when it is dropped.
+    crew: Box<dyn Crew>,
     start: Start,
 
     /// How far the feeds have come, as totals since the workers started.
@@ -273,8 +278,14 @@ struct Generation<'a> {
 }
 
 impl<'a> Generation<'a> {
-    /// Loads state onto workers and starts every thread.
-    fn begin(plan: &'a Plan, around: &'a Surroundings, cutlog: CutLog, mut start: Start) -> Result<Self, DecideError> {
+    /// Loads state onto workers and starts every part.
+    fn begin(
+        plan: &'a Plan,
+        around: &'a Surroundings,
+        mut crew: Box<dyn Crew>,
+        cutlog: CutLog,
+        mut start: Start,
+    ) -> Result<Self, DecideError> {
         let topology = around.checkpoints.put_blob(&plan.topology)?;
         let calendar = around.checkpoints.put_blob(plan.rules.calendar.bytes())?;
         let generation = cutlog.generation();
@@ -284,14 +295,7 @@ impl<'a> Generation<'a> {
         let present = present(&*around.log, &plan.outlets, &start.marks, start.said_through, last)?;
 
         let (report, reports) = bounded(1024);
-        let wakers: Vec<Arc<OnceLock<Waker>>> = (0..plan.workers).map(|_| Arc::default()).collect();
-        let mut threads = Threads {
-            wakers: wakers.clone(),
-            running: None,
-            joins: Vec::new(),
-            readers: Readers::default(),
-            ended: Arc::default(),
-        };
+        let wakers: Vec<WakerSlot> = (0..plan.workers).map(|_| Arc::default()).collect();
         let mut assigned: Vec<Vec<Assigned>> = (0..plan.workers).map(|_| Vec::new()).collect();
         let mut ends = BTreeMap::new();
         let mut place = 0;
@@ -305,7 +309,7 @@ impl<'a> Generation<'a> {
                     None => around.log.range(&at)?.start,
                 };
                 let worker = place % plan.workers;
-                let feed = threads.readers.feed(&around.log, at, from, Arc::clone(&wakers[worker]))?;
+                let feed = crew.feed(&around.log, at, from, Arc::clone(&wakers[worker]))?;
                 let (rank, at_least_permille) = (source.rank, source.at_least_permille);
                 assigned[worker].push(Assigned { lot, from, feed, rank, at_least_permille });
                 ends.insert(lot, from);
@@ -326,33 +330,37 @@ impl<'a> Generation<'a> {
         }
         drop(report);
         start.state.clear();
-        let running =
-            start_workers(workers, plan.wiring.sources.clone(), plan.transport).map_err(DecideError::Worker)?;
-        threads.running = Some(running);
+        let sources = plan.wiring.sources.clone();
+        crew.workers(workers, &wakers, sources, plan.transport).map_err(DecideError::Worker)?;
 
-        let (entries, logged) = log_thread(&mut threads, cutlog)?;
-        let (say, inbox) = bounded(64);
-        let (outbox, spoken) = bounded(64);
+        let (entries, inbox) = bounded(8);
+        let (outbox, logged) = bounded(8);
+        let scribe = Scribe { cutlog, entry: None, inbox, outbox };
+        crew.part("cut-log", Box::new(scribe)).map_err(DecideError::Worker)?;
+        let (say, inbox) = bounded(SAY_MAX);
+        let (outbox, spoken) = bounded(SAY_MAX);
         let egress = Egress {
             log: Arc::clone(&around.log),
             outlets: plan.outlets.clone(),
             generation,
             present,
-            ended: Arc::clone(&threads.ended),
             inbox,
             outbox,
+            written: Default::default(),
+            doing: None,
         };
-        threads.joins.push(spawn("egress", move || egress.run())?);
-        let (keep, inbox) = bounded(64);
-        let (outbox, kept) = bounded(64);
+        crew.part("egress", Box::new(egress)).map_err(DecideError::Worker)?;
+        let (keep, inbox) = bounded(UNKEPT_MAX + KEEP_BESIDE);
+        let (outbox, kept) = bounded(KEEP_BESIDE);
         let keeper = Keeper {
             checkpoints: around.checkpoints.clone(),
             generation,
             chunks: manifest.chunks.clone(),
+            pending: Default::default(),
             inbox,
             outbox,
         };
-        threads.joins.push(spawn("keeper", move || keeper.run())?);
+        crew.part("keeper", Box::new(keeper)).map_err(DecideError::Worker)?;
 
         let elapsed = around.clock.elapsed();
         let epoch = manifest.epoch;
@@ -369,7 +377,7 @@ impl<'a> Generation<'a> {
             spoken,
             keep: Some(keep),
             kept,
-            _threads: threads,
+            crew,
             ahead: BTreeMap::new(),
             cut: BTreeMap::new(),
             ends: ends.clone(),
@@ -403,14 +411,14 @@ impl<'a> Generation<'a> {
 
     /// Replays, reads side inputs to their end, and then runs until it is told to stop; with `drain`
     /// only until a checkpoint stands at the end of the log.
-    fn run(mut self, drain: bool) -> Result<(), DecideError> {
-        self.replay()?;
+    async fn run(mut self, drain: bool) -> Result<(), DecideError> {
+        self.replay().await?;
         if !drain {
-            self.load_side_inputs()?;
+            self.load_side_inputs().await?;
         }
-        self.checkpoint_now()?;
+        self.checkpoint_now().await?;
         if drain {
-            return self.stop();
+            return self.stop().await;
         }
         self.around.status.ready.store(true, Ordering::Relaxed);
         while !self.around.stop.load(Ordering::Relaxed) {
@@ -418,15 +426,15 @@ impl<'a> Generation<'a> {
                 let now = self.stream_time()?;
                 self.cut(now, |_| true);
             }
-            self.wait(self.until_next())?;
+            self.wait(self.until_next()).await?;
             self.periodic();
         }
         self.around.status.ready.store(false, Ordering::Relaxed);
-        self.stop()
+        self.stop().await
     }
 
     /// Recovery's steps 4 to 6: the logged cuts again, compared before anything of them is said.
-    fn replay(&mut self) -> Result<(), DecideError> {
+    async fn replay(&mut self) -> Result<(), DecideError> {
         self.replaying = true;
         let cuts = std::mem::take(&mut self.start.cuts);
         if let Some(last) = cuts.last() {
@@ -440,12 +448,15 @@ impl<'a> Generation<'a> {
                     expected.insert(lot, Extent { end: end.end, records: end.records, checksum: end.checksum });
                 }
             }
+            while !self.has_room() {
+                self.wait(LOOK_FOR_ROOM).await?;
+            }
             self.last = cut.epoch;
             self.now = cut.now;
             self.take(&expected);
             self.release(cut.epoch, cut.now, expected.iter().map(|(lot, extent)| (*lot, extent.end)).collect());
             while self.finished < cut.epoch {
-                self.wait(LOOK_AGAIN)?;
+                self.wait(LOOK_AGAIN).await?;
             }
             let output = self.unsaid.get(&cut.epoch);
             let Some(output) = output else { continue };
@@ -463,7 +474,7 @@ impl<'a> Generation<'a> {
 
     /// Recovery's step 7: side inputs alone, up to where they ended when this began. Stream time
     /// stands still, so that nothing new falls due meanwhile.
-    fn load_side_inputs(&mut self) -> Result<(), DecideError> {
+    async fn load_side_inputs(&mut self) -> Result<(), DecideError> {
         if self.last == 0 {
             self.now = self.around.clock.wall();
         }
@@ -479,28 +490,28 @@ impl<'a> Generation<'a> {
         while short(self) {
             let grown = |this: &Self| marks.keys().any(|lot| this.grown(*lot));
             while !(self.may_cut() && grown(self)) {
-                self.wait(LOOK_AGAIN)?;
+                self.wait(LOOK_AGAIN).await?;
             }
             let now = self.now;
             self.cut(now, |lot| marks.contains_key(&lot));
         }
         while self.finished < self.last {
-            self.wait(LOOK_AGAIN)?;
+            self.wait(LOOK_AGAIN).await?;
         }
         Ok(())
     }
 
     /// Writes a checkpoint of all that was decided, and waits until it counts.
-    fn checkpoint_now(&mut self) -> Result<(), DecideError> {
+    async fn checkpoint_now(&mut self) -> Result<(), DecideError> {
         if self.last == 0 {
             return Ok(());
         }
         while self.finished < self.last || self.said_through < self.last {
-            self.wait(LOOK_AGAIN)?;
+            self.wait(LOOK_AGAIN).await?;
             self.periodic();
         }
         while self.busy_with_checkpoint() {
-            self.wait(LOOK_AGAIN)?;
+            self.wait(LOOK_AGAIN).await?;
             self.periodic();
         }
         if self.start.checkpoint.as_ref().is_some_and(|(_, manifest)| manifest.epoch == self.last) {
@@ -509,7 +520,7 @@ impl<'a> Generation<'a> {
         let failures = self.around.status.checkpoint_failures.load(Ordering::Relaxed);
         self.write_checkpoint();
         while self.busy_with_checkpoint() {
-            self.wait(LOOK_AGAIN)?;
+            self.wait(LOOK_AGAIN).await?;
             self.log_checkpoint();
             if self.around.status.checkpoint_failures.load(Ordering::Relaxed) > failures {
                 return Err(DecideError::Worker("a checkpoint is needed here and could not be written".to_owned()));
@@ -529,9 +540,13 @@ impl<'a> Generation<'a> {
     }
 
     fn may_cut(&self) -> bool {
-        self.unlogged.is_none()
-            && self.last - self.finished < OPEN_MAX
-            && self.finished.saturating_sub(self.said_through) < UNSAID_MAX
+        self.unlogged.is_none() && self.last - self.finished < OPEN_MAX && self.has_room()
+    }
+
+    /// Whether what an epoch says and changes can be handed over without waiting.
+    fn has_room(&self) -> bool {
+        self.finished.saturating_sub(self.said_through) < UNSAID_MAX
+            && self.keep.as_ref().is_none_or(|keep| keep.len() < UNKEPT_MAX)
     }
 
     fn should_cut(&self) -> bool {
@@ -548,7 +563,7 @@ impl<'a> Generation<'a> {
         let since = self.around.clock.real(self.around.clock.elapsed().saturating_sub(self.cut_at));
         let short = self.plan.epoch_min.saturating_sub(since);
         if !self.may_cut() {
-            return Duration::from_millis(50);
+            return LOOK_FOR_ROOM;
         }
         if self.ahead.keys().any(|lot| self.grown(*lot)) {
             return short;
@@ -643,28 +658,27 @@ impl<'a> Generation<'a> {
     }
 
     /// Waits for whatever comes first, at most `span`, and takes everything that is there.
-    fn wait(&mut self, span: Duration) -> Result<(), DecideError> {
-        select! {
-            recv(self.reports) -> report => {
-                let report = report.map_err(|_| DecideError::Worker("the workers ended".to_owned()))?;
-                self.on_report(report)?;
-            }
-            recv(self.logged) -> logged => {
-                let logged = logged.map_err(|_| DecideError::Worker("the cut log's writer ended".to_owned()))?;
-                self.on_logged(logged)?;
-            }
-            recv(self.spoken) -> spoken => {
-                let spoken = spoken.map_err(|_| DecideError::Worker("the outputs' writer ended".to_owned()))?;
-                self.on_spoken(spoken)?;
-            }
-            recv(self.kept) -> kept => {
-                let kept = kept.map_err(|_| DecideError::Worker("the keeper ended".to_owned()))?;
-                self.on_kept(kept);
-            }
-            default(span) => {}
-        }
-        while let Ok(report) = self.reports.try_recv() {
+    async fn wait(&mut self, span: Duration) -> Result<(), DecideError> {
+        poll_fn(|_| {
+            let mut channels = Select::new();
+            channels.recv(&self.reports);
+            channels.recv(&self.logged);
+            channels.recv(&self.spoken);
+            channels.recv(&self.kept);
+            self.crew.wait(&mut channels, span)
+        })
+        .await;
+        while let Some(report) = heard(&self.reports, "the workers")? {
             self.on_report(report)?;
+        }
+        while let Some(logged) = heard(&self.logged, "the cut log's writer")? {
+            self.on_logged(logged)?;
+        }
+        while let Some(spoken) = heard(&self.spoken, "the outputs' writer")? {
+            self.on_spoken(spoken)?;
+        }
+        while let Some(kept) = heard(&self.kept, "the keeper")? {
+            self.on_kept(kept);
         }
         Ok(())
     }
@@ -701,7 +715,7 @@ impl<'a> Generation<'a> {
         self.finished_now = output.now;
         self.finished_ends.extend(ends);
         self.next_timer = output.next_timer;
-        self.digest = Some((epoch, output.digest()));
+        self.digest = Some((epoch, output.digest));
         let delta = std::mem::take(&mut output.delta);
         self.changed |= !delta.is_empty();
         if let Some(keep) = &self.keep {
@@ -721,7 +735,7 @@ impl<'a> Generation<'a> {
             }
             let output = entry.remove();
             if let Some(observer) = &self.around.observer {
-                observer.rows(&output.rows);
+                observer.rows(&output.rows.decode());
             }
             if let Some(say) = &self.say {
                 let _ = say.send(Say::Epoch(Box::new(output)));
@@ -857,15 +871,15 @@ impl<'a> Generation<'a> {
     }
 
     /// Ends gracefully: what is open finishes, is said and kept.
-    fn stop(mut self) -> Result<(), DecideError> {
+    async fn stop(mut self) -> Result<(), DecideError> {
         let deadline = self.around.clock.elapsed() + STOP_MAX;
         let in_time = |this: &Self| this.around.clock.elapsed() < deadline;
         while (self.finished < self.last || self.unlogged.is_some() || self.said_through < self.last) && in_time(&self)
         {
-            self.wait(Duration::from_millis(50))?;
+            self.wait(Duration::from_millis(50)).await?;
         }
         if self.said_through >= self.last && in_time(&self) {
-            self.checkpoint_now()?;
+            self.checkpoint_now().await?;
         }
         for (command, waker) in self.commands.iter().zip(&self.wakers) {
             let _ = command.send(Command::Stop);
@@ -898,7 +912,7 @@ fn compare(output: &EpochOutput, expected: &BTreeMap<Lot, Extent>, digest: Optio
             )));
         }
     }
-    let said = output.digest();
+    let said = output.digest;
     match digest {
         Some(digest) if digest != said => {
             Err(mismatch(format!("it says {said:016x}, the first run said {digest:016x}")))
@@ -912,29 +926,43 @@ fn command_channel() -> (Sender<Command>, Receiver<Command>) {
     bounded(usize::try_from(OPEN_MAX).unwrap_or(2) + 2)
 }
 
-fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, DecideError> {
-    let spawned = std::thread::Builder::new().name(name.to_owned()).spawn(body);
-    spawned.map_err(|error| DecideError::Worker(format!("no thread for {name}: {error}")))
+/// Appends to the cut log, one entry at a time.
+struct Scribe {
+    cutlog: CutLog,
+    /// The entry that is under way.
+    entry: Option<Entry>,
+    inbox: Receiver<Entry>,
+    outbox: Sender<Logged>,
 }
 
-/// The thread that appends to the cut log, one entry at a time.
-fn log_thread(threads: &mut Threads, mut cutlog: CutLog) -> Result<(Sender<Entry>, Receiver<Logged>), DecideError> {
-    let (entries, inbox) = bounded::<Entry>(8);
-    let (outbox, logged) = bounded(8);
-    let run = move || {
-        while let Ok(entry) = inbox.recv() {
-            let logged = match (cutlog.append(&entry), entry) {
-                (Ok(offset), Entry::Cut { cut, .. }) => Logged::Cut(cut.epoch, offset),
-                (Ok(_), Entry::Checkpoint { name, epoch, .. }) => Logged::Checkpoint(Named { name, epoch }),
-                (Ok(_), Entry::Begin { .. }) => continue,
-                (Err(error), _) => Logged::Failed(error),
-            };
-            let failed = matches!(logged, Logged::Failed(_));
-            if outbox.send(logged).is_err() || failed {
-                return;
+impl Part for Scribe {
+    fn step(&mut self, patience: Duration) -> Next {
+        let entry = match self.entry.take().map_or_else(|| hear(&self.inbox, patience), Ok) {
+            Ok(entry) => entry,
+            Err(next) => return next,
+        };
+        let logged = match (self.cutlog.attempt(&entry), &entry) {
+            (Ok(None), _) => {
+                self.entry = Some(entry);
+                return Next::Again;
             }
-        }
-    };
-    threads.joins.push(spawn("cut-log", run)?);
-    Ok((entries, logged))
+            (Ok(Some(offset)), Entry::Cut { cut, .. }) => Logged::Cut(cut.epoch, offset),
+            (Ok(Some(_)), Entry::Checkpoint { name, epoch, .. }) => {
+                Logged::Checkpoint(Named { name: name.clone(), epoch: *epoch })
+            }
+            (Ok(Some(_)), Entry::Begin { .. }) => return Next::Again,
+            (Err(error), _) => Logged::Failed(error),
+        };
+        let failed = matches!(logged, Logged::Failed(_));
+        if self.outbox.send(logged).is_err() || failed { Next::Ended } else { Next::Again }
+    }
+}
+
+/// The next message, if there is one; `who` sends them.
+fn heard<T>(inbox: &Receiver<T>, who: &str) -> Result<Option<T>, DecideError> {
+    match hear(inbox, Duration::ZERO) {
+        Ok(message) => Ok(Some(message)),
+        Err(Next::Ended) => Err(DecideError::Worker(format!("{who} ended"))),
+        Err(_) => Ok(None),
+    }
 }

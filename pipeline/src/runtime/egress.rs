@@ -1,13 +1,12 @@
 //! What an epoch says, written: lane records, hand-overs, dead letters, lifecycle blocks, marks.
 //!
-//! One thread writes in the order of epochs. It is given an epoch only once its cut is durable, and
+//! One part writes in the order of epochs. It is given an epoch only once its cut is durable, and
 //! reports it said only once every record was acknowledged. An append that fails is made again,
 //! whole, until it succeeds or the generation ends: a repeat carries the same epoch and ordinal, and
 //! readers drop what a mark has passed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,21 +15,21 @@ use tidings_operators::harness::output::{EpochOutput, Said, To};
 use tidings_schemas::block::Block;
 use tidings_schemas::ids::lane_partition;
 use tidings_schemas::lane::{HEADER_EPOCH, HEADER_EVENT, HEADER_GENERATION, HEADER_ORDINAL, Mark};
-use tidings_schemas::lifecycle::{Row, Stage};
+use tidings_schemas::lifecycle::Stage;
+use tidings_schemas::rows::Rows;
 use tidings_schemas::topics::Topics;
 use tidings_sinks::lane::wire;
 use tidings_sinks::log::{Append, Headers, Log, LogError, TopicPartition};
 
+use super::crew::{Next, Part, hear};
 use crate::cutlog::MarkAt;
 
 /// Epochs that are written with one append. More is no faster, and a failure repeats all of them.
 const EPOCHS_MAX: usize = 32;
 
-/// The longest pause between two tries of one append.
+/// The shortest and the longest pause between two tries of one append.
+const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(2);
-
-/// Rows in one block: a block stays far below the log's largest record.
-const ROWS_MAX: usize = 4_096;
 
 /// Which records of unsaid epochs already stand in the lanes: found by recovery.
 pub(crate) type Present = BTreeSet<(u64, Vec<u8>)>;
@@ -94,22 +93,17 @@ impl Outlets {
     }
 
     /// The lifecycle blocks of rows: one per partition, none larger than the log takes.
-    pub(crate) fn blocks(&self, stage: Stage, epoch: u64, rows: Vec<Row>) -> Vec<Append> {
+    pub(crate) fn blocks(&self, stage: Stage, epoch: u64, rows: &Rows) -> Vec<Append> {
         let topic = self.topics.lifecycle();
-        let mut by_partition: BTreeMap<TopicPartition, Vec<Row>> = BTreeMap::new();
-        for row in rows {
-            by_partition.entry(self.partition(topic.clone(), &row.user)).or_default().push(row);
-        }
-        let block = |to: &TopicPartition, rows: &[Row]| Append {
-            to: to.clone(),
+        let count = self.partitions.get(&topic).copied().unwrap_or(1);
+        let topic: Arc<str> = topic.into();
+        let block = |(partition, value)| Append {
+            to: TopicPartition { topic: Arc::clone(&topic), partition },
             key: None,
-            value: Some(Block::encode(stage, epoch, rows).into()),
+            value: Some(value),
             headers: Vec::new(),
         };
-        let of_partition = |(to, rows): (&TopicPartition, &Vec<Row>)| -> Vec<Append> {
-            rows.chunks(ROWS_MAX).map(|rows| block(to, rows)).collect()
-        };
-        by_partition.iter().flat_map(of_partition).collect()
+        rows.blocks(stage, epoch, count).into_iter().map(block).collect()
     }
 }
 
@@ -119,44 +113,101 @@ pub(crate) struct Egress {
     pub(crate) outlets: Outlets,
     pub(crate) generation: u64,
     pub(crate) present: Present,
-    pub(crate) ended: Arc<AtomicBool>,
     pub(crate) inbox: Receiver<Say>,
     pub(crate) outbox: Sender<Spoken>,
+    /// Lane partitions that were written since the last mark.
+    pub(crate) written: BTreeSet<TopicPartition>,
+    pub(crate) doing: Option<Doing>,
+}
+
+/// An append that is made until the log has it.
+pub(crate) struct Doing {
+    appends: Vec<Append>,
+    what: What,
+    pause: Duration,
+}
+
+/// What is reported once the log has it.
+enum What {
+    /// Outputs through this epoch, after which marks may be due.
+    Outputs { through: Option<u64>, mark: Option<u64> },
+    /// Marks in these partitions.
+    Marks(Vec<TopicPartition>),
+}
+
+impl Part for Egress {
+    fn step(&mut self, patience: Duration) -> Next {
+        let doing = match self.doing.take() {
+            Some(doing) => doing,
+            None => match self.gather(patience) {
+                Ok(doing) => doing,
+                Err(next) => return next,
+            },
+        };
+        let offsets = match doing.appends.is_empty() {
+            true => Ok(Vec::new()),
+            false => self.log.append(&doing.appends),
+        };
+        match offsets {
+            Ok(offsets) => self.done(doing.what, offsets),
+            Err(error) if error.is_transient() => {
+                tracing::warn!(%error, "outputs cannot be written; nothing is lost, trying again");
+                let pause = doing.pause;
+                self.doing = Some(Doing { pause: (pause * 2).min(RETRY_MAX), ..doing });
+                Next::Later(pause)
+            }
+            Err(error) => {
+                let _ = self.outbox.send(Spoken::Failed(error));
+                Next::Ended
+            }
+        }
+    }
 }
 
 impl Egress {
-    /// Writes until the coordinator lets go.
-    pub(crate) fn run(mut self) {
-        let mut written: BTreeSet<TopicPartition> = BTreeSet::new();
-        while let Ok(first) = self.inbox.recv() {
-            let mut said: Vec<Say> = vec![first];
-            said.extend(self.inbox.try_iter().take(EPOCHS_MAX - 1));
-            let mut appends = Vec::new();
-            let mut through = None;
-            let mut mark = None;
-            for say in said {
-                match say {
-                    Say::Epoch(output) => {
-                        through = Some(output.epoch);
-                        self.epoch(*output, &mut appends, &mut written);
-                    }
-                    Say::Mark(epoch) => mark = Some(epoch),
+    /// What is there to be said, as one append.
+    fn gather(&mut self, patience: Duration) -> Result<Doing, Next> {
+        let first = hear(&self.inbox, patience)?;
+        let mut said: Vec<Say> = vec![first];
+        said.extend(self.inbox.try_iter().take(EPOCHS_MAX - 1));
+        let (mut appends, mut through, mut mark) = (Vec::new(), None, None);
+        let mut written = std::mem::take(&mut self.written);
+        for say in said {
+            match say {
+                Say::Epoch(output) => {
+                    through = Some(output.epoch);
+                    self.epoch(*output, &mut appends, &mut written);
                 }
-            }
-            if !self.append(&appends) {
-                return;
-            }
-            if through.is_some_and(|epoch| self.outbox.send(Spoken::Through(epoch)).is_err()) {
-                return;
-            }
-            if let Some(epoch) = mark {
-                let marks: Vec<_> = std::mem::take(&mut written).into_iter().collect();
-                let Some(marks) = self.mark(epoch, &marks) else { return };
-                if self.outbox.send(Spoken::Marked(marks)).is_err() {
-                    return;
-                }
+                Say::Mark(epoch) => mark = Some(epoch),
             }
         }
+        self.written = written;
+        Ok(Doing { appends, what: What::Outputs { through, mark }, pause: RETRY_MIN })
+    }
+
+    /// The log has it.
+    fn done(&mut self, what: What, offsets: Vec<u64>) -> Next {
+        let spoken = match what {
+            What::Outputs { through, mark } => {
+                if let Some(said_through) = mark {
+                    let partitions: Vec<_> = std::mem::take(&mut self.written).into_iter().collect();
+                    let mark = Mark { g: self.generation, said_through };
+                    let appends = partitions.iter().map(|to| wire::mark(to.clone(), mark)).collect();
+                    self.doing = Some(Doing { appends, what: What::Marks(partitions), pause: RETRY_MIN });
+                }
+                through.map(Spoken::Through)
+            }
+            What::Marks(partitions) => {
+                let at = |(to, offset): (TopicPartition, u64)| MarkAt {
+                    topic: to.topic.to_string(),
+                    partition: to.partition,
+                    offset,
+                };
+                Some(Spoken::Marked(partitions.into_iter().zip(offsets).map(at).collect()))
+            }
+        };
+        let heard = spoken.is_none_or(|spoken| self.outbox.send(spoken).is_ok());
+        if heard { Next::Again } else { Next::Ended }
     }
 
     fn epoch(&mut self, output: EpochOutput, appends: &mut Vec<Append>, written: &mut BTreeSet<TopicPartition>) {
@@ -182,52 +233,10 @@ impl Egress {
             appends.push(Append { to, key, value: Some(said.value), headers });
         }
         let count = rows.len() as u64;
-        appends.extend(self.outlets.blocks(Stage::Decide, epoch, rows));
+        appends.extend(self.outlets.blocks(Stage::Decide, epoch, &rows));
         // The epoch's record is complete with this one, in whatever order partitions are read.
         let to = TopicPartition { topic: self.outlets.topics.lifecycle().into(), partition: 0 };
         appends.push(Append { to, key: None, value: Some(Block::closed(epoch, count).into()), headers: Vec::new() });
-    }
-
-    fn mark(&self, said_through: u64, partitions: &[TopicPartition]) -> Option<Vec<MarkAt>> {
-        let mark = Mark { g: self.generation, said_through };
-        let append = |to: &TopicPartition| wire::mark(to.clone(), mark);
-        let appends: Vec<_> = partitions.iter().map(append).collect();
-        let offsets = self.until_done(&appends)?;
-        let at = |(to, offset): (&TopicPartition, u64)| MarkAt {
-            topic: to.topic.to_string(),
-            partition: to.partition,
-            offset,
-        };
-        Some(partitions.iter().zip(offsets).map(at).collect())
-    }
-
-    fn append(&self, appends: &[Append]) -> bool {
-        self.until_done(appends).is_some()
-    }
-
-    /// Appends until the log has it; none when the generation ended or the log refuses for good.
-    fn until_done(&self, appends: &[Append]) -> Option<Vec<u64>> {
-        if appends.is_empty() {
-            return Some(Vec::new());
-        }
-        let mut pause = Duration::from_millis(50);
-        loop {
-            match self.log.append(appends) {
-                Ok(offsets) => return Some(offsets),
-                Err(error) if error.is_transient() => {
-                    if self.ended.load(Ordering::Relaxed) {
-                        return None;
-                    }
-                    tracing::warn!(%error, "outputs cannot be written; nothing is lost, trying again");
-                    std::thread::sleep(pause);
-                    pause = (pause * 2).min(RETRY_MAX);
-                }
-                Err(error) => {
-                    let _ = self.outbox.send(Spoken::Failed(error));
-                    return None;
-                }
-            }
-        }
     }
 }
 

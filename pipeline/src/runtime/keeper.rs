@@ -1,9 +1,12 @@
-//! The keeper of state: merges the epochs' deltas and writes checkpoints, on a thread of its own, so
-//! that a slow or full disk holds nothing up.
+//! The keeper of state: merges the epochs' deltas and writes checkpoints, as a part of its own, so that
+//! a slow or full disk holds nothing up.
+
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
 use tidings_operators::harness::output::{Delta, merge};
 
+use super::crew::{Next, Part, hear};
 use crate::checkpoint::{CheckpointError, Checkpoints, Manifest};
 
 /// What the keeper is told.
@@ -30,39 +33,48 @@ pub(crate) struct Keeper {
     pub(crate) generation: u64,
     /// Chunks that the newest manifest names.
     pub(crate) chunks: Vec<String>,
+    /// What changed since then.
+    pub(crate) pending: Delta,
     pub(crate) inbox: Receiver<Keep>,
     pub(crate) outbox: Sender<Kept>,
 }
 
-impl Keeper {
-    /// Keeps until the coordinator lets go.
-    pub(crate) fn run(mut self) {
-        let mut pending = Delta::new();
-        while let Ok(keep) = self.inbox.recv() {
-            match keep {
-                Keep::Delta(delta) => merge(&mut pending, delta),
-                Keep::Write(mut manifest) => {
-                    manifest.chunks.clone_from(&self.chunks);
-                    let kept = match self.checkpoints.write(self.generation, *manifest, &pending) {
-                        Ok((name, written)) => {
-                            pending.clear();
-                            self.chunks.clone_from(&written.chunks);
-                            Kept::Written(name, Box::new(written))
-                        }
-                        Err(error) => Kept::Failed(error),
-                    };
-                    if self.outbox.send(kept).is_err() {
-                        return;
-                    }
-                }
-                Keep::Delete(name, manifest, kept) => {
-                    let kept: Vec<_> = kept.iter().collect();
-                    if let Err(error) = self.checkpoints.delete(&name, &manifest, &kept) {
-                        // Garbage costs disk, not correctness.
-                        tracing::warn!(%error, "a checkpoint that is not needed any more could not be deleted");
-                    }
+impl Part for Keeper {
+    fn step(&mut self, patience: Duration) -> Next {
+        let keep = match hear(&self.inbox, patience) {
+            Ok(keep) => keep,
+            Err(next) => return next,
+        };
+        match keep {
+            Keep::Delta(delta) => merge(&mut self.pending, delta),
+            Keep::Write(manifest) => {
+                let kept = self.write(*manifest);
+                if self.outbox.send(kept).is_err() {
+                    return Next::Ended;
                 }
             }
+            Keep::Delete(name, manifest, kept) => {
+                let kept: Vec<_> = kept.iter().collect();
+                if let Err(error) = self.checkpoints.delete(&name, &manifest, &kept) {
+                    // Garbage costs disk, not correctness.
+                    tracing::warn!(%error, "a checkpoint that is not needed any more could not be deleted");
+                }
+            }
+        }
+        Next::Again
+    }
+}
+
+impl Keeper {
+    fn write(&mut self, mut manifest: Manifest) -> Kept {
+        manifest.chunks.clone_from(&self.chunks);
+        match self.checkpoints.write(self.generation, manifest, &self.pending) {
+            Ok((name, written)) => {
+                self.pending.clear();
+                self.chunks.clone_from(&written.chunks);
+                Kept::Written(name, Box::new(written))
+            }
+            Err(error) => Kept::Failed(error),
         }
     }
 }

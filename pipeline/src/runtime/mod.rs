@@ -3,7 +3,7 @@
 //! # Cast
 //! The *coordinator* makes cuts and knows what is durable, finished and said. *Workers* are the
 //! engine's. The *keeper* writes checkpoints, *egress* writes what epochs say, *readers* read sources
-//! ahead. One coordinator, one keeper and one egress thread per generation.
+//! ahead. One coordinator, one keeper and one egress per generation; [`crew`] says what they run on.
 //!
 //! # Protocol
 //! An epoch, step by step:
@@ -39,6 +39,7 @@
 
 pub mod clock;
 pub mod coordinator;
+pub mod crew;
 pub mod critical;
 pub mod egress;
 pub(crate) mod feeds;

@@ -128,8 +128,10 @@ impl Oracle {
         let mut records: Vec<&Record> = records.iter().collect();
         records.sort_by_key(|record| (record.source, record.partition, record.offset));
         let (side, records): (Vec<_>, Vec<_>) = records.into_iter().partition(|record| {
-            matches!(self.rules.topology.sources.get(record.source).map(|source| source.records),
-                Some(Records::Profiles | Records::Addresses))
+            matches!(
+                self.rules.topology.sources.get(record.source).map(|source| source.records),
+                Some(Records::Profiles | Records::Addresses)
+            )
         });
         // 1. Side inputs, as a wave from the end of the epoch before to the end of this one.
         let before = self.users.clone();

@@ -138,7 +138,8 @@ impl Told {
         let units: BTreeSet<_> = self.fates.keys().chain(found.fates.keys()).collect();
         for unit in units {
             // Having said nothing new of a unit is as good as leaving it open.
-            let (one, two) = (self.fates.get(unit).unwrap_or(&Fate::Open), found.fates.get(unit).unwrap_or(&Fate::Open));
+            let (one, two) =
+                (self.fates.get(unit).unwrap_or(&Fate::Open), found.fates.get(unit).unwrap_or(&Fate::Open));
             if !one.agrees(two) {
                 return differs(format!("the fate of {unit:?}"), format!("{one:?}"), format!("{two:?}"));
             }

@@ -1,0 +1,306 @@
+//! What a worker does at each end of the exchange: [`Intake`] before it, [`Epochs`] behind it. Neither
+//! knows of timely, threads or time: whoever drives them, timely or the simulator, runs the same code.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use crossbeam_channel::{Receiver, Sender, TryRecvError};
+use tidings_schemas::ids::key_group;
+
+use super::chain::{Block, Chain};
+use super::dataflow::{Assigned, Command, Cut, Report};
+use super::feed::{Extent, Lot, RawRecord};
+use crate::ingest::{Path, Source, ingest};
+
+/// Records that one worker reads ahead of the cut. Beyond it feeds are not polled: the log waits,
+/// not the memory. A few epochs' worth at a million events a second and two workers.
+pub const READ_AHEAD_MAX: usize = 32_768;
+
+/// Records in one block: large enough to pay for the exchange, small enough to stay in the cache.
+const BLOCK_MAX: usize = 512;
+
+/// Records polled from one feed in one go: fuel, so that a flood on one partition does not keep the
+/// worker from its commands.
+const POLL_MAX: usize = 4_096;
+
+/// A cut that a worker has released, and what it read for it.
+pub struct Released {
+    cut: Arc<Cut>,
+    read: BTreeMap<Lot, Extent>,
+}
+
+impl Released {
+    /// The epoch that the cut ends.
+    #[must_use]
+    pub fn epoch(&self) -> u64 {
+        self.cut.epoch
+    }
+}
+
+/// What an intake did.
+pub enum Step {
+    /// Nothing is there to be done.
+    Idle,
+    /// There is more to do.
+    Again,
+    /// An epoch is released: these are its blocks, and no others of this worker.
+    Release(Released, Vec<Block>),
+    /// It was told to stop, or cannot go on.
+    Stop,
+}
+
+/// One partition on its way in.
+struct Inlet {
+    assigned: Assigned,
+    /// Records with their checksums.
+    buffer: VecDeque<(RawRecord, u64)>,
+    /// Every record below it is in the buffer, or was cut, or does not exist.
+    position: u64,
+    /// The position that the host knows. What a replay polls beyond its cut was told to nobody yet.
+    reported: u64,
+    /// All that was polled since the start.
+    total: Extent,
+}
+
+/// Before the exchange: polls, waits for cuts, makes blocks.
+pub struct Intake {
+    worker: usize,
+    peers: usize,
+    sources: Arc<[Source]>,
+    inlets: Vec<Inlet>,
+    commands: Receiver<Command>,
+    reports: Sender<Report>,
+    waiting: VecDeque<Arc<Cut>>,
+    stopping: bool,
+    scratch: Vec<RawRecord>,
+}
+
+impl Intake {
+    /// The intake of worker number `worker` among `peers`.
+    #[must_use]
+    pub fn new(
+        worker: usize,
+        peers: usize,
+        sources: Arc<[Source]>,
+        assigned: Vec<Assigned>,
+        commands: Receiver<Command>,
+        reports: Sender<Report>,
+    ) -> Self {
+        let inlet = |assigned: Assigned| {
+            let position = assigned.from;
+            Inlet { assigned, buffer: VecDeque::new(), position, total: Extent::default(), reported: position }
+        };
+        let mut inlets: Vec<_> = assigned.into_iter().map(inlet).collect();
+        inlets.sort_by_key(|inlet| (inlet.assigned.rank, inlet.assigned.lot));
+        let (waiting, scratch) = (VecDeque::new(), Vec::new());
+        Self { worker, peers, sources, inlets, commands, reports, waiting, stopping: false, scratch }
+    }
+
+    /// Does the next thing. Never blocks, as long as the host takes reports.
+    pub fn step(&mut self) -> Step {
+        loop {
+            match self.commands.try_recv() {
+                Ok(Command::Release(cut)) => self.waiting.push_back(cut),
+                Ok(Command::Stop) => {
+                    self.stopping = true;
+                    break;
+                }
+                // The host let go without a word: nobody waits for what is open.
+                Err(TryRecvError::Disconnected) if !self.stopping => return Step::Stop,
+                Err(TryRecvError::Disconnected) => break,
+                Err(TryRecvError::Empty) => break,
+            }
+        }
+        match self.advance() {
+            Ok(step) => step,
+            Err(problem) => {
+                let _ = self.reports.send(Report::Failed(self.worker, problem));
+                Step::Stop
+            }
+        }
+    }
+
+    fn advance(&mut self) -> Result<Step, String> {
+        let Some(cut) = self.waiting.front().cloned() else {
+            if self.stopping {
+                return Ok(Step::Stop);
+            }
+            return self.read_ahead();
+        };
+        let mut short = false;
+        for place in 0..self.inlets.len() {
+            let inlet = &self.inlets[place];
+            // An end is passed by position, not by seeing a record: offsets may have gaps.
+            if cut.ends.get(&inlet.assigned.lot).is_some_and(|end| inlet.position < *end) {
+                self.poll(place, POLL_MAX)?;
+                let inlet = &self.inlets[place];
+                short |= cut.ends.get(&inlet.assigned.lot).is_some_and(|end| inlet.position < *end);
+            }
+        }
+        if short {
+            return Ok(Step::Again);
+        }
+        self.waiting.pop_front();
+        let (read, blocks) = self.release(&cut);
+        Ok(Step::Release(Released { cut, read }, blocks))
+    }
+
+    /// Step 1: strict preference with a guaranteed minimum. The most urgent source may fill the whole
+    /// read-ahead; each of the others gets at least its share.
+    fn read_ahead(&mut self) -> Result<Step, String> {
+        let mut ahead = Vec::new();
+        let mut full = false;
+        for place in 0..self.inlets.len() {
+            let total: usize = self.inlets.iter().map(|inlet| inlet.buffer.len()).sum();
+            let inlet = &self.inlets[place];
+            let share = READ_AHEAD_MAX * usize::from(inlet.assigned.at_least_permille) / 1000;
+            let room = READ_AHEAD_MAX.saturating_sub(total).max(share.saturating_sub(inlet.buffer.len()));
+            if room > 0 {
+                full |= self.poll(place, room.min(POLL_MAX))? == POLL_MAX;
+            }
+            // What a replay polled beyond its cut is news as well.
+            let inlet = &mut self.inlets[place];
+            if inlet.position > inlet.reported {
+                inlet.reported = inlet.position;
+                ahead.push((inlet.assigned.lot, Extent { end: inlet.position, ..inlet.total }));
+            }
+        }
+        if !ahead.is_empty() {
+            let _ = self.reports.send(Report::Ahead(self.worker, ahead));
+        }
+        Ok(if full { Step::Again } else { Step::Idle })
+    }
+
+    fn poll(&mut self, place: usize, records_max: usize) -> Result<usize, String> {
+        let inlet = &mut self.inlets[place];
+        let position = inlet.assigned.feed.poll(records_max, &mut self.scratch).map_err(|problem| {
+            let Lot { source, partition } = inlet.assigned.lot;
+            let source = self.sources.get(usize::from(source)).map_or("?", |source| &*source.id);
+            format!("source `{source}`, partition {partition}: {problem}")
+        })?;
+        let count = self.scratch.len();
+        for record in self.scratch.drain(..) {
+            let checksum = record.checksum();
+            inlet.total.records += 1;
+            inlet.total.checksum = inlet.total.checksum.wrapping_add(checksum);
+            inlet.buffer.push_back((record, checksum));
+        }
+        inlet.position = inlet.position.max(position);
+        Ok(count)
+    }
+
+    /// Step 2: what the cut admits, parsed under its rules, in blocks of one partition for one worker.
+    fn release(&mut self, cut: &Cut) -> (BTreeMap<Lot, Extent>, Vec<Block>) {
+        let mut read = BTreeMap::new();
+        let mut blocks = Vec::new();
+        for inlet in &mut self.inlets {
+            let lot = inlet.assigned.lot;
+            let Some(end) = cut.ends.get(&lot).copied() else { continue };
+            let Some(source) = self.sources.get(usize::from(lot.source)) else { continue };
+            let mut extent = Extent { end, ..Extent::default() };
+            let mut open: Vec<Vec<_>> = (0..self.peers).map(|_| Vec::new()).collect();
+            while let Some((record, checksum)) = inlet.buffer.pop_front_if(|(record, _)| record.offset < end) {
+                extent.records += 1;
+                extent.checksum = extent.checksum.wrapping_add(checksum);
+                let arrived = ingest(source, lot, &record, &cut.rules, Path::Decide);
+                let target = key_group(arrived.placement()).worker(self.peers);
+                open[target].push(arrived);
+                if open[target].len() == BLOCK_MAX {
+                    let records = std::mem::take(&mut open[target]);
+                    blocks.push(Block { lot, target: u32::try_from(target).unwrap_or(0), records });
+                }
+            }
+            for (target, records) in open.into_iter().enumerate().filter(|(_, records)| !records.is_empty()) {
+                blocks.push(Block { lot, target: u32::try_from(target).unwrap_or(0), records });
+            }
+            read.insert(lot, extent);
+        }
+        (read, blocks)
+    }
+}
+
+/// Behind the exchange: blocks wait for their epoch to be complete, and epochs run one after the
+/// other through the chain.
+pub struct Epochs {
+    worker: usize,
+    chain: Chain,
+    /// Cuts that this worker has released and not run.
+    released: VecDeque<Released>,
+    stash: BTreeMap<u64, Vec<Block>>,
+    reports: Sender<Report>,
+}
+
+impl Epochs {
+    /// The epochs of worker number `worker`.
+    #[must_use]
+    pub fn new(worker: usize, chain: Chain, reports: Sender<Report>) -> Self {
+        Self { worker, chain, released: VecDeque::new(), stash: BTreeMap::new(), reports }
+    }
+
+    /// This worker's own intake has released an epoch.
+    pub fn begin(&mut self, released: Released) {
+        self.released.push_back(released);
+    }
+
+    /// Blocks of an epoch arrived, one sender's in the order in which they were sent.
+    pub fn take(&mut self, epoch: u64, blocks: &mut Vec<Block>) {
+        self.stash.entry(epoch).or_default().append(blocks);
+    }
+
+    /// Runs the next epoch if it is `complete`: every intake has released it and every block of it
+    /// arrived. Says whether it did.
+    pub fn step(&mut self, complete: impl Fn(u64) -> bool) -> bool {
+        if !self.released.front().is_some_and(|released| complete(released.epoch())) {
+            return false;
+        }
+        let Some(Released { cut, read }) = self.released.pop_front() else { return false };
+        let blocks = self.stash.remove(&cut.epoch).unwrap_or_default();
+        let mut output = self.chain.epoch(cut.epoch, cut.now, &cut.rules, blocks);
+        output.read = read;
+        // Without a host, what is not said is replayed by the next generation.
+        self.reports.send(Report::Done(self.worker, Box::new(output))).is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::harness::feed::Feed;
+    use crate::ingest::SourceKind;
+
+    /// A partition whose records all come with the first poll, as many as are asked for.
+    struct Log(std::ops::Range<u64>);
+
+    impl Feed for Log {
+        fn poll(&mut self, records_max: usize, out: &mut Vec<RawRecord>) -> Result<u64, String> {
+            let timestamp = tidings_schemas::time::Instant(0);
+            let record = |offset| RawRecord { offset, key: None, value: None, headers: Vec::new(), timestamp };
+            out.extend(self.0.by_ref().take(records_max).map(record));
+            Ok(self.0.start)
+        }
+    }
+
+    // After a crash nothing may have to come in for what waits behind the logged cuts to be seen.
+    #[test]
+    fn what_a_replay_read_beyond_its_cut_is_reported_once_it_is_over() {
+        let lot = Lot { source: 0, partition: 0 };
+        let (command, commands) = crossbeam_channel::bounded(1);
+        let (reports, reported) = crossbeam_channel::bounded(1);
+        let sources = Arc::from([Source { id: "high".into(), kind: SourceKind::Events { unknown_to_data: false } }]);
+        let assigned = Assigned { lot, from: 0, feed: Box::new(Log(0..5)), rank: 1, at_least_permille: 0 };
+        let mut intake = Intake::new(0, 1, sources, vec![assigned], commands, reports);
+        let rules = Arc::new(crate::script::rules());
+        let cut = Cut { epoch: 1, now: tidings_schemas::time::Instant(0), rules, ends: BTreeMap::from([(lot, 2)]) };
+        command.send(Command::Release(Arc::new(cut))).unwrap();
+        assert!(matches!(intake.step(), Step::Release(..)));
+        assert!(reported.try_recv().is_err(), "a replayed cut is no news");
+        assert!(matches!(intake.step(), Step::Idle));
+        let Ok(Report::Ahead(0, ahead)) = reported.try_recv() else { panic!("nothing was reported") };
+        assert_eq!(
+            ahead.iter().map(|(lot, extent)| (*lot, extent.end, extent.records)).collect::<Vec<_>>(),
+            [(lot, 5, 5)]
+        );
+        intake.step();
+        assert!(reported.try_recv().is_err(), "it is reported once");
+    }
+}

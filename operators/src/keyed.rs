@@ -22,7 +22,8 @@ use tidings_schemas::profile::{Profile, Reachability};
 use tidings_schemas::reason::Reason;
 use tidings_schemas::time::Instant;
 
-use crate::harness::table::{TimerIndex, UserSlot};
+use crate::harness::profiles::Profiles;
+use crate::harness::table::{Table, UserKey};
 use crate::ingest::Path;
 use crate::item::{Item, Member};
 use crate::params::{Position, Report, SideInput};
@@ -187,8 +188,6 @@ pub enum Cause {
 pub struct About {
     /// The event.
     pub event: EventId,
-    /// Its intent.
-
     /// Its intent; zero in a leg's facts.
     pub intent: IntentId,
     /// The notification.
@@ -197,8 +196,6 @@ pub struct About {
     pub group: GroupId,
     /// The leg.
     pub leg: LegId,
-    /// Whether the leg is a silent copy.
-
     /// Whether the leg is a silent one.
     pub silent: bool,
     /// Who is told.
@@ -263,12 +260,11 @@ pub struct Cx<'a, O: Operator> {
     pub(crate) now: Instant,
     pub(crate) epoch: u64,
     pub(crate) operator: &'a Arc<str>,
-    pub(crate) user: &'a Arc<str>,
-    pub(crate) known: &'a Known,
+    pub(crate) user: UserKey<'a>,
+    pub(crate) profiles: &'a Profiles,
     pub(crate) rules: &'a Rules,
     pub(crate) path: Path,
-    pub(crate) slot: &'a mut UserSlot<O>,
-    pub(crate) timers: &'a mut TimerIndex,
+    pub(crate) table: &'a mut Table<O>,
     pub(crate) emitted: &'a mut Vec<(u8, Item)>,
     pub(crate) drafts: &'a mut Vec<Draft>,
     pub(crate) cause: &'a Cause,
@@ -284,7 +280,7 @@ impl<O: Operator> Cx<'_, O> {
     /// The user of this call.
     #[must_use]
     pub fn user_id(&self) -> &Arc<str> {
-        self.user
+        self.user.name
     }
 
     /// The operator's id in the topology: part of every id that it forms.
@@ -295,8 +291,8 @@ impl<O: Operator> Cx<'_, O> {
 
     /// Profile and reachability at the end of this epoch's side inputs.
     #[must_use]
-    pub const fn known(&self) -> &Known {
-        self.known
+    pub fn known(&self) -> &Known {
+        self.profiles.get(self.user)
     }
 
     /// Policies and calendar of this cut.
@@ -314,92 +310,84 @@ impl<O: Operator> Cx<'_, O> {
     /// Which channels may carry `item` now, best first, and which may not and why.
     #[must_use]
     pub fn candidates(&self, item: &Item) -> crate::candidates::Candidates {
-        crate::candidates::candidates(item, self.known, self.rules)
+        crate::candidates::candidates(item, self.known(), self.rules)
     }
 
     /// What the user's quiet hours say about `item` on `channel` now.
     #[must_use]
     pub fn verdict(&self, item: &Item, channel: Channel) -> Verdict {
-        quiet::verdict(self.user, &self.known.profile, self.rules, item.priority, channel, self.now)
+        quiet::verdict(self.user.placement, &self.known().profile, self.rules, item.priority, channel, self.now)
     }
 
     /// The state kept for the user as a whole.
     #[must_use]
     pub fn user(&self) -> Option<&O::User> {
-        self.slot.user()
+        self.table.user(self.user)
     }
 
     /// The same, to be changed; it is written at the epoch's end.
     pub fn user_mut(&mut self) -> &mut O::User {
-        self.slot.user_mut()
+        self.table.user_mut(self.user)
     }
 
     /// Forgets the user's state.
     pub fn clear_user(&mut self) {
-        self.slot.clear_user();
+        self.table.clear_user(self.user);
     }
 
     /// The head of an entry.
     #[must_use]
     pub fn entry(&self, subkey: &Subkey) -> Option<&O::Entry> {
-        self.slot.head(subkey)
+        self.table.head(self.user, subkey)
     }
 
     /// The head of an entry, to be changed; the entry is made where it is absent.
     pub fn entry_mut(&mut self, subkey: &Subkey) -> &mut O::Entry {
-        self.slot.head_mut(subkey)
+        self.table.head_mut(self.user, subkey)
     }
 
     /// The body of an entry.
     #[must_use]
     pub fn body(&self, subkey: &Subkey) -> Option<&O::Body> {
-        self.slot.body(subkey)
+        self.table.body(self.user, subkey)
     }
 
     /// Takes the body out of an entry, to be changed and set again: a body may be large.
     pub fn take_body(&mut self, subkey: &Subkey) -> Option<O::Body> {
-        self.slot.take_body(subkey)
+        self.table.take_body(self.user, subkey)
     }
 
     /// Sets the body of an entry; the entry is made where it is absent.
     pub fn set_body(&mut self, subkey: &Subkey, body: O::Body) {
-        self.slot.set_body(subkey, body);
+        self.table.set_body(self.user, subkey, body);
     }
 
     /// Forgets an entry, its timers too; returns what it was.
     pub fn remove(&mut self, subkey: &Subkey) -> Option<(O::Entry, O::Body)> {
-        for (timer, at) in self.slot.timers_of(subkey) {
-            self.timers.remove(at, self.user, subkey, timer);
-        }
-        self.slot.remove(subkey)
+        self.table.remove(self.user, subkey)
     }
 
     /// The user's subkeys, in order.
     #[must_use]
     pub fn subkeys(&self) -> Vec<Subkey> {
-        self.slot.subkeys()
+        self.table.subkeys(self.user)
     }
 
     /// Sets the entry's timer `id` to `at`, in place of an earlier one. What is due already fires in
     /// the next epoch.
     pub fn set_timer(&mut self, subkey: &Subkey, id: TimerId, at: Instant) {
-        if let Some(before) = self.slot.set_timer(subkey, id, at, self.epoch) {
-            self.timers.remove(before, self.user, subkey, id);
-        }
-        self.timers.insert(at, self.user, subkey, id);
+        self.table.set_timer(self.user, subkey, id, at, self.epoch);
     }
 
     /// Takes the entry's timer `id` back.
     pub fn clear_timer(&mut self, subkey: &Subkey, id: TimerId) {
-        if let Some(at) = self.slot.clear_timer(subkey, id) {
-            self.timers.remove(at, self.user, subkey, id);
-        }
+        self.table.clear_timer(self.user, subkey, id);
     }
 
     /// When the entry's timer `id` is due.
     #[must_use]
     pub fn timer(&self, subkey: &Subkey, id: TimerId) -> Option<Instant> {
-        self.slot.timers_of(subkey).into_iter().find(|(timer, _)| *timer == id).map(|(_, at)| at)
+        self.table.timer(self.user, subkey, id)
     }
 
     /// Hands `item` on to whoever is connected to output `port`.

@@ -20,12 +20,12 @@ use tidings_schemas::time::Instant;
 
 use super::feed::Lot;
 use super::ordinal::Ordinal;
-use super::output::{EpochOutput, Said, To};
+use super::output::{Delta, EpochOutput, Said, To};
 use super::profiles::{PROFILES, Profiles};
 use super::seal::seal;
 use super::stage::{Env, Flow, Outbox, Stage};
-use super::table::{Image, StateKey};
-use crate::ingest::{Arrived, Body, ItemFacts, Path};
+use super::table::{Image, StateKey, UserKey};
+use crate::ingest::{Arrived, Body, Path};
 use crate::keyed::{Cause, Draft, Known, PORT_CRITICAL, PORT_HIGH};
 use crate::lanes;
 use crate::rules::Rules;
@@ -76,11 +76,17 @@ pub struct Chain {
     profiles: Profiles,
     rules: Option<[u8; 32]>,
     path: Path,
+    /// What waits for each operator; empty between two waves, and kept for its memory.
+    inboxes: Vec<Vec<Flow>>,
+    /// The same of what an operator says.
+    outbox: Outbox,
 }
 
 impl Chain {
     pub(crate) fn new(nodes: Vec<Node>, sources: Vec<Vec<Target>>, path: Path) -> Self {
-        Self { nodes, sources, profiles: Profiles::default(), rules: None, path }
+        let inboxes = nodes.iter().map(|_| Vec::new()).collect();
+        let (profiles, outbox) = (Profiles::default(), Outbox::default());
+        Self { nodes, sources, profiles, rules: None, path, inboxes, outbox }
     }
 
     /// Puts images of a checkpoint back; `mine` says which of them this worker owns. `rules` names
@@ -131,14 +137,23 @@ impl Chain {
         self.records(&mut run, records);
         let Run { mut output, drafts, .. } = run;
         output.rows = seal(epoch, now, self.path, drafts);
+        output.delta = self.delta();
         output.next_timer = self.next_timer();
-        for node in &mut self.nodes {
-            let id = Arc::clone(&node.id);
-            node.stage.drain_dirty(&mut |key, image| drop(output.delta.insert((Arc::clone(&id), key), image)));
+        output
+    }
+
+    /// What the epoch changed. Images come in order, so that the map is built in one go.
+    fn delta(&mut self) -> Delta {
+        let mut images = Vec::new();
+        let mut nodes: Vec<_> = self.nodes.iter_mut().collect();
+        nodes.sort_by(|one, two| one.id.cmp(&two.id));
+        for node in nodes {
+            let Node { id, stage, .. } = node;
+            stage.drain_dirty(&mut |key, image| images.push(((Arc::clone(id), key), image)));
         }
         let id: Arc<str> = Arc::from(PROFILES);
-        self.profiles.drain_dirty(|key, image| drop(output.delta.insert((Arc::clone(&id), key), image)));
-        output
+        self.profiles.drain_dirty(|key, image| images.push(((Arc::clone(&id), key), image)));
+        images.into_iter().collect()
     }
 
     /// Runs one record by itself, outside of all epochs, upon what the caller knows of its user: how
@@ -169,92 +184,68 @@ impl Chain {
         let rules_changed = self.rules.is_some_and(|hash| hash != run.rules.hash);
         self.rules = Some(run.rules.hash);
         if !changed.is_empty() {
-            self.wave(run, Vec::new(), |stage, env, out| stage.on_profiles(env, &changed, out));
+            self.wave(run, |stage, env, out| stage.on_profiles(env, &changed, out));
         }
         if rules_changed {
-            self.wave(run, Vec::new(), |stage, env, out| stage.on_rules(env, out));
+            self.wave(run, |stage, env, out| stage.on_rules(env, out));
         }
     }
 
     fn timers(&mut self, run: &mut Run<'_>) {
         if self.next_timer().is_some_and(|at| at <= run.now) {
-            self.wave(run, Vec::new(), |stage, env, out| stage.on_timers(env, out));
+            self.wave(run, |stage, env, out| stage.on_timers(env, out));
         }
     }
 
     fn records(&mut self, run: &mut Run<'_>, blocks: Vec<Block>) {
-        let mut batch = Vec::with_capacity(BATCH);
+        let sources = std::mem::take(&mut self.sources);
+        let mut waiting = 0;
         for block in blocks {
-            let targets = self.sources.get(usize::from(block.lot.source)).cloned().unwrap_or_default();
+            let targets = sources.get(usize::from(block.lot.source)).map_or(&[][..], Vec::as_slice);
             for arrived in block.records {
                 let ordinal = Ordinal::record(block.lot, arrived.offset);
                 match arrived.body {
                     Body::Item(item) => {
-                        let cause = Cause::Event(arrived.event);
-                        batch.push((targets.clone(), Flow { ordinal, cause, port: 0, item: *item }));
+                        let (cause, placement) = (Cause::Event(arrived.event), placement(&item.user));
+                        let flow = Flow { ordinal, cause, port: 0, placement, item: *item };
+                        deliver(run, &self.profiles, targets, flow, &mut self.inboxes);
+                        waiting += 1;
                     }
                     Body::Rejected(rejected) => run.reject(ordinal, &rejected),
                     Body::Profile { .. } | Body::Address { .. } => {}
                 }
-                if batch.len() == BATCH {
-                    self.wave(run, std::mem::take(&mut batch), |_, _, _| {});
+                if waiting == BATCH {
+                    self.wave(run, |_, _, _| {});
+                    waiting = 0;
                 }
             }
         }
-        if !batch.is_empty() {
-            self.wave(run, batch, |_, _, _| {});
+        if waiting > 0 {
+            self.wave(run, |_, _, _| {});
         }
+        self.sources = sources;
     }
 
     /// One wave down the chain: each operator first does `own`, then takes in what came from above.
-    fn wave(
-        &mut self,
-        run: &mut Run<'_>,
-        arrivals: Vec<(Vec<Target>, Flow)>,
-        mut own: impl FnMut(&mut dyn Stage, &Env<'_>, &mut Outbox),
-    ) {
-        let mut inboxes: Vec<Vec<Flow>> = self.nodes.iter().map(|_| Vec::new()).collect();
-        for (targets, flow) in arrivals {
-            deliver(run, &self.profiles, &targets, flow, &mut inboxes);
-        }
-        for place in 0..self.nodes.len() {
-            let node = &mut self.nodes[place];
-            let env =
-                Env { now: run.now, epoch: run.epoch, rules: run.rules, profiles: &self.profiles, path: self.path };
-            let mut out = Outbox::default();
-            own(&mut *node.stage, &env, &mut out);
-            let own_flows = std::mem::take(&mut out.flows);
+    fn wave(&mut self, run: &mut Run<'_>, mut own: impl FnMut(&mut dyn Stage, &Env<'_>, &mut Outbox)) {
+        let Self { nodes, profiles, inboxes, outbox, path, .. } = self;
+        let env = Env { now: run.now, epoch: run.epoch, rules: run.rules, profiles, path: *path };
+        for (place, node) in nodes.iter_mut().enumerate() {
+            own(&mut *node.stage, &env, outbox);
             let mut inbox = std::mem::take(&mut inboxes[place]);
             if node.joins {
                 // Root ordinal first, then port, then emission: all of it is in the ordinal but the
                 // port, which is where the ways differ.
                 inbox.sort_by(|one, two| (&one.ordinal, one.port).cmp(&(&two.ordinal, two.port)));
             }
-            if let Some(when) = &node.when {
-                let holds = |flow: &Flow| flow.item.is_control() || when.holds(&ItemFacts::new(&flow.item));
-                let (taken, passed): (Vec<_>, Vec<_>) = inbox.into_iter().partition(holds);
-                if !taken.is_empty() {
-                    node.stage.on_events(&env, taken, &mut out);
-                }
-                // What the operator is not for passes untouched, in its place.
-                let merged = !out.flows.is_empty();
-                out.flows.extend(passed.into_iter().map(|flow| Flow {
-                    ordinal: flow.ordinal.hop(place, 1, 0),
-                    port: 0,
-                    ..flow
-                }));
-                if merged {
-                    out.flows.sort_by(|one, two| one.ordinal.cmp(&two.ordinal));
-                }
-            } else if !inbox.is_empty() {
-                node.stage.on_events(&env, inbox, &mut out);
+            if !inbox.is_empty() {
+                node.stage.on_events(&env, node.when.as_ref(), &mut inbox, outbox);
             }
-            run.drafts.append(&mut out.drafts);
-            let targets = std::mem::take(&mut self.nodes[place].targets);
-            for flow in own_flows.into_iter().chain(out.flows) {
-                deliver(run, &self.profiles, &targets, flow, &mut inboxes);
+            inboxes[place] = inbox;
+            run.drafts.append(&mut outbox.drafts);
+            for flow in outbox.flows.drain(..) {
+                deliver(run, profiles, &node.targets, flow, inboxes);
             }
-            self.nodes[place].targets = targets;
         }
     }
 }
@@ -281,7 +272,7 @@ fn hand(run: &mut Run<'_>, profiles: &Profiles, target: Target, flow: Flow, inbo
     match target {
         Target::Operator(place, port) => inboxes[place].push(Flow { port, ..flow }),
         Target::Lanes => {
-            let known = profiles.get(&flow.item.user);
+            let known = profiles.get(UserKey { name: &flow.item.user, placement: flow.placement });
             run.end(flow, known);
         }
     }
@@ -300,8 +291,8 @@ struct Run<'a> {
 impl Run<'_> {
     /// The chain's end: an item becomes a lane record, a hand-over, or a row.
     fn end(&mut self, flow: Flow, known: &Known) {
-        let Flow { ordinal, cause, item, port } = flow;
-        let group = key_group(placement(&item.user));
+        let Flow { ordinal, cause, item, port, placement } = flow;
+        let group = key_group(placement);
         let user = Arc::clone(&item.user);
         let (said, drafts) = match port {
             PORT_CRITICAL => (Some(lanes::hand_over(item, Priority::Critical)), Vec::new()),
@@ -349,6 +340,6 @@ impl Chain {
     /// What is known of a user: for tests and `state`.
     #[must_use]
     pub fn known(&self, user: &str) -> &Known {
-        self.profiles.get(user)
+        self.profiles.get(UserKey::of(&user.into()))
     }
 }

@@ -25,14 +25,17 @@ use tidings_schemas::time::Instant;
 use crate::harness::profiles::Profiles;
 use crate::harness::table::{Table, UserKey};
 use crate::ingest::Path;
-use crate::item::{Item, Member};
+use crate::item::{Item, Member, Page};
 use crate::params::{Position, Report, SideInput};
 use crate::quiet::{self, Verdict};
 use crate::rules::Rules;
 
+/// What a subkey holds without an allocation: ids, and two or three short words.
+const SUBKEY_INLINE_BYTES: usize = 32;
+
 /// What an operator keeps under one user: a byte string, compared by bytes.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
-pub struct Subkey(pub SmallVec<[u8; 24]>);
+pub struct Subkey(pub SmallVec<[u8; SUBKEY_INLINE_BYTES]>);
 
 impl Clone for Subkey {
     fn clone(&self) -> Self {
@@ -45,12 +48,25 @@ impl Subkey {
     /// The subkey of these fields, each ended by a zero byte (which texts here never hold).
     #[must_use]
     pub fn of(fields: &[&str]) -> Self {
-        let mut bytes = SmallVec::new();
-        for field in fields {
-            bytes.extend_from_slice(field.as_bytes());
-            bytes.push(0);
+        let mut subkey = Self::default();
+        fields.iter().for_each(|field| subkey.push(field));
+        subkey
+    }
+
+    /// Adds a field.
+    pub fn push(&mut self, field: &str) {
+        self.push_list([field]);
+    }
+
+    /// Adds a list as one field.
+    pub fn push_list<'a>(&mut self, parts: impl IntoIterator<Item = &'a str>) {
+        for (place, part) in parts.into_iter().enumerate() {
+            if place > 0 {
+                self.0.push(b',');
+            }
+            self.0.extend_from_slice(part.as_bytes());
         }
-        Self(bytes)
+        self.0.push(0);
     }
 
     /// The bytes.
@@ -198,14 +214,8 @@ pub struct About {
     pub leg: LegId,
     /// Whether the leg is a silent one.
     pub silent: bool,
-    /// Who is told.
-    pub user: Arc<str>,
-    /// The tenant.
-    pub tenant: Arc<str>,
-    /// The type.
-    pub event_type: Arc<str>,
-    /// The category.
-    pub category: Arc<str>,
+    /// Who is told, the tenant, the type and its category.
+    pub page: Arc<Page>,
     /// The priority.
     pub priority: Option<tidings_schemas::channel::Priority>,
     /// The channel.
@@ -214,6 +224,14 @@ pub struct About {
     pub created_at: Instant,
     /// When it was last released.
     pub ready_at: Option<Instant>,
+}
+
+impl std::ops::Deref for About {
+    type Target = Page;
+
+    fn deref(&self) -> &Page {
+        &self.page
+    }
 }
 
 impl About {
@@ -243,10 +261,7 @@ impl About {
             group: item.group,
             leg: item.leg.unwrap_or_default(),
             silent: item.silent,
-            user: Arc::clone(&item.user),
-            tenant: Arc::clone(&item.tenant),
-            event_type: Arc::clone(&item.event_type),
-            category: Arc::clone(&item.category),
+            page: Arc::clone(&item.page),
             priority: Some(item.priority),
             channel: item.channel(),
             created_at: item.created_at,

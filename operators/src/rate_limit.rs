@@ -22,6 +22,7 @@ use std::fmt;
 
 use schemars::{JsonSchema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, de};
+use smallvec::SmallVec;
 use tidings_schemas::channel::Channel;
 use tidings_schemas::lifecycle::State as Did;
 use tidings_schemas::policy::{Limits, Overflow};
@@ -201,6 +202,9 @@ struct Held {
     rate: Rate,
 }
 
+/// As many as the usual levels and a cap.
+type AllHeld = SmallVec<[Held; 5]>;
+
 impl Operator for RateLimit {
     const KIND: &'static str = "rate_limit";
     const POSITION: Position = Position::Legs;
@@ -378,8 +382,8 @@ impl RateLimit {
     }
 
     /// The rates that hold for `item` on `channel`.
-    fn held(&self, cx: &Cx<'_, Self>, item: &Item, channel: Channel) -> Vec<Held> {
-        let mut held = Vec::new();
+    fn held(&self, cx: &Cx<'_, Self>, item: &Item, channel: Channel) -> AllHeld {
+        let mut held = AllHeld::new();
         for level in &self.levels {
             let value = |per: &Per| match per {
                 Per::Channel => channel.as_str(),
@@ -390,16 +394,17 @@ impl RateLimit {
             else {
                 continue;
             };
-            let mut fields = vec!["level"];
+            // Short, so that the usual ones need no memory of their own.
+            let mut counter = Subkey::of(&["l"]);
             for per in &level.per {
-                fields.push(match per {
-                    Per::Channel => "channel",
-                    Per::Type => "type",
-                    Per::Category => "category",
+                counter.push(match per {
+                    Per::Channel => "c",
+                    Per::Type => "t",
+                    Per::Category => "g",
                 });
-                fields.push(value(per));
+                counter.push(value(per));
             }
-            held.push(Held { counter: Subkey::of(&fields), rate: *rate });
+            held.push(Held { counter, rate: *rate });
         }
         for cap in &cx.known().profile.caps {
             let fits = cap.category.as_deref().is_none_or(|category| category == &*item.category)
@@ -439,7 +444,7 @@ fn free_at(cx: &Cx<'_, RateLimit>, held: &[Held]) -> Option<Instant> {
 }
 
 /// Counts a send on every level that held it.
-fn count(cx: &mut Cx<'_, RateLimit>, held: Vec<Held>) {
+fn count(cx: &mut Cx<'_, RateLimit>, held: AllHeld) {
     let now = cx.now();
     for Held { counter, rate } in held {
         if let EntryV1::Sends(sends) = cx.entry_mut(&counter) {

@@ -468,12 +468,17 @@ impl<O: Operator> Table<O> {
 
     /// Images of all that this epoch touched, in key order; the marks are taken off.
     pub(crate) fn drain_dirty(&mut self, mut image: impl FnMut(StateKey, Image)) {
+        let mut encoder = Encoder::default();
         for (user, entry) in self.touched() {
             let Some(known) = self.users.get_mut(user) else { continue };
             let (name, group) = (Arc::clone(&known.name), key_group(known.placement));
             let Some(place) = entry else {
                 known.dirty = false;
-                let out = Image { head: known.state.as_ref().map(encode), body: Some(None), timers: Vec::new() };
+                let out = Image {
+                    head: known.state.as_ref().map(|state| encoder.encode(state)),
+                    body: Some(None),
+                    timers: Vec::new(),
+                };
                 image(StateKey { group, user: name, subkey: None }, out);
                 self.drop_user_if_gone(user);
                 continue;
@@ -482,8 +487,8 @@ impl<O: Operator> Table<O> {
             entry.dirty = false;
             let set = std::mem::take(&mut entry.body_dirty);
             let out = Image {
-                head: entry.head.as_ref().map(encode),
-                body: set.then(|| entry.body.as_ref().map(encode)),
+                head: entry.head.as_ref().map(|head| encoder.encode(head)),
+                body: set.then(|| entry.body.as_ref().map(|body| encoder.encode(body))),
                 timers: entry.timers.iter().map(|timer| (timer.id, timer.at)).collect(),
             };
             image(StateKey { group, user: name, subkey: Some(entry.subkey.clone()) }, out);
@@ -570,9 +575,17 @@ impl<O: Operator> Table<O> {
     }
 }
 
-fn encode<S: State>(state: &S) -> (u8, Vec<u8>) {
-    // Serialising into memory fails only for types that do not know their length; none of ours.
-    (S::VERSION, postcard::to_stdvec(state).unwrap_or_default())
+/// Writes states one after the other, with one memory for all of them.
+#[derive(Default)]
+struct Encoder(Vec<u8>);
+
+impl Encoder {
+    fn encode<S: State>(&mut self, state: &S) -> (u8, Vec<u8>) {
+        self.0.clear();
+        // Serialising into memory fails only for types that do not know their length; none of ours.
+        self.0 = postcard::to_extend(state, std::mem::take(&mut self.0)).unwrap_or_default();
+        (S::VERSION, self.0.as_slice().to_vec())
+    }
 }
 
 fn decode<S: State>(version: u8, bytes: &[u8]) -> Result<S, String> {

@@ -31,7 +31,7 @@ use tidings_schemas::event::Event;
 use tidings_schemas::ids::{EventId, lane_partition};
 use tidings_schemas::topics::Topics;
 use tidings_sinks::directory::{self, Directory};
-use tidings_sinks::lane::{Deliverer, LaneMetrics, LaneReader, Limits, Line, Parts, Texts};
+use tidings_sinks::lane::{Deliverer, LaneMetrics, LaneReader, Limits, Line, Pace, Parts, Texts};
 use tidings_sinks::ledger::{self, Ledger};
 use tidings_sinks::log::{Append, Clock as SinkClock, Log, TopicPartition};
 use tidings_sinks::providers::Context as ProviderContext;
@@ -472,6 +472,7 @@ async fn deliver(
             directory: Arc::clone(&directory),
             render: Arc::new(Texts::new(Arc::new(store))),
             providers: providers::choice(&built, &sink.providers)?,
+            cap: sink.cap.map(|rate| Arc::new(Pace::new(rate))),
             schedule: Schedule::default(),
             categories: config.policies.categories.clone(),
             clock: Arc::clone(clock),
@@ -664,6 +665,11 @@ fn metrics(standing: &Standing) -> String {
     for (group, lane) in lanes.iter() {
         let labels = format!("{{group=\"{group}\"}}");
         put("tidings_lane_in_flight", "gauge", "Lane records in flight.", &labels, of(&lane.in_flight));
+    }
+    for (group, lane) in lanes.iter() {
+        let labels = format!("{{group=\"{group}\"}}");
+        let help = "Waits for a token of a provider's rate or a channel's cap.";
+        put("tidings_delivery_paced_total", "counter", help, &labels, of(&lane.paced));
     }
     for (group, lane) in lanes.iter() {
         for (status, value) in [("success", &lane.delivered), ("failed", &lane.failed)] {

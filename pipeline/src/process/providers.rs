@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow};
 use tidings_sinks::lane::Choice;
+use tidings_sinks::providers::paced::Paced;
 use tidings_sinks::providers::{self, Context, Provider};
 
 use crate::topology::{Config, Providers};
@@ -17,6 +18,10 @@ pub(super) fn build(config: &Config, context: &Context) -> anyhow::Result<Built>
     for (name, provider) in &config.deployment.providers {
         let kind = providers::kind(&provider.kind).ok_or_else(|| anyhow!("provider `{name}`: unknown kind"))?;
         let made = kind.build(provider.params.get().clone(), context).with_context(|| format!("provider `{name}`"))?;
+        let made = match provider.rate {
+            Some(rate) => Arc::new(Paced::new(made, rate)) as Arc<dyn Provider>,
+            None => made,
+        };
         built.insert(name.clone(), made);
     }
     Ok(built)

@@ -1,0 +1,48 @@
+//! A provider with a rate: what its deliverers keep to before they call it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use tidings_schemas::channel::Channel;
+use tidings_schemas::time::Instant;
+use tidings_schemas::units::Rate;
+
+use super::{Call, Provider};
+use crate::lane::Pace;
+use crate::outcome::Outcome;
+
+/// A provider and its rate. Whoever shares it shares the rate.
+pub struct Paced {
+    provider: Arc<dyn Provider>,
+    pace: Arc<Pace>,
+}
+
+impl Paced {
+    /// `provider` with `rate`.
+    #[must_use]
+    pub fn new(provider: Arc<dyn Provider>, rate: Rate) -> Self {
+        Self { provider, pace: Arc::new(Pace::new(rate)) }
+    }
+}
+
+impl Provider for Paced {
+    fn name(&self) -> &'static str {
+        self.provider.name()
+    }
+    fn channel(&self) -> Channel {
+        self.provider.channel()
+    }
+    fn batch_max(&self) -> usize {
+        self.provider.batch_max()
+    }
+    fn timeout(&self) -> Duration {
+        self.provider.timeout()
+    }
+    fn pace(&self) -> Option<&Arc<Pace>> {
+        Some(&self.pace)
+    }
+    fn deliver<'a>(&'a self, calls: &'a [Call], now: Instant) -> BoxFuture<'a, Vec<Outcome>> {
+        self.provider.deliver(calls, now)
+    }
+}

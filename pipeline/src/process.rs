@@ -13,6 +13,7 @@
 
 mod providers;
 mod tail;
+mod templates;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -38,7 +39,6 @@ use tidings_sinks::providers::Context as ProviderContext;
 use tidings_sinks::record::clickhouse::ClickHouse;
 use tidings_sinks::record::files::Files;
 use tidings_sinks::record::writer::{RecordParams, RecordWriter};
-use tidings_sinks::render::{TemplateStore, Templates};
 use tidings_sinks::retry::Schedule;
 use tidings_sinks::tasks::Tasks;
 use tokio_util::sync::CancellationToken;
@@ -51,6 +51,8 @@ use crate::runtime::coordinator::{self, Status, Surroundings};
 use crate::runtime::critical::{Critical, CriticalPlan, CriticalStatus, CriticalSurroundings};
 use crate::sources::file::FileFeeder;
 use crate::topology::{Config, Log as LogPlace, Place, Record as RecordPlace, Store};
+
+pub use templates::TemplateStatus;
 
 /// How long an append of outputs may wait for company. Kafka sends a batch sooner when it is full.
 const LINGER: Duration = Duration::from_millis(2);
@@ -113,6 +115,8 @@ pub struct Standing {
     pub critical: Arc<CriticalStatus>,
     /// Deliver, by channel and line.
     pub lanes: Arc<std::sync::Mutex<BTreeMap<String, Arc<LaneMetrics>>>>,
+    /// Templates.
+    pub templates: Arc<TemplateStatus>,
     /// Rows written.
     pub record: Arc<std::sync::Mutex<Option<Arc<tidings_sinks::record::writer::RecordCounts>>>>,
     /// Whether decide runs here.
@@ -459,18 +463,16 @@ async fn deliver(
         environment,
     };
     let built = providers::build(config, &context)?;
+    let mut stores = templates::Stores::default();
     for (channel, sink) in &config.topology.sinks {
-        let store = match &sink.templates {
-            Some(folder) => TemplateStore::open(&settings.folder.join(folder), "en").map_err(problems)?,
-            None => TemplateStore::fixed(Templates::embedded().map_err(problems)?),
-        };
+        let store = stores.open(sink.templates.as_ref().map(|folder| settings.folder.join(folder)).as_deref())?;
         let parts = Parts {
             channel: *channel,
             topics: topics.clone(),
             log: Arc::clone(log),
             ledger: Arc::clone(&ledger),
             directory: Arc::clone(&directory),
-            render: Arc::new(Texts::new(Arc::new(store))),
+            render: Arc::new(Texts::new(store)),
             providers: providers::choice(&built, &sink.providers)?,
             cap: sink.cap.map(|rate| Arc::new(Pace::new(rate))),
             schedule: Schedule::default(),
@@ -481,6 +483,8 @@ async fn deliver(
         };
         lanes(*channel, parts, topics, standing, tasks).await?;
     }
+    let stopping = tasks.stopping();
+    tasks.spawn("templates", stores.watch(Arc::clone(&standing.templates), templates::LOOK_EVERY, stopping));
     Ok(())
 }
 
@@ -509,11 +513,6 @@ async fn lanes(
         tasks.spawn(group, reader.run(stopping));
     }
     Ok(())
-}
-
-fn problems(errors: Vec<tidings_sinks::render::TemplateError>) -> anyhow::Error {
-    let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();
-    anyhow!("templates:\n  {}", lines.join("\n  "))
 }
 
 /// Sources that are files or standard input are fed into topics of their own.
@@ -661,6 +660,9 @@ fn metrics(standing: &Standing) -> String {
     put("tidings_checkpoint_failures_total", "counter", "Checkpoints that could not be written.", "", failures);
     let critical = &standing.critical;
     put("tidings_critical_records_total", "counter", "Records of the critical path.", "", of(&critical.handled));
+    let templates = &standing.templates;
+    put("tidings_template_reloads_total", "counter", "Changed templates taken into use.", "", of(&templates.reloads));
+    put("tidings_template_problems", "gauge", "What keeps templates unused.", "", of(&templates.problems));
     let Ok(lanes) = standing.lanes.lock() else { return text };
     for (group, lane) in lanes.iter() {
         let labels = format!("{{group=\"{group}\"}}");

@@ -262,6 +262,7 @@ fn item(event: Event, id: EventId, accepted: Instant, rules: &Rules, path: Path)
         intent_by_id: IntentId::new(&tenant, &user, None, &by_id),
         cancel_key: event.cancel_key.as_deref().map(Arc::from),
         actor: event.actor,
+        subject: None,
         content: Content { data, template_id },
         created_at: accepted,
         expires_at: event.expires_at,
@@ -309,7 +310,7 @@ fn item(event: Event, id: EventId, accepted: Instant, rules: &Rules, path: Path)
     item.members[0].intent = intent;
     item.notification = match (path, priority) {
         (Path::Critical, Priority::Critical) => NotificationId::critical(intent),
-        _ => NotificationId::new("validate", &item.user, b"", &mut [id]),
+        _ => NotificationId::of_one(&item.user, id),
     };
     item
 }
@@ -331,6 +332,7 @@ fn parse_returned(record: &RawRecord) -> Result<Item, Refusal> {
         intent_by_id: IntentId::default(),
         cancel_key: None,
         actor: name.map(|name| tidings_schemas::event::Actor { id: name.clone(), name: Some(name.clone()) }),
+        subject: None,
         content: content.clone(),
         created_at: leg.created_at,
         expires_at: leg.expires_at,

@@ -243,6 +243,10 @@ impl Chain {
         arrivals: Vec<(Vec<Target>, Flow)>,
         mut own: impl FnMut(&mut dyn Stage, &Env<'_>, &mut Outbox<'_>),
     ) {
+        // What records cause travels in the order of their ordinals. What timers and side inputs cause
+        // does not: an operator's own comes before what the wave brought from above, whatever was due
+        // first. There a place is told by standing in it, or who shares a worker would decide.
+        let in_order = !arrivals.is_empty();
         let mut inboxes: Vec<Vec<Flow>> = self.nodes.iter().map(|_| Vec::new()).collect();
         for (targets, flow) in arrivals {
             deliver(run, &self.profiles, &targets, flow, &mut inboxes);
@@ -262,19 +266,26 @@ impl Chain {
             }
             if let Some(when) = &node.when {
                 let holds = |flow: &Flow| flow.item.is_control() || when.holds(&ItemFacts::new(&flow.item));
-                let (taken, passed): (Vec<_>, Vec<_>) = inbox.into_iter().partition(holds);
-                if !taken.is_empty() {
-                    node.stage.on_events(&env, taken, &mut out);
-                }
                 // What the operator is not for passes untouched, in its place.
-                let merged = !out.flows.is_empty();
-                out.flows.extend(passed.into_iter().map(|flow| Flow {
-                    ordinal: flow.ordinal.hop(place, 1, 0),
-                    port: 0,
-                    ..flow
-                }));
-                if merged {
-                    out.flows.sort_by(|one, two| one.ordinal.cmp(&two.ordinal));
+                let pass = |flow: Flow| Flow { ordinal: flow.ordinal.hop(place, 1, 0), port: 0, ..flow };
+                if in_order {
+                    let (taken, passed): (Vec<_>, Vec<_>) = inbox.into_iter().partition(holds);
+                    if !taken.is_empty() {
+                        node.stage.on_events(&env, taken, &mut out);
+                    }
+                    let merged = !out.flows.is_empty();
+                    out.flows.extend(passed.into_iter().map(pass));
+                    if merged {
+                        out.flows.sort_by(|one, two| one.ordinal.cmp(&two.ordinal));
+                    }
+                } else {
+                    for flow in inbox {
+                        if holds(&flow) {
+                            node.stage.on_events(&env, vec![flow], &mut out);
+                        } else {
+                            out.flows.push(pass(flow));
+                        }
+                    }
                 }
             } else if !inbox.is_empty() {
                 node.stage.on_events(&env, inbox, &mut out);

@@ -156,7 +156,7 @@ impl Demo {
         // A stage that ended by itself is news; one that runs says nothing.
         let ended = tokio::time::timeout(Duration::ZERO, process.ended()).await.ok();
         shell.talk("the night is over: what is under way lands");
-        process.stop().await?;
+        process.finish().await?;
         if let Some(error) = ended {
             return Err(error);
         }

@@ -12,7 +12,7 @@ use tidings_operators::harness::dataflow::Transport;
 use tidings_pipeline::assemble::RunSettings;
 use tidings_pipeline::console::Inbox;
 use tidings_pipeline::cutlog::Hash;
-use tidings_pipeline::process::{Process, Settings, Stage};
+use tidings_pipeline::process::{Process, Settings, Stage, give_way};
 use tidings_pipeline::runtime::clock::{Clock as _, SystemClock};
 use tidings_pipeline::topology::{OperatorKinds, svg};
 
@@ -92,7 +92,8 @@ impl Run {
             accept_divergence: self.accept_divergence,
             may_drop: self.may_drop.into_iter().collect(),
         };
-        runtime()?.block_on(async {
+        let bulk = tokio::runtime::Builder::new_multi_thread().enable_all().on_thread_start(give_way).build()?;
+        bulk.block_on(async {
             let mut process = Process::start(&loaded.config, settings).await?;
             if let Some(admin) = process.admin {
                 shell.talk(format_args!("running; console and metrics at http://{admin}"));

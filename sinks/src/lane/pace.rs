@@ -9,6 +9,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -25,6 +26,8 @@ const RESERVE: i128 = 10;
 /// A bucket, shared by all who are to keep to the rate together.
 pub struct Pace {
     rate: Rate,
+    /// Tokens that critical ones took since the book was last opened: they wait for nobody's lock.
+    owed: AtomicI64,
     book: Mutex<Book>,
 }
 
@@ -68,7 +71,7 @@ impl Pace {
     #[must_use]
     pub fn new(rate: Rate) -> Self {
         let book = Book { parts: 0, at: None, next: 0, waiting: BTreeSet::new() };
-        let pace = Self { rate, book: Mutex::new(book) };
+        let pace = Self { rate, owed: AtomicI64::new(0), book: Mutex::new(book) };
         pace.book().parts = pace.room();
         pace
     }
@@ -80,15 +83,16 @@ impl Pace {
         turn: Option<Arc<Turn>>,
         now: Instant,
     ) -> Result<(), (Instant, Arc<Turn>)> {
+        if priority == Priority::Critical {
+            self.owed.fetch_add(1, Ordering::Relaxed);
+            return Ok(());
+        }
         let mut book = self.book();
         let since = book.at.map_or(Duration::ZERO, |at| now.since(at));
         book.at = book.at.max(Some(now));
         let grown = i128::try_from(since.as_millis()).unwrap_or(i128::MAX).saturating_mul(i128::from(self.rate.max));
         book.parts = book.parts.saturating_add(grown).min(self.room());
-        if priority == Priority::Critical {
-            book.parts -= self.token();
-            return Ok(());
-        }
+        book.parts -= i128::from(self.owed.swap(0, Ordering::Relaxed)).saturating_mul(self.token());
         let before = match &turn {
             Some(turn) => book.waiting.range(..turn.key).count(),
             None => book.waiting.range(..=(priority, u64::MAX)).count(),
@@ -117,7 +121,11 @@ impl Pace {
     }
 
     /// Gives a token back that was not used.
-    pub(crate) fn give_back(&self) {
+    pub(crate) fn give_back(&self, priority: Priority) {
+        if priority == Priority::Critical {
+            self.owed.fetch_sub(1, Ordering::Relaxed);
+            return;
+        }
         let mut book = self.book();
         book.parts = (book.parts + self.token()).min(self.room());
     }
@@ -187,7 +195,7 @@ mod tests {
         }
         turns.remove(0);
         assert_eq!(pace.enter(Priority::Low, Some(turns[0].clone()), Instant(500)).unwrap_err().0, Instant(1000));
-        pace.give_back();
+        pace.give_back(Priority::Low);
         assert!(pace.enter(Priority::Low, Some(turns.remove(0)), Instant(500)).is_ok());
         assert!(pace.book().waiting.is_empty());
     }

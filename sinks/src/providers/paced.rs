@@ -6,23 +6,22 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use tidings_schemas::channel::Channel;
 use tidings_schemas::time::Instant;
-use tidings_schemas::units::Rate;
 
 use super::{Call, Provider};
 use crate::lane::Pace;
 use crate::outcome::Outcome;
 
-/// A provider and its rate. Whoever shares it shares the rate.
+/// A provider and its rate.
 pub struct Paced {
     provider: Arc<dyn Provider>,
     pace: Arc<Pace>,
 }
 
 impl Paced {
-    /// `provider` with `rate`.
+    /// `provider`, called at `pace`.
     #[must_use]
-    pub fn new(provider: Arc<dyn Provider>, rate: Rate) -> Self {
-        Self { provider, pace: Arc::new(Pace::new(rate)) }
+    pub const fn new(provider: Arc<dyn Provider>, pace: Arc<Pace>) -> Self {
+        Self { provider, pace }
     }
 }
 
@@ -38,6 +37,9 @@ impl Provider for Paced {
     }
     fn timeout(&self) -> Duration {
         self.provider.timeout()
+    }
+    fn is_one_owner(&self) -> bool {
+        self.provider.is_one_owner()
     }
     fn pace(&self) -> Option<&Arc<Pace>> {
         Some(&self.pace)

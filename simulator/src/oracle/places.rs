@@ -38,21 +38,13 @@ pub(super) struct Place {
 pub(super) type Places = BTreeMap<Key, Place>;
 
 /// Puts a leg into a place; whoever stands there already is joined. The caller says when it is due.
-pub(super) fn park(
-    places: &mut Places,
-    now: &mut Now<'_>,
-    key: &Key,
-    thing: Thing,
-    until: Instant,
-    reason: Reason,
-) {
+pub(super) fn park(places: &mut Places, now: &mut Now<'_>, key: &Key, thing: Thing, until: Instant, reason: Reason) {
     if let Some(place) = places.get_mut(key) {
         let merged = Fate::Merged([place.group].into());
         now.events(&thing, &merged);
-        now.leg(&thing, merged.clone());
-        for folded in place.thing.join(thing) {
-            now.member(&folded, merged.clone());
-        }
+        now.leg(&thing, merged);
+        // Whoever is folded was said to be merged when it came.
+        place.thing.join(thing);
         place.changed = true;
         return;
     }

@@ -525,9 +525,7 @@ fn came_back(now: &mut Now<'_>, mut thing: Thing, cause: ReturnCause) {
 fn quiet_place(thing: &Thing, channel: Channel) -> Key {
     let subkey = match &thing.object {
         // What deliver gave back is that leg alone.
-        Some(object) if thing.returns == 0 => {
-            fields(&[channel.as_str(), &thing.tenant, &thing.event_type, &object.id])
-        }
+        Some(object) if thing.returns == 0 => fields(&[channel.as_str(), &thing.tenant, &thing.event_type, &object.id]),
         _ => thing.leg.unwrap_or_default().0.to_vec(),
     };
     (thing.user.clone(), subkey)

@@ -77,6 +77,9 @@ pub(crate) struct Life {
     /// By how much the oracle's windows are too long.
     slower: Duration,
     handed_over: Vec<Drawn>,
+    /// How many of them came in earlier epochs: within one, a copy's `validated` hides until when the
+    /// event is parked.
+    settled: usize,
     dice: Dice,
 }
 
@@ -150,7 +153,18 @@ impl Life {
         let drawn = policies(&mut dice);
         let later = (all && dice.one_in(2)).then(|| (dice.roll(EPOCHS), policies(&mut dice)));
         let spread = Duration::from_secs(spread_holds);
-        Self { seed, stage, operators, spread, policies: drawn, later, slower: Duration::ZERO, handed_over: Vec::new(), dice }
+        Self {
+            seed,
+            stage,
+            operators,
+            spread,
+            policies: drawn,
+            later,
+            slower: Duration::ZERO,
+            handed_over: Vec::new(),
+            settled: 0,
+            dice,
+        }
     }
 
     fn crowd(mut dice: Dice, seed: u64) -> Self {
@@ -166,7 +180,18 @@ impl Life {
         operators.push(("rate_limit", json!({"levels": [{"per": ["channel"], "push": level}]}), None));
         let (stage, policies) = (Stage::Crowd, script::policies());
         let (spread, slower) = (Duration::ZERO, Duration::ZERO);
-        Self { seed, stage, operators, spread, policies, later: None, slower, handed_over: Vec::new(), dice }
+        Self {
+            seed,
+            stage,
+            operators,
+            spread,
+            policies,
+            later: None,
+            slower,
+            handed_over: Vec::new(),
+            settled: 0,
+            dice,
+        }
     }
 
     /// The same life, in which the oracle believes that windows are longer by this.
@@ -273,7 +298,7 @@ impl Life {
                 ]);
                 return (0, 0, user, Some(wrong.to_owned()), None);
             }
-            5 | 6 if stage == Stage::Whole && !said.is_empty() => {
+            5..8 if stage == Stage::Whole && !said.is_empty() => {
                 let leg = dice.pick(&said[said.len().saturating_sub(12)..]);
                 let cause = dice.pick(&["stale", "stale", "undeliverable", "replay"]);
                 let mut leg = leg;
@@ -284,7 +309,10 @@ impl Life {
                 return (1, 0, leg.user.clone(), Some(json!({"cause": cause, "leg": leg}).to_string()), None);
             }
             // What was handed over from the other path may come twice: its event id says so.
-            7 if !self.handed_over.is_empty() => return dice.pick(&self.handed_over),
+            8 if self.settled > 0 => {
+                self.settled -= 1;
+                return self.handed_over.remove(usize::try_from(dice.roll(self.settled as u64 + 1)).unwrap());
+            }
             _ => {}
         }
         let kind = dice.pick(&[
@@ -359,7 +387,7 @@ impl Life {
         if dice.one_in(40) {
             event.as_object_mut().unwrap().remove("id");
         }
-        let kept = (stage == Stage::Whole && dice.one_in(12)).then(|| EventId::new("other path", 0, number));
+        let kept = (self.operators[1].0 == "dedup" && stage == Stage::Whole && dice.one_in(12)).then(|| EventId::new("other path", 0, number));
         let drawn = (0, u32::try_from(dice.roll(3)).unwrap(), user, Some(event.to_string()), kept);
         if kept.is_some() {
             self.handed_over.push(drawn.clone());
@@ -370,7 +398,8 @@ impl Life {
 
 fn liked(dice: &mut Dice, number: u64) -> Drawn {
     let actor = dice.roll(900);
-    let mut like = json!({"id": format!("e{number}"), "type": "like", "user_id": "u0", "actor": {"id": format!("a{actor}")}});
+    let mut like =
+        json!({"id": format!("e{number}"), "type": "like", "user_id": "u0", "actor": {"id": format!("a{actor}")}});
     if dice.one_in(30) {
         like["op"] = json!(dice.pick(&["retract", "cancel"]));
     }
@@ -514,6 +543,7 @@ pub(crate) fn check(mut life: Life, slips: Slips) -> Result<Lived, String> {
             rules = compiled.clone();
             oracle.change(policies.clone());
         }
+        life.settled = life.handed_over.len();
         let mut blocks: BTreeMap<Lot, Vec<RawRecord>> = BTreeMap::new();
         for _ in 0..life.dice.roll(per_epoch) {
             number += 1;
@@ -562,7 +592,8 @@ pub(crate) fn check(mut life: Life, slips: Slips) -> Result<Lived, String> {
             let _ = writeln!(
                 text,
                 "operators: {:?}\npolicy of comment: {:?}",
-                life.operators, life.policies.types["comment"]
+                life.operators,
+                life.policies.types.get("comment")
             );
             let _ = writeln!(text, "quiet hours: {:?}; changed at {:?}", life.policies.quiet_hours, life.later);
             for row in &rows {

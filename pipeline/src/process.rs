@@ -15,8 +15,9 @@ mod deliver;
 mod give_way;
 mod providers;
 mod tail;
+mod templates;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -50,6 +51,8 @@ use crate::runtime::coordinator::{self, Status, Surroundings};
 use crate::runtime::critical::{Critical, CriticalPlan, CriticalStatus, CriticalSurroundings};
 use crate::sources::file::FileFeeder;
 use crate::topology::{Config, Log as LogPlace, Place, Record as RecordPlace};
+
+pub use templates::TemplateStatus;
 
 /// How long an append of outputs may wait for company. Kafka sends a batch sooner when it is full.
 const LINGER: Duration = Duration::from_millis(2);
@@ -94,6 +97,8 @@ pub struct Settings {
     pub create_topics: bool,
     /// Goes on although another build decided what is to be replayed.
     pub accept_divergence: bool,
+    /// Operators that the topology has no longer, whose state may be dropped: what they hold is lost.
+    pub may_drop: BTreeSet<String>,
 }
 
 /// A stage of the pipeline.
@@ -118,6 +123,8 @@ pub struct Standing {
     pub critical: Arc<CriticalStatus>,
     /// Deliver, by channel and line.
     pub lanes: Arc<std::sync::Mutex<BTreeMap<String, Arc<LaneMetrics>>>>,
+    /// Templates.
+    pub templates: Arc<TemplateStatus>,
     /// Rows written.
     pub record: Arc<std::sync::Mutex<Option<Arc<tidings_sinks::record::writer::RecordCounts>>>>,
     /// Whether decide runs here.
@@ -273,6 +280,7 @@ impl Process {
                 observer: None,
                 older: Arc::new(older),
                 accept_divergence: settings.accept_divergence,
+                may_drop: settings.may_drop.clone(),
             };
             threads.push(("decide", spawn("decide", move || Ok(coordinator::run(&plan, &around)?))?));
         }
@@ -607,10 +615,18 @@ fn metrics(standing: &Standing) -> String {
     put("tidings_checkpoint_failures_total", "counter", "Checkpoints that could not be written.", "", failures);
     let critical = &standing.critical;
     put("tidings_critical_records_total", "counter", "Records of the critical path.", "", of(&critical.handled));
+    let templates = &standing.templates;
+    put("tidings_template_reloads_total", "counter", "Changed templates taken into use.", "", of(&templates.reloads));
+    put("tidings_template_problems", "gauge", "What keeps templates unused.", "", of(&templates.problems));
     let Ok(lanes) = standing.lanes.lock() else { return text };
     for (group, lane) in lanes.iter() {
         let labels = format!("{{group=\"{group}\"}}");
         put("tidings_lane_in_flight", "gauge", "Lane records in flight.", &labels, of(&lane.in_flight));
+    }
+    for (group, lane) in lanes.iter() {
+        let labels = format!("{{group=\"{group}\"}}");
+        let help = "Waits for a token of a provider's rate or a channel's cap.";
+        put("tidings_delivery_paced_total", "counter", help, &labels, of(&lane.paced));
     }
     for (group, lane) in lanes.iter() {
         for (status, value) in [("success", &lane.delivered), ("failed", &lane.failed)] {

@@ -431,3 +431,16 @@ fn without_a_process_the_record_is_asked() {
     assert_eq!(code, Some(1));
     assert!(talk.contains("nothing answers at 127.0.0.1:1"), "{talk}");
 }
+
+#[test]
+fn a_wait_that_ends_on_another_day_says_which() {
+    let script = "addresses u1 push\nat 2026-06-01 19:39\nevent f1 u1 comment Bob p1\n\
+         at 19:45\nevent f2 u1 comment Eve p2\nat 19:50\nevent f3 u1 comment Joe p3\nat 20:00";
+    let chain = CHAIN.replace("2/h", "1/d");
+    let told = tell(&format!("{chain}\n{script}"));
+    let context = Context { zone: Calendar::bundled().zone("Europe/Berlin").cloned(), ..Context::default() };
+    for name in ["f2", "f3"] {
+        let story = explain(&told.rows, told.events[name].0, &context).expect("a story");
+        eprintln!("{story}\n--");
+    }
+}

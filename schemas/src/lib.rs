@@ -9,14 +9,17 @@ pub mod units;
 
 pub mod cloudevents;
 pub mod event;
+pub mod plain;
 pub mod profile;
 
 pub mod policy;
 pub mod reason;
 
+mod json;
 pub mod lane;
 pub mod lifecycle;
 pub mod topics;
 
 pub mod block;
 pub mod migrations;
+pub mod rows;

@@ -10,23 +10,25 @@
 //!    the whole chain before the next one starts (`Chain::records`). A batch is fuel: its size
 //!    decides nothing, because every user's records meet every operator in the same order.
 //!
-//! Rows of one unit within the epoch become one row (`seal`).
+//! Rows of one unit within the epoch become one row (`drafts`).
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use tidings_schemas::channel::Priority;
-use tidings_schemas::ids::{key_group, placement};
-use tidings_schemas::lifecycle::{Row, Stage as Writer, State as Did, Unit};
+use tidings_schemas::ids::{KeyGroup, key_group, placement};
 use tidings_schemas::time::Instant;
 
+use super::drafts::Drafts;
+use super::dropped::{DropCount, Dropped, MayDrop};
 use super::feed::Lot;
 use super::ordinal::Ordinal;
-use super::output::{EpochOutput, Said, To};
+use super::output::{Delta, EpochOutput, Said, To};
 use super::profiles::{PROFILES, Profiles};
 use super::stage::{Env, Flow, Outbox, Stage};
-use super::table::{Image, StateKey};
-use crate::ingest::{Arrived, Body, ItemFacts, Path};
-use crate::keyed::{Cause, Draft, Known, PORT_CRITICAL, PORT_HIGH};
+use super::table::{Image, StateKey, UserKey};
+use crate::ingest::{Arrived, Body, Path};
+use crate::keyed::{Cause, Known, PORT_CRITICAL, PORT_HIGH};
 use crate::lanes;
 use crate::rules::Rules;
 use crate::when::When;
@@ -76,14 +78,22 @@ pub struct Chain {
     profiles: Profiles,
     rules: Option<[u8; 32]>,
     path: Path,
+    drafts: Drafts,
+    dropped: Dropped,
+    /// What waits for each operator; empty between two waves, and kept for its memory.
+    inboxes: Vec<Vec<Flow>>,
+    /// The same of what an operator says.
+    flows: Vec<Flow>,
 }
 
 impl Chain {
     pub(crate) fn new(nodes: Vec<Node>, sources: Vec<Vec<Target>>, path: Path) -> Self {
-        Self { nodes, sources, profiles: Profiles::default(), rules: None, path }
+        let (profiles, drafts, dropped) = (Profiles::default(), Drafts::default(), Dropped::default());
+        let inboxes = nodes.iter().map(|_| Vec::new()).collect();
+        Self { nodes, sources, profiles, rules: None, path, drafts, dropped, inboxes, flows: Vec::new() }
     }
 
-    /// Puts images of a checkpoint back; `mine` says which of them this worker owns. `rules` names
+    /// Puts images of a checkpoint back; `images` are those that this worker owns. `rules` names
     /// the rules under which they were written.
     ///
     /// # Errors
@@ -93,6 +103,20 @@ impl Chain {
         images: impl Iterator<Item = (&'a (Arc<str>, StateKey), &'a Image)>,
         rules: [u8; 32],
     ) -> Result<(), RestoreError> {
+        self.restore_but(images, rules, &MayDrop::default())
+    }
+
+    /// The same; what belongs to an operator that the chain does not have is dropped where that is
+    /// allowed, and the first epoch says so.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn restore_but<'a>(
+        &mut self,
+        images: impl Iterator<Item = (&'a (Arc<str>, StateKey), &'a Image)>,
+        rules: [u8; 32],
+        may_drop: &MayDrop,
+    ) -> Result<(), RestoreError> {
         self.rules = Some(rules);
         for ((operator, key), image) in images {
             let fits =
@@ -101,9 +125,11 @@ impl Chain {
                 self.profiles.restore(key, image).map_err(fits)?;
                 continue;
             }
-            let node = self.nodes.iter_mut().find(|node| node.id == *operator);
-            let node = node.ok_or_else(|| RestoreError::NoOperator(operator.to_string()))?;
-            node.stage.restore(key, image).map_err(fits)?;
+            match self.nodes.iter_mut().find(|node| node.id == *operator) {
+                Some(node) => node.stage.restore(key, image).map_err(fits)?,
+                None if may_drop.allows(operator) => self.dropped.take(operator, key, image).map_err(fits)?,
+                None => return Err(RestoreError::NoOperator(operator.to_string())),
+            }
         }
         Ok(())
     }
@@ -111,6 +137,12 @@ impl Chain {
     /// The ids of the operators, from the top down.
     pub fn operators(&self) -> impl Iterator<Item = &Arc<str>> {
         self.nodes.iter().map(|node| &node.id)
+    }
+
+    /// How much was dropped at the restore, by operator; until the first epoch.
+    #[must_use]
+    pub fn dropped(&self) -> std::collections::BTreeMap<Arc<str>, DropCount> {
+        self.dropped.count()
     }
 
     /// The earliest deadline of all operators.
@@ -122,23 +154,35 @@ impl Chain {
     /// Runs one epoch. `blocks` are this worker's, one partition's in the order in which they were
     /// sent; partitions in any order.
     pub fn epoch(&mut self, epoch: u64, now: Instant, rules: &Rules, mut blocks: Vec<Block>) -> EpochOutput {
-        let output = EpochOutput { epoch, now, ..EpochOutput::default() };
-        let mut run = Run { epoch, now, rules, path: self.path, output, drafts: Vec::new() };
+        let mut drafts = std::mem::take(&mut self.drafts);
+        drafts.begin(epoch, now, self.path);
+        let delta = std::mem::take(&mut self.dropped).say(&mut drafts);
+        let output = EpochOutput { epoch, now, delta, ..EpochOutput::default() };
+        let mut run = Run { epoch, now, rules, path: self.path, output, drafts, values: Vec::new(), ends: Vec::new() };
         blocks.sort_by_key(|block| block.lot);
         let (side, records): (Vec<_>, Vec<_>) = blocks.into_iter().partition(|block| block.is_side_input());
         self.side_inputs(&mut run, side);
         self.timers(&mut run);
         self.records(&mut run, records);
-        let Run { mut output, drafts, .. } = run;
-        output.rows = seal(epoch, now, self.path, drafts);
+        let (mut output, drafts) = run.finish();
+        self.drafts = drafts;
+        output.delta = self.delta();
         output.next_timer = self.next_timer();
-        for node in &mut self.nodes {
-            let id = Arc::clone(&node.id);
-            node.stage.drain_dirty(&mut |key, image| drop(output.delta.insert((Arc::clone(&id), key), image)));
+        output
+    }
+
+    /// What the epoch changed. Images come in order, so that the map is built in one go.
+    fn delta(&mut self) -> Delta {
+        let mut images = Vec::new();
+        let mut nodes: Vec<_> = self.nodes.iter_mut().collect();
+        nodes.sort_by(|one, two| one.id.cmp(&two.id));
+        for node in nodes {
+            let Node { id, stage, .. } = node;
+            stage.drain_dirty(&mut |key, image| images.push(((Arc::clone(id), key), image)));
         }
         let id: Arc<str> = Arc::from(PROFILES);
-        self.profiles.drain_dirty(|key, image| drop(output.delta.insert((Arc::clone(&id), key), image)));
-        output
+        self.profiles.drain_dirty(|key, image| images.push(((Arc::clone(&id), key), image)));
+        images.into_iter().collect()
     }
 
     /// Runs one record by itself, outside of all epochs, upon what the caller knows of its user: how
@@ -169,93 +213,75 @@ impl Chain {
         let rules_changed = self.rules.is_some_and(|hash| hash != run.rules.hash);
         self.rules = Some(run.rules.hash);
         if !changed.is_empty() {
-            self.wave(run, Vec::new(), |stage, env, out| stage.on_profiles(env, &changed, out));
+            self.wave(run, |stage, env, out| stage.on_profiles(env, &changed, out));
         }
         if rules_changed {
-            self.wave(run, Vec::new(), |stage, env, out| stage.on_rules(env, out));
+            self.wave(run, |stage, env, out| stage.on_rules(env, out));
         }
     }
 
     fn timers(&mut self, run: &mut Run<'_>) {
         if self.next_timer().is_some_and(|at| at <= run.now) {
-            self.wave(run, Vec::new(), |stage, env, out| stage.on_timers(env, out));
+            self.wave(run, |stage, env, out| stage.on_timers(env, out));
         }
     }
 
     fn records(&mut self, run: &mut Run<'_>, blocks: Vec<Block>) {
-        let mut batch = Vec::with_capacity(BATCH);
+        let sources = std::mem::take(&mut self.sources);
+        let mut waiting = 0;
         for block in blocks {
-            let targets = self.sources.get(usize::from(block.lot.source)).cloned().unwrap_or_default();
+            let targets = sources.get(usize::from(block.lot.source)).map_or(&[][..], Vec::as_slice);
             for arrived in block.records {
                 let ordinal = Ordinal::record(block.lot, arrived.offset);
                 match arrived.body {
                     Body::Item(item) => {
-                        let cause = Cause::Event(arrived.event);
-                        batch.push((targets.clone(), Flow { ordinal, cause, port: 0, item: *item }));
+                        let (cause, placement) = (Cause::Event(arrived.event), placement(&item.user));
+                        let flow = Flow { ordinal, cause, port: 0, placement, item: *item };
+                        deliver(run, &self.profiles, targets, flow, &mut self.inboxes);
+                        waiting += 1;
                     }
                     Body::Rejected(rejected) => run.reject(ordinal, &rejected),
                     Body::Profile { .. } | Body::Address { .. } => {}
                 }
-                if batch.len() == BATCH {
-                    self.wave(run, std::mem::take(&mut batch), |_, _, _| {});
+                if waiting == BATCH {
+                    self.wave(run, |_, _, _| {});
+                    waiting = 0;
                 }
             }
         }
-        if !batch.is_empty() {
-            self.wave(run, batch, |_, _, _| {});
+        if waiting > 0 {
+            self.wave(run, |_, _, _| {});
         }
+        self.sources = sources;
     }
 
     /// One wave down the chain: each operator first does `own`, then takes in what came from above.
-    fn wave(
-        &mut self,
-        run: &mut Run<'_>,
-        arrivals: Vec<(Vec<Target>, Flow)>,
-        mut own: impl FnMut(&mut dyn Stage, &Env<'_>, &mut Outbox),
-    ) {
-        let mut inboxes: Vec<Vec<Flow>> = self.nodes.iter().map(|_| Vec::new()).collect();
-        for (targets, flow) in arrivals {
-            deliver(run, &self.profiles, &targets, flow, &mut inboxes);
-        }
-        for place in 0..self.nodes.len() {
-            let node = &mut self.nodes[place];
-            let env =
-                Env { now: run.now, epoch: run.epoch, rules: run.rules, profiles: &self.profiles, path: self.path };
-            let mut out = Outbox::default();
-            own(&mut *node.stage, &env, &mut out);
-            let own_flows = std::mem::take(&mut out.flows);
+    fn wave(&mut self, run: &mut Run<'_>, mut own: impl FnMut(&mut dyn Stage, &Env<'_>, &mut Outbox<'_>)) {
+        let Self { nodes, profiles, inboxes, flows, path, .. } = self;
+        let env = Env { now: run.now, epoch: run.epoch, rules: run.rules, profiles, path: *path };
+        for (place, node) in nodes.iter_mut().enumerate() {
+            // What timers and side inputs cause does not travel in the order of its ordinals: an operator's
+            // own comes before what the wave brought from above, whatever was due first.
+            let mut outbox = Outbox { flows: std::mem::take(flows), drafts: &mut run.drafts };
+            own(&mut *node.stage, &env, &mut outbox);
             let mut inbox = std::mem::take(&mut inboxes[place]);
             if node.joins {
                 // Root ordinal first, then port, then emission: all of it is in the ordinal but the
                 // port, which is where the ways differ.
                 inbox.sort_by(|one, two| (&one.ordinal, one.port).cmp(&(&two.ordinal, two.port)));
             }
-            if let Some(when) = &node.when {
-                let holds = |flow: &Flow| flow.item.is_control() || when.holds(&ItemFacts::new(&flow.item));
-                let (taken, passed): (Vec<_>, Vec<_>) = inbox.into_iter().partition(holds);
-                if !taken.is_empty() {
-                    node.stage.on_events(&env, taken, &mut out);
-                }
-                // What the operator is not for passes untouched, in its place.
-                let merged = !out.flows.is_empty();
-                out.flows.extend(passed.into_iter().map(|flow| Flow {
-                    ordinal: flow.ordinal.hop(place, 1, 0),
-                    port: 0,
-                    ..flow
-                }));
-                if merged {
-                    out.flows.sort_by(|one, two| one.ordinal.cmp(&two.ordinal));
-                }
-            } else if !inbox.is_empty() {
-                node.stage.on_events(&env, inbox, &mut out);
+            // What the operator is not for passes untouched, in its place: a place is told by standing in
+            // it, or who shares a worker would decide.
+            if !inbox.is_empty() {
+                node.stage.on_events(&env, node.when.as_ref(), &mut inbox, &mut outbox);
             }
-            run.drafts.append(&mut out.drafts);
-            let targets = std::mem::take(&mut self.nodes[place].targets);
-            for flow in own_flows.into_iter().chain(out.flows) {
-                deliver(run, &self.profiles, &targets, flow, &mut inboxes);
+            inboxes[place] = inbox;
+            *flows = outbox.flows;
+            for flow in flows.drain(..) {
+                deliver(run, profiles, &node.targets, flow, inboxes);
             }
-            self.nodes[place].targets = targets;
         }
+        run.drafts.settle();
     }
 }
 
@@ -281,7 +307,7 @@ fn hand(run: &mut Run<'_>, profiles: &Profiles, target: Target, flow: Flow, inbo
     match target {
         Target::Operator(place, port) => inboxes[place].push(Flow { port, ..flow }),
         Target::Lanes => {
-            let known = profiles.get(&flow.item.user);
+            let known = profiles.get(UserKey { name: &flow.item.user, placement: flow.placement });
             run.end(flow, known);
         }
     }
@@ -294,130 +320,67 @@ struct Run<'a> {
     rules: &'a Rules,
     path: Path,
     output: EpochOutput,
-    drafts: Vec<(Ordinal, Draft)>,
+    drafts: Drafts,
+    /// The values of all outputs, one after the other, and where each ends.
+    values: Vec<u8>,
+    ends: Vec<usize>,
 }
 
 impl Run<'_> {
     /// The chain's end: an item becomes a lane record, a hand-over, or a row.
     fn end(&mut self, flow: Flow, known: &Known) {
-        let Flow { ordinal, cause, item, port } = flow;
-        let group = key_group(placement(&item.user));
-        let user = Arc::clone(&item.user);
-        let (said, drafts) = match port {
-            PORT_CRITICAL => (Some(lanes::hand_over(item, Priority::Critical)), Vec::new()),
-            PORT_HIGH => (Some(lanes::hand_over(item, Priority::High)), Vec::new()),
-            _ => lanes::end(item, self.now, known, self.rules, cause),
+        let Flow { ordinal, cause, item, port, placement } = flow;
+        let to = match port {
+            PORT_CRITICAL => Some(lanes::hand_over(&item, Priority::Critical, &mut self.values)),
+            PORT_HIGH => Some(lanes::hand_over(&item, Priority::High, &mut self.values)),
+            _ => {
+                let mut end = lanes::End {
+                    now: self.now,
+                    known,
+                    rules: self.rules,
+                    cause: &cause,
+                    ordinal: &ordinal,
+                    drafts: &mut self.drafts,
+                };
+                end.of(&item, &mut self.values)
+            }
         };
-        if let Some((to, value)) = said {
-            self.output.said.push(Said { group, ordinal: ordinal.clone(), to, user, value: value.into() });
+        if let Some(to) = to {
+            self.say(ordinal, to, key_group(placement), Arc::clone(&item.user));
         }
-        self.drafts.extend(drafts.into_iter().map(|draft| (ordinal.clone(), draft)));
     }
 
     /// A record that is no event: to the dead letters, with a row.
     fn reject(&mut self, ordinal: Ordinal, rejected: &crate::ingest::Rejected) {
+        rejected.record(&ordinal, &mut self.drafts);
+        self.values.extend_from_slice(&rejected.letter(self.path));
         let group = key_group(placement(&rejected.user));
-        let user = Arc::clone(&rejected.user);
-        let to = To::Dlq(rejected.reason);
-        self.drafts.extend(rejected.draft().map(|draft| (ordinal.clone(), draft)));
-        let value = rejected.letter(self.path).into();
-        self.output.said.push(Said { group, ordinal, to, user, value });
+        self.say(ordinal, To::Dlq(rejected.reason), group, Arc::clone(&rejected.user));
     }
-}
 
-/// One row per unit: what happened to it within the epoch, in order, under one instant.
-fn seal(epoch: u64, now: Instant, path: Path, drafts: Vec<(Ordinal, Draft)>) -> Vec<Row> {
-    // Places are sorted, not drafts, which are large.
-    let mut drafts: Vec<_> = drafts.into_iter().map(Some).collect();
-    let mut places: Vec<usize> = (0..drafts.len()).collect();
-    let name = |place: &usize| drafts[*place].as_ref().map(|(ordinal, draft)| (draft.unit, unit_id(draft), ordinal));
-    places.sort_by(|one, two| name(one).cmp(&name(two)));
-    let unit = |place: &usize| drafts[*place].as_ref().map(|(_, draft)| (draft.unit, unit_id(draft)));
-    let ends: Vec<usize> = places.chunk_by(|one, two| unit(one) == unit(two)).map(<[usize]>::len).collect();
-    let mut places = places.into_iter();
-    let mut rows = Vec::with_capacity(ends.len());
-    for count in ends {
-        let of_unit = places.by_ref().take(count).filter_map(|place| drafts[place].take());
-        rows.extend(seal_unit(epoch, now, path, of_unit.map(|(_, draft)| draft)));
+    /// Notes where the value that was just written goes.
+    fn say(&mut self, ordinal: Ordinal, to: To, group: KeyGroup, user: Arc<str>) {
+        let said = Said { group, ordinal, to, user, value: Bytes::new() };
+        let start = self.ends.last().copied().unwrap_or(0);
+        self.output.digest = self.output.digest.wrapping_add(said.digest(&self.values[start..]));
+        self.ends.push(self.values.len());
+        self.output.said.push(said);
     }
-    rows
-}
 
-const fn unit_id(draft: &Draft) -> [u8; 16] {
-    match draft.unit {
-        Unit::Event => draft.about.event.0,
-        Unit::Leg | Unit::Delivery => draft.about.leg.0,
+    /// What the epoch says, and the drafts' buffers for the next one.
+    fn finish(self) -> (EpochOutput, Drafts) {
+        let Self { mut output, mut drafts, values, ends, .. } = self;
+        let values = Bytes::from(values);
+        let mut start = 0;
+        for (said, end) in output.said.iter_mut().zip(ends) {
+            said.value = values.slice(start..end);
+            start = end;
+        }
+        let (rows, digest) = drafts.finish();
+        output.rows = rows;
+        output.digest = output.digest.wrapping_add(digest);
+        (output, drafts)
     }
-}
-
-fn seal_unit(epoch: u64, now: Instant, path: Path, drafts: impl Iterator<Item = Draft>) -> Option<Row> {
-    let mut sealed: Option<Row> = None;
-    for draft in drafts {
-        let about = draft.about;
-        let caused_by = match draft.cause {
-            Cause::Event(event) if event == about.event => String::new(),
-            Cause::Event(event) => event.to_string(),
-            Cause::Timer => "timer".to_owned(),
-            Cause::Profile => "profile".to_owned(),
-            Cause::Rules => "rules".to_owned(),
-            Cause::Words(words) => words,
-        };
-        let row = Row {
-            row_id: Default::default(),
-            day: 0,
-            at: now,
-            epoch,
-            stage: match path {
-                Path::Decide => Writer::Decide,
-                Path::Critical => Writer::Critical,
-            },
-            states: draft.did.into_vec(),
-            unit: draft.unit,
-            event: about.event,
-            intent: about.intent,
-            notification: about.notification,
-            group: about.group,
-            leg: about.leg,
-            silent: about.silent,
-            delivery: Default::default(),
-            user: about.user.to_string(),
-            tenant: about.tenant.to_string(),
-            event_type: about.event_type.to_string(),
-            category: about.category.to_string(),
-            priority: about.priority,
-            channel: about.channel,
-            provider: String::new(),
-            code: String::new(),
-            message_id: String::new(),
-            operator: draft.operator.to_string(),
-            reason: draft.reason,
-            attempt: 0,
-            until: draft.until,
-            cost_microdollars: 0,
-            created_at: about.created_at,
-            ready_at: about.ready_at,
-            caused_by,
-        };
-        sealed = Some(match sealed {
-            None => row,
-            // The newest draft speaks; what it is silent about stays as it was.
-            Some(mut older) => {
-                let mut states = std::mem::take(&mut older.states);
-                states.extend(row.states.iter().copied().filter(|state| *state != Did::Created));
-                Row {
-                    states,
-                    channel: row.channel.or(older.channel),
-                    reason: row.reason.or(older.reason),
-                    until: row.until,
-                    created_at: older.created_at,
-                    group: if row.group == Default::default() { older.group } else { row.group },
-                    caused_by: if row.caused_by.is_empty() { older.caused_by } else { row.caused_by },
-                    ..row
-                }
-            }
-        });
-    }
-    sealed.map(Row::sealed)
 }
 
 /// Why a checkpoint does not fit the chain.
@@ -425,7 +388,8 @@ fn seal_unit(epoch: u64, now: Instant, path: Path, drafts: impl Iterator<Item = 
 pub enum RestoreError {
     /// The checkpoint holds state of an operator that the topology no longer has.
     #[error(
-        "the checkpoint holds state of operator `{0}`, which the topology does not have: put it back, or start with `--drop-state {0}`"
+        "the checkpoint holds state of operator `{0}`, which the topology does not have: put it back, or \
+         start with `--allow-dropped-state {0}`, which gives up what it holds"
     )]
     NoOperator(String),
     /// The bytes do not fit.
@@ -444,6 +408,6 @@ impl Chain {
     /// What is known of a user: for tests and `state`.
     #[must_use]
     pub fn known(&self, user: &str) -> &Known {
-        self.profiles.get(user)
+        self.profiles.get(UserKey::of(&user.into()))
     }
 }

@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use super::gate::{Gate, Paused};
 use super::metrics::LaneMetrics;
 use super::outbox::Outbox;
+use super::pace::{Pace, Turn};
 use super::reader::Ticket;
 use super::wire::{self, DeadLetter, Retry};
 use super::{LaneError, rows};
@@ -120,6 +121,8 @@ pub struct Parts {
     pub render: Arc<dyn Render>,
     /// Who carries it.
     pub providers: Choice,
+    /// How many deliveries the channel makes; what exceeds it waits in the lane.
+    pub cap: Option<Arc<Pace>>,
     /// How often it is tried.
     pub schedule: Schedule,
     /// What categories may pass.
@@ -198,6 +201,8 @@ struct Delivery {
     said: u32,
     /// Never granted here: what the ledger lost may have been called.
     fresh: bool,
+    /// Its places in the lines before rates, while it waits there.
+    turns: Vec<Arc<Turn>>,
 }
 
 struct Granted {
@@ -430,6 +435,7 @@ impl Deliverer {
             known: attempts,
             said: attempts,
             fresh: true,
+            turns: Vec::new(),
         };
         addresses.into_iter().map(delivery).collect()
     }
@@ -486,12 +492,20 @@ impl Deliverer {
         }
         let mut steps = Vec::new();
         let mut admitted = Vec::new();
-        for delivery in self.punctual(desk, deliveries).await {
+        for mut delivery in self.punctual(desk, deliveries).await {
+            if let Err(at) = self.take_token(&mut delivery) {
+                desk.metrics.paced.fetch_add(1, Ordering::Relaxed);
+                steps.push(Step::Again { at, gate: None, delivery: Box::new(delivery) });
+                continue;
+            }
             let provider = delivery.listed.as_ref().and_then(|it| self.parts.providers.of(&it.address));
             let name = provider.map(|provider| provider.name());
             match name.and_then(|name| self.gates.get(name)).map_or(Ok(()), |gate| gate.enter(self.now())) {
                 Ok(()) => admitted.push(delivery),
-                Err(at) => steps.push(Step::Again { at, gate: name, delivery: Box::new(delivery) }),
+                Err(at) => {
+                    self.give_back(&delivery);
+                    steps.push(Step::Again { at, gate: name, delivery: Box::new(delivery) });
+                }
             }
         }
         let (critical, others): (Vec<_>, Vec<_>) = admitted.into_iter().partition(|it| it.leg.is_critical());
@@ -503,6 +517,7 @@ impl Deliverer {
                 let granted = match claimed {
                     Ok(granted) => granted,
                     Err(met) => {
+                        self.give_back(&delivery);
                         steps.extend(self.meet(desk, delivery, met).await);
                         continue;
                     }
@@ -513,7 +528,8 @@ impl Deliverer {
                         slot.1.push((granted, content));
                     }
                     Err((note, detail)) => {
-                        verdicts.push(Verdict { granted, phase: Some(Phase::Dead { note }), detail })
+                        self.give_back(&granted.delivery);
+                        verdicts.push(Verdict { granted, phase: Some(Phase::Dead { note }), detail });
                     }
                 }
             }
@@ -527,6 +543,38 @@ impl Deliverer {
         }
         steps.extend(self.close(desk, verdicts).await);
         steps
+    }
+
+    /// The rates that a delivery keeps to: its provider's, and the channel's.
+    fn paces(&self, delivery: &Delivery) -> impl Iterator<Item = &Arc<Pace>> {
+        let provider = delivery.listed.as_ref().and_then(|it| self.parts.providers.of(&it.address));
+        provider.and_then(|provider| provider.pace()).into_iter().chain(&self.parts.cap)
+    }
+
+    /// Takes a token of every rate, or none and says when to ask again.
+    fn take_token(&self, delivery: &mut Delivery) -> Result<(), Instant> {
+        let (now, priority) = (self.now(), delivery.leg.record.priority);
+        let mut turns = std::mem::take(&mut delivery.turns);
+        let mut taken: Vec<&Arc<Pace>> = Vec::new();
+        let paces: Vec<Arc<Pace>> = self.paces(delivery).cloned().collect();
+        for pace in &paces {
+            let turn = turns.iter().position(|turn| turn.is_of(pace)).map(|place| turns.swap_remove(place));
+            match pace.enter(priority, turn, now) {
+                Ok(()) => taken.push(pace),
+                Err((at, turn)) => {
+                    taken.into_iter().for_each(|pace| pace.give_back(priority));
+                    turns.push(turn);
+                    delivery.turns = turns;
+                    return Err(at);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the tokens of a delivery back that is not called after all.
+    fn give_back(&self, delivery: &Delivery) {
+        self.paces(delivery).for_each(|pace| pace.give_back(delivery.leg.record.priority));
     }
 
     /// Those that are in time, or were called already: those have to be seen to their end here.

@@ -100,7 +100,7 @@ impl End<'_> {
             actors: &actors,
             actors_count: item.actors_count(),
             activities: item.activities(),
-            object: item.object.as_ref(),
+            object: item.object.as_deref(),
             members: &members,
             channels: &item.channels,
             fallback: &item.fallback,

@@ -22,6 +22,7 @@ use std::fmt;
 
 use schemars::{JsonSchema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, de};
+use smallvec::SmallVec;
 use tidings_schemas::channel::Channel;
 use tidings_schemas::lifecycle::State as Did;
 use tidings_schemas::policy::{Limits, Overflow};
@@ -200,6 +201,9 @@ struct Held {
     counter: Subkey,
     rate: Rate,
 }
+
+/// As many as the usual levels and a cap.
+type AllHeld = SmallVec<[Held; 5]>;
 
 impl Operator for RateLimit {
     const KIND: &'static str = "rate_limit";
@@ -390,8 +394,8 @@ impl RateLimit {
     }
 
     /// The rates that hold for `item` on `channel`.
-    fn held(&self, cx: &Cx<'_, Self>, item: &Item, channel: Channel) -> Vec<Held> {
-        let mut held = Vec::new();
+    fn held(&self, cx: &Cx<'_, Self>, item: &Item, channel: Channel) -> AllHeld {
+        let mut held = AllHeld::new();
         for level in &self.levels {
             let value = |per: &Per| match per {
                 Per::Channel => channel.as_str(),
@@ -402,16 +406,17 @@ impl RateLimit {
             else {
                 continue;
             };
-            let mut fields = vec!["level"];
+            // Short, so that the usual ones need no memory of their own.
+            let mut counter = Subkey::of(&["l"]);
             for per in &level.per {
-                fields.push(match per {
-                    Per::Channel => "channel",
-                    Per::Type => "type",
-                    Per::Category => "category",
+                counter.push(match per {
+                    Per::Channel => "c",
+                    Per::Type => "t",
+                    Per::Category => "g",
                 });
-                fields.push(value(per));
+                counter.push(value(per));
             }
-            held.push(Held { counter: Subkey::of(&fields), rate: *rate });
+            held.push(Held { counter, rate: *rate });
         }
         for cap in &cx.known().profile.caps {
             let fits = cap.category.as_deref().is_none_or(|category| category == &*item.category)
@@ -452,7 +457,7 @@ fn free_at(cx: &Cx<'_, RateLimit>, held: &[Held]) -> Option<Instant> {
 
 /// Counts a send, once on every counter: two levels that count per the same things share one, which
 /// remembers as long as the longer of them asks back.
-fn count(cx: &mut Cx<'_, RateLimit>, held: &[Held]) {
+fn count(cx: &mut Cx<'_, RateLimit>, held: &AllHeld) {
     let now = cx.now();
     for (number, Held { counter, .. }) in held.iter().enumerate() {
         if held[..number].iter().any(|earlier| earlier.counter == *counter) {

@@ -60,8 +60,8 @@ const LINGER: Duration = Duration::from_millis(2);
 /// How long calls of Kafka wait for the brokers: longer than an election of a leader takes.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How long a stop waits for calls under way: what a provider may take to answer, twice. Beyond it their outcome
-/// is unknown.
+/// How long a stop waits for calls under way. Providers answer within a second, as a rule; a supervisor waits for
+/// half a minute. Beyond it the outcome of a call is unknown.
 const DRAIN_MAX: Duration = Duration::from_secs(20);
 
 /// How long a stop waits for the record to have what was said: long enough for one that keeps up. What it

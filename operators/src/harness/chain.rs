@@ -16,18 +16,18 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tidings_schemas::channel::Priority;
-use tidings_schemas::ids::{key_group, placement};
+use tidings_schemas::ids::{KeyGroup, key_group, placement};
 use tidings_schemas::time::Instant;
 
 use super::drafts::Drafts;
 use super::dropped::{DropCount, Dropped, MayDrop};
 use super::feed::Lot;
 use super::ordinal::Ordinal;
-use super::output::{EpochOutput, Said, To};
+use super::output::{Delta, EpochOutput, Said, To};
 use super::profiles::{PROFILES, Profiles};
 use super::stage::{Env, Flow, Outbox, Stage};
-use super::table::{Image, StateKey};
-use crate::ingest::{Arrived, Body, ItemFacts, Path};
+use super::table::{Image, StateKey, UserKey};
+use crate::ingest::{Arrived, Body, Path};
 use crate::keyed::{Cause, Known, PORT_CRITICAL, PORT_HIGH};
 use crate::lanes;
 use crate::rules::Rules;
@@ -80,12 +80,17 @@ pub struct Chain {
     path: Path,
     drafts: Drafts,
     dropped: Dropped,
+    /// What waits for each operator; empty between two waves, and kept for its memory.
+    inboxes: Vec<Vec<Flow>>,
+    /// The same of what an operator says.
+    flows: Vec<Flow>,
 }
 
 impl Chain {
     pub(crate) fn new(nodes: Vec<Node>, sources: Vec<Vec<Target>>, path: Path) -> Self {
         let (profiles, drafts, dropped) = (Profiles::default(), Drafts::default(), Dropped::default());
-        Self { nodes, sources, profiles, rules: None, path, drafts, dropped }
+        let inboxes = nodes.iter().map(|_| Vec::new()).collect();
+        Self { nodes, sources, profiles, rules: None, path, drafts, dropped, inboxes, flows: Vec::new() }
     }
 
     /// Puts images of a checkpoint back; `images` are those that this worker owns. `rules` names
@@ -161,14 +166,23 @@ impl Chain {
         self.records(&mut run, records);
         let (mut output, drafts) = run.finish();
         self.drafts = drafts;
+        output.delta = self.delta();
         output.next_timer = self.next_timer();
-        for node in &mut self.nodes {
-            let id = Arc::clone(&node.id);
-            node.stage.drain_dirty(&mut |key, image| drop(output.delta.insert((Arc::clone(&id), key), image)));
+        output
+    }
+
+    /// What the epoch changed. Images come in order, so that the map is built in one go.
+    fn delta(&mut self) -> Delta {
+        let mut images = Vec::new();
+        let mut nodes: Vec<_> = self.nodes.iter_mut().collect();
+        nodes.sort_by(|one, two| one.id.cmp(&two.id));
+        for node in nodes {
+            let Node { id, stage, .. } = node;
+            stage.drain_dirty(&mut |key, image| images.push(((Arc::clone(id), key), image)));
         }
         let id: Arc<str> = Arc::from(PROFILES);
-        self.profiles.drain_dirty(|key, image| drop(output.delta.insert((Arc::clone(&id), key), image)));
-        output
+        self.profiles.drain_dirty(|key, image| images.push(((Arc::clone(&id), key), image)));
+        images.into_iter().collect()
     }
 
     /// Runs one record by itself, outside of all epochs, upon what the caller knows of its user: how
@@ -199,103 +213,73 @@ impl Chain {
         let rules_changed = self.rules.is_some_and(|hash| hash != run.rules.hash);
         self.rules = Some(run.rules.hash);
         if !changed.is_empty() {
-            self.wave(run, Vec::new(), |stage, env, out| stage.on_profiles(env, &changed, out));
+            self.wave(run, |stage, env, out| stage.on_profiles(env, &changed, out));
         }
         if rules_changed {
-            self.wave(run, Vec::new(), |stage, env, out| stage.on_rules(env, out));
+            self.wave(run, |stage, env, out| stage.on_rules(env, out));
         }
     }
 
     fn timers(&mut self, run: &mut Run<'_>) {
         if self.next_timer().is_some_and(|at| at <= run.now) {
-            self.wave(run, Vec::new(), |stage, env, out| stage.on_timers(env, out));
+            self.wave(run, |stage, env, out| stage.on_timers(env, out));
         }
     }
 
     fn records(&mut self, run: &mut Run<'_>, blocks: Vec<Block>) {
-        let mut batch = Vec::with_capacity(BATCH);
+        let sources = std::mem::take(&mut self.sources);
+        let mut waiting = 0;
         for block in blocks {
-            let targets = self.sources.get(usize::from(block.lot.source)).cloned().unwrap_or_default();
+            let targets = sources.get(usize::from(block.lot.source)).map_or(&[][..], Vec::as_slice);
             for arrived in block.records {
                 let ordinal = Ordinal::record(block.lot, arrived.offset);
                 match arrived.body {
                     Body::Item(item) => {
-                        let cause = Cause::Event(arrived.event);
-                        batch.push((targets.clone(), Flow { ordinal, cause, port: 0, item: *item }));
+                        let (cause, placement) = (Cause::Event(arrived.event), placement(&item.user));
+                        let flow = Flow { ordinal, cause, port: 0, placement, item: *item };
+                        deliver(run, &self.profiles, targets, flow, &mut self.inboxes);
+                        waiting += 1;
                     }
                     Body::Rejected(rejected) => run.reject(ordinal, &rejected),
                     Body::Profile { .. } | Body::Address { .. } => {}
                 }
-                if batch.len() == BATCH {
-                    self.wave(run, std::mem::take(&mut batch), |_, _, _| {});
+                if waiting == BATCH {
+                    self.wave(run, |_, _, _| {});
+                    waiting = 0;
                 }
             }
         }
-        if !batch.is_empty() {
-            self.wave(run, batch, |_, _, _| {});
+        if waiting > 0 {
+            self.wave(run, |_, _, _| {});
         }
+        self.sources = sources;
     }
 
     /// One wave down the chain: each operator first does `own`, then takes in what came from above.
-    fn wave(
-        &mut self,
-        run: &mut Run<'_>,
-        arrivals: Vec<(Vec<Target>, Flow)>,
-        mut own: impl FnMut(&mut dyn Stage, &Env<'_>, &mut Outbox<'_>),
-    ) {
-        // What records cause travels in the order of their ordinals. What timers and side inputs cause
-        // does not: an operator's own comes before what the wave brought from above, whatever was due
-        // first. There a place is told by standing in it, or who shares a worker would decide.
-        let in_order = !arrivals.is_empty();
-        let mut inboxes: Vec<Vec<Flow>> = self.nodes.iter().map(|_| Vec::new()).collect();
-        for (targets, flow) in arrivals {
-            deliver(run, &self.profiles, &targets, flow, &mut inboxes);
-        }
-        for place in 0..self.nodes.len() {
-            let node = &mut self.nodes[place];
-            let env =
-                Env { now: run.now, epoch: run.epoch, rules: run.rules, profiles: &self.profiles, path: self.path };
-            let mut out = Outbox { flows: Vec::new(), drafts: &mut run.drafts };
-            own(&mut *node.stage, &env, &mut out);
-            let own_flows = std::mem::take(&mut out.flows);
+    fn wave(&mut self, run: &mut Run<'_>, mut own: impl FnMut(&mut dyn Stage, &Env<'_>, &mut Outbox<'_>)) {
+        let Self { nodes, profiles, inboxes, flows, path, .. } = self;
+        let env = Env { now: run.now, epoch: run.epoch, rules: run.rules, profiles, path: *path };
+        for (place, node) in nodes.iter_mut().enumerate() {
+            // What timers and side inputs cause does not travel in the order of its ordinals: an operator's
+            // own comes before what the wave brought from above, whatever was due first.
+            let mut outbox = Outbox { flows: std::mem::take(flows), drafts: &mut run.drafts };
+            own(&mut *node.stage, &env, &mut outbox);
             let mut inbox = std::mem::take(&mut inboxes[place]);
             if node.joins {
                 // Root ordinal first, then port, then emission: all of it is in the ordinal but the
                 // port, which is where the ways differ.
                 inbox.sort_by(|one, two| (&one.ordinal, one.port).cmp(&(&two.ordinal, two.port)));
             }
-            if let Some(when) = &node.when {
-                let holds = |flow: &Flow| flow.item.is_control() || when.holds(&ItemFacts::new(&flow.item));
-                // What the operator is not for passes untouched, in its place.
-                let pass = |flow: Flow| Flow { ordinal: flow.ordinal.hop(place, 1, 0), port: 0, ..flow };
-                if in_order {
-                    let (taken, passed): (Vec<_>, Vec<_>) = inbox.into_iter().partition(holds);
-                    if !taken.is_empty() {
-                        node.stage.on_events(&env, taken, &mut out);
-                    }
-                    let merged = !out.flows.is_empty();
-                    out.flows.extend(passed.into_iter().map(pass));
-                    if merged {
-                        out.flows.sort_by(|one, two| one.ordinal.cmp(&two.ordinal));
-                    }
-                } else {
-                    for flow in inbox {
-                        if holds(&flow) {
-                            node.stage.on_events(&env, vec![flow], &mut out);
-                        } else {
-                            out.flows.push(pass(flow));
-                        }
-                    }
-                }
-            } else if !inbox.is_empty() {
-                node.stage.on_events(&env, inbox, &mut out);
+            // What the operator is not for passes untouched, in its place: a place is told by standing in
+            // it, or who shares a worker would decide.
+            if !inbox.is_empty() {
+                node.stage.on_events(&env, node.when.as_ref(), &mut inbox, &mut outbox);
             }
-            let flows = out.flows;
-            let targets = std::mem::take(&mut self.nodes[place].targets);
-            for flow in own_flows.into_iter().chain(flows) {
-                deliver(run, &self.profiles, &targets, flow, &mut inboxes);
+            inboxes[place] = inbox;
+            *flows = outbox.flows;
+            for flow in flows.drain(..) {
+                deliver(run, profiles, &node.targets, flow, inboxes);
             }
-            self.nodes[place].targets = targets;
         }
         run.drafts.settle();
     }
@@ -323,7 +307,7 @@ fn hand(run: &mut Run<'_>, profiles: &Profiles, target: Target, flow: Flow, inbo
     match target {
         Target::Operator(place, port) => inboxes[place].push(Flow { port, ..flow }),
         Target::Lanes => {
-            let known = profiles.get(&flow.item.user);
+            let known = profiles.get(UserKey { name: &flow.item.user, placement: flow.placement });
             run.end(flow, known);
         }
     }
@@ -345,7 +329,7 @@ struct Run<'a> {
 impl Run<'_> {
     /// The chain's end: an item becomes a lane record, a hand-over, or a row.
     fn end(&mut self, flow: Flow, known: &Known) {
-        let Flow { ordinal, cause, item, port } = flow;
+        let Flow { ordinal, cause, item, port, placement } = flow;
         let to = match port {
             PORT_CRITICAL => Some(lanes::hand_over(&item, Priority::Critical, &mut self.values)),
             PORT_HIGH => Some(lanes::hand_over(&item, Priority::High, &mut self.values)),
@@ -362,7 +346,7 @@ impl Run<'_> {
             }
         };
         if let Some(to) = to {
-            self.say(ordinal, to, item.user);
+            self.say(ordinal, to, key_group(placement), Arc::clone(&item.user));
         }
     }
 
@@ -370,12 +354,12 @@ impl Run<'_> {
     fn reject(&mut self, ordinal: Ordinal, rejected: &crate::ingest::Rejected) {
         rejected.record(&ordinal, &mut self.drafts);
         self.values.extend_from_slice(&rejected.letter(self.path));
-        self.say(ordinal, To::Dlq(rejected.reason), Arc::clone(&rejected.user));
+        let group = key_group(placement(&rejected.user));
+        self.say(ordinal, To::Dlq(rejected.reason), group, Arc::clone(&rejected.user));
     }
 
     /// Notes where the value that was just written goes.
-    fn say(&mut self, ordinal: Ordinal, to: To, user: Arc<str>) {
-        let group = key_group(placement(&user));
+    fn say(&mut self, ordinal: Ordinal, to: To, group: KeyGroup, user: Arc<str>) {
         let said = Said { group, ordinal, to, user, value: Bytes::new() };
         let start = self.ends.last().copied().unwrap_or(0);
         self.output.digest = self.output.digest.wrapping_add(said.digest(&self.values[start..]));
@@ -424,6 +408,6 @@ impl Chain {
     /// What is known of a user: for tests and `state`.
     #[must_use]
     pub fn known(&self, user: &str) -> &Known {
-        self.profiles.get(user)
+        self.profiles.get(UserKey::of(&user.into()))
     }
 }

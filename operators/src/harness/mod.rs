@@ -38,8 +38,10 @@ pub mod feed;
 pub mod ordinal;
 pub mod output;
 pub(crate) mod profiles;
+pub(crate) mod slab;
 pub(crate) mod stage;
 pub mod table;
+pub(crate) mod timers;
 pub mod worker;
 
 pub use profiles::PROFILES;

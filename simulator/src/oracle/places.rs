@@ -42,10 +42,9 @@ pub(super) fn park(places: &mut Places, now: &mut Now<'_>, key: &Key, thing: Thi
     if let Some(place) = places.get_mut(key) {
         let merged = Fate::Merged([place.group].into());
         now.events(&thing, &merged);
-        now.leg(&thing, merged.clone());
-        for folded in place.thing.join(thing) {
-            now.member(&folded, merged.clone());
-        }
+        now.leg(&thing, merged);
+        // Whoever is folded was said to be merged when it came.
+        place.thing.join(thing);
         place.changed = true;
         return;
     }

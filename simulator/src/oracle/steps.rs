@@ -125,6 +125,14 @@ impl Station {
         due
     }
 
+    /// Who has legs that wait here.
+    pub(super) fn waiting(&self) -> Vec<String> {
+        match self {
+            Self::Quiet(places) | Self::Limits(_, places, _) => places.keys().map(|key| key.0.clone()).collect(),
+            _ => Vec::new(),
+        }
+    }
+
     /// The earliest deadline.
     pub(super) fn next_due(&self) -> Option<Instant> {
         let far = Instant(i64::MAX);

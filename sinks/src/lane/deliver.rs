@@ -699,7 +699,7 @@ impl Deliverer {
     /// The longest that a call for it may take, and a margin, on the clock.
     fn lease(&self, delivery: &Delivery) -> Duration {
         let provider = delivery.listed.as_ref().and_then(|it| self.parts.providers.of(&it.address));
-        self.clocked(provider.map_or(Duration::ZERO, call_max) + LEASE_MARGIN)
+        self.clocked(provider.map_or(Duration::ZERO, |provider| provider.timeout()) + LEASE_MARGIN)
     }
 
     /// What stands in the ledger already is said again, and what follows from it done again.
@@ -774,7 +774,7 @@ impl Deliverer {
         desk.outbox.say(doubts.collect(), Vec::new()).await;
         let calls: Vec<_> = granted.iter().filter_map(|(it, content)| call(it, content)).collect();
         desk.metrics.calls.fetch_add(calls.len() as u64, Ordering::Relaxed);
-        let answer = tokio::time::timeout(call_max(provider), provider.deliver(&calls, self.now())).await;
+        let answer = tokio::time::timeout(provider.timeout(), provider.deliver(&calls, self.now())).await;
         let mut outcomes = answer.unwrap_or_default();
         // Silence is no answer: it may have been carried out.
         outcomes.resize(granted.len(), Outcome::unknown(Code::ours("timeout")));
@@ -1107,11 +1107,6 @@ impl Delivery {
         self.profile = Arc::new(known.profile.clone());
         self
     }
-}
-
-/// A call may be two requests; all of it stays below the lease.
-fn call_max(provider: &Arc<dyn Provider>) -> Duration {
-    provider.timeout() * 2
 }
 
 /// A failure that another channel could make good; what the user or the clock decided is none.

@@ -96,7 +96,7 @@ impl Provider for Line1 {
         1
     }
     fn timeout(&self) -> Duration {
-        CALL_MAX / 2
+        CALL_MAX
     }
     fn deliver<'a>(&'a self, calls: &'a [Call], now: Instant) -> BoxFuture<'a, Vec<Outcome>> {
         Box::pin(async move {

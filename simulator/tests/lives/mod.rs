@@ -387,7 +387,8 @@ impl Life {
         if dice.one_in(40) {
             event.as_object_mut().unwrap().remove("id");
         }
-        let kept = (self.operators[1].0 == "dedup" && stage == Stage::Whole && dice.one_in(12)).then(|| EventId::new("other path", 0, number));
+        let kept = (self.operators[1].0 == "dedup" && stage == Stage::Whole && dice.one_in(12))
+            .then(|| EventId::new("other path", 0, number));
         let drawn = (0, u32::try_from(dice.roll(3)).unwrap(), user, Some(event.to_string()), kept);
         if kept.is_some() {
             self.handed_over.push(drawn.clone());

@@ -784,10 +784,10 @@ impl Deliverer {
         }
         let mut verdicts = Vec::new();
         for ((granted, _), outcome) in granted.into_iter().zip(outcomes) {
-            if let (Outcome::Paused { reason, code }, Some(gate)) = (&outcome, gate) {
-                if gate.close(reason, self.now()) {
-                    tracing::error!(provider = provider.name(), %reason, %code, "the provider is paused; its deliveries wait");
-                }
+            if let (Outcome::Paused { reason, code }, Some(gate)) = (&outcome, gate)
+                && gate.close(reason, self.now())
+            {
+                tracing::error!(provider = provider.name(), %reason, %code, "the provider is paused; its deliveries wait");
             }
             let detail = match &outcome {
                 Outcome::Permanent { reason, .. } | Outcome::InvalidAddress { reason, .. } => reason.to_string(),

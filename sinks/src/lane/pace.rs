@@ -207,8 +207,8 @@ mod tests {
         assert_eq!(went, 90);
         turns.clear();
         let mut went = 0;
-        for now in 1..=60_000 {
-            went += i32::from(ask(&pace, Priority::High, &mut turns, now) == 0);
+        for at in 1..=60_000 {
+            went += i32::from(ask(&pace, Priority::High, &mut turns, at) == 0);
             turns.clear();
         }
         assert_eq!(went, 6000);

@@ -41,7 +41,8 @@ use tidings_schemas::time::Instant;
 use consent::{Known, fresh_until};
 use steps::{Now, Station};
 use thing::Thing;
-pub use told::{Difference, Fate, Told, Unit};
+use told::Story;
+pub use told::{Difference, End, Fate, Told, Unit};
 pub use topology::{NotModelled, Records, Source, Topology, Written};
 
 /// The engine fires at most so many of an operator's timers per key group and epoch and leaves the
@@ -94,6 +95,7 @@ pub struct Oracle {
     users: BTreeMap<String, Known>,
     /// The policies changed since the last epoch.
     changed: bool,
+    story: Story,
 }
 
 /// What sets a wave off, beside what comes in from above.
@@ -109,7 +111,14 @@ impl Oracle {
     pub fn new(topology: Topology, policies: Policies) -> Self {
         let stations = topology.steps.iter().map(|step| Station::new(&step.kind)).collect();
         let rules = Rules { topology, policies };
-        Self { rules, slips: Slips::default(), stations, users: BTreeMap::new(), changed: false }
+        Self {
+            rules,
+            slips: Slips::default(),
+            stations,
+            users: BTreeMap::new(),
+            changed: false,
+            story: Story::default(),
+        }
     }
 
     /// The same with deliberate mistakes.
@@ -175,7 +184,14 @@ impl Oracle {
                 self.wave(number, now, &mut told, &Trigger::Nothing, Some(arrival))?;
             }
         }
+        self.story.add(&told);
         Ok(told)
+    }
+
+    /// What became of an event, as of the newest epoch. None: it was never heard of here.
+    #[must_use]
+    pub fn end(&self, event: EventId) -> Option<End> {
+        self.story.end(event)
     }
 
     /// Takes in a profile or an address; None where it is neither.

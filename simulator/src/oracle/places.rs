@@ -81,7 +81,8 @@ pub(super) fn leave(now: &mut Now<'_>, key: &Key, place: Place) -> Thing {
             now.events(&thing, &merged);
         }
         thing.notification = thing.formed(now.id, &key.1);
-        thing.group = group;
+        // A notification of one is no group.
+        thing.group = if thing.activities() > 1 { group } else { GroupId::default() };
         let channel = thing.channel().map_or("", |channel| channel.as_str());
         let first = if thing.silent { "silent" } else { channel };
         thing.leg = Some(LegId::new(thing.notification, first, thing.replay));

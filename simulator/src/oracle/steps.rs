@@ -43,6 +43,8 @@ impl Now<'_> {
     }
 
     pub(super) fn leg(&mut self, thing: &Thing, fate: Fate) {
+        let events = thing.members.iter().map(|member| member.event).collect();
+        self.told.set_out.push((thing.leg.unwrap_or_default(), events, thing.silent));
         self.told.fate(Unit::Leg(thing.leg.unwrap_or_default()), fate);
     }
 

@@ -18,10 +18,12 @@ use tidings_operators::script;
 use tidings_schemas::channel::{Channel, ChannelSet, Priority};
 use tidings_schemas::ids::EventId;
 use tidings_schemas::lane::{HEADER_EVENT, LaneRecord};
+use tidings_schemas::lifecycle::{Row, State, Unit};
 use tidings_schemas::policy::{Limits, Overflow, Policies, QuietRule, QuietRules, TypePolicy};
 use tidings_schemas::time::Instant;
 use tidings_schemas::units::Period;
-use tidings_simulator::oracle::{Oracle, Record, Records, Slips, Source, Told, Topology, Written};
+use tidings_simulator::oracle::{End, Oracle, Record, Records, Slips, Source, Told, Topology, Written};
+use tidings_sinks::record::fates::{Fate, Fates};
 
 const EPOCHS: u64 = 90;
 const USERS: u64 = 5;
@@ -529,6 +531,7 @@ pub(crate) fn check(mut life: Life, slips: Slips) -> Result<Lived, String> {
     let mut history: BTreeMap<String, String> = BTreeMap::new();
     let mut lived = Lived::default();
     let mut said: Vec<LaneRecord> = Vec::new();
+    let mut rows: Vec<Row> = Vec::new();
     let mut number = 0;
     // The nights in which clocks change: Berlin and Cairo in spring, New York in autumn.
     let nights = ["2026-03-28T18:00:00Z", "2026-03-08T00:00:00Z", "2026-10-31T20:00:00Z", "2026-06-01T20:00:00Z"];
@@ -624,6 +627,40 @@ pub(crate) fn check(mut life: Life, slips: Slips) -> Result<Lived, String> {
             *lived.fates.entry(name).or_default() += 1;
         }
         said.extend(found.lanes);
+        rows.extend(output.rows.decode());
     }
+    adds_up(&oracle, &rows).map_err(|problem| format!("{:?}, seed {}: {problem}", life.stage, life.seed))?;
     Ok(lived)
+}
+
+/// Promise 7: each unit in exactly one fate; and the record derives for each event what the oracle says.
+fn adds_up(oracle: &Oracle, rows: &[Row]) -> Result<(), String> {
+    let fates = Fates::of(rows.iter());
+    for sum in fates.sums() {
+        if !sum.adds_up() || sum.unaccounted > 0 {
+            return Err(format!("a sum does not add up: {sum:?}"));
+        }
+    }
+    let mut opened: BTreeMap<EventId, usize> = BTreeMap::new();
+    for row in rows.iter().filter(|row| row.unit == Unit::Event && row.states.contains(&State::Created)) {
+        *opened.entry(row.event).or_default() += 1;
+    }
+    // One that was handed over again after the dedup window has two stories under one name.
+    for (event, _) in opened.into_iter().filter(|(_, times)| *times == 1) {
+        let (expected, found) = (oracle.end(event).map(End::as_str), fates.event(event).map(Fate::as_str));
+        if expected != found {
+            let rows: Vec<_> = rows.iter().filter(|row| row.event == event).collect();
+            let rows: Vec<_> = rows
+                .iter()
+                .map(|row| {
+                    format!("  {} {:?} {} {:?} {} {}", row.epoch, row.unit, row.leg, row.states, row.group, row.silent)
+                })
+                .collect();
+            return Err(format!(
+                "the end of {event}\n  expected: {expected:?}\n  found:    {found:?}\n{}",
+                rows.join("\n")
+            ));
+        }
+    }
+    Ok(())
 }

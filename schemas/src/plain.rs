@@ -10,7 +10,7 @@ use std::borrow::Cow;
 use serde::de::DeserializeOwned;
 
 use crate::channel::{Channel, Op, Priority};
-use crate::event::{Actor, Event, ID_BYTES_MAX, KEY_BYTES_MAX, Object, RECORD_BYTES_MAX, normal_type};
+use crate::event::{Actor, Event, ID_BYTES_MAX, KEY_BYTES_MAX, Object, RECORD_BYTES_MAX, each_once, normal_type};
 use crate::time::Instant;
 
 /// Levels of objects and lists within one value of `data` that are read here. serde_json reads 127,
@@ -126,10 +126,12 @@ impl<'a> PlainEvent<'a> {
             && !self.channels.as_ref().is_some_and(Vec::is_empty)
     }
 
+    /// What [`Event::checked`] makes of an event that fits.
     fn normal(mut self) -> Self {
         if self.event_type.bytes().any(|byte| matches!(byte, b'.' | b'-' | b' ' | b'A'..=b'Z')) {
             self.event_type = Cow::Owned(normal_type(&self.event_type));
         }
+        [&mut self.channels, &mut self.fallback_channels].into_iter().flatten().for_each(each_once);
         self
     }
 }
@@ -361,6 +363,7 @@ mod tests {
             r#"{"type":"t","user_id":"u","data":{ "a" : 0 , "b" : false , "c" : null, "d":12345678901234567890 }}"#,
             r#"{"type":"t","user_id":"u","data":{"a":"\n","é":"é","":1}}"#,
             r#"{"type":"t","user_id":"u","actor":{"name":null,"id":"a"},"data":{}}"#,
+            r#"{"type":"t","user_id":"u","channels":["sms","push","sms"],"fallback_channels":["email","email"]}"#,
         ] {
             let read = plain(record);
             assert!(read.is_some(), "{record}");

@@ -10,23 +10,24 @@
 //!    the whole chain before the next one starts (`Chain::records`). A batch is fuel: its size
 //!    decides nothing, because every user's records meet every operator in the same order.
 //!
-//! Rows of one unit within the epoch become one row (`seal`).
+//! Rows of one unit within the epoch become one row (`drafts`).
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use tidings_schemas::channel::Priority;
 use tidings_schemas::ids::{key_group, placement};
 use tidings_schemas::time::Instant;
 
+use super::drafts::Drafts;
 use super::feed::Lot;
 use super::ordinal::Ordinal;
 use super::output::{Delta, EpochOutput, Said, To};
 use super::profiles::{PROFILES, Profiles};
-use super::seal::seal;
 use super::stage::{Env, Flow, Outbox, Stage};
 use super::table::{Image, StateKey, UserKey};
 use crate::ingest::{Arrived, Body, Path};
-use crate::keyed::{Cause, Draft, Known, PORT_CRITICAL, PORT_HIGH};
+use crate::keyed::{Cause, Known, PORT_CRITICAL, PORT_HIGH};
 use crate::lanes;
 use crate::rules::Rules;
 use crate::when::When;
@@ -76,17 +77,18 @@ pub struct Chain {
     profiles: Profiles,
     rules: Option<[u8; 32]>,
     path: Path,
+    drafts: Drafts,
     /// What waits for each operator; empty between two waves, and kept for its memory.
     inboxes: Vec<Vec<Flow>>,
-    /// The same of what an operator says.
-    outbox: Outbox,
+    /// The same of what an operator emits.
+    emitted: Vec<Flow>,
 }
 
 impl Chain {
     pub(crate) fn new(nodes: Vec<Node>, sources: Vec<Vec<Target>>, path: Path) -> Self {
         let inboxes = nodes.iter().map(|_| Vec::new()).collect();
-        let (profiles, outbox) = (Profiles::default(), Outbox::default());
-        Self { nodes, sources, profiles, rules: None, path, inboxes, outbox }
+        let (profiles, drafts, emitted) = (Profiles::default(), Drafts::default(), Vec::new());
+        Self { nodes, sources, profiles, rules: None, path, drafts, inboxes, emitted }
     }
 
     /// Puts images of a checkpoint back; `mine` says which of them this worker owns. `rules` names
@@ -129,14 +131,16 @@ impl Chain {
     /// sent; partitions in any order.
     pub fn epoch(&mut self, epoch: u64, now: Instant, rules: &Rules, mut blocks: Vec<Block>) -> EpochOutput {
         let output = EpochOutput { epoch, now, ..EpochOutput::default() };
-        let mut run = Run { epoch, now, rules, path: self.path, output, drafts: Vec::new() };
+        let mut drafts = std::mem::take(&mut self.drafts);
+        drafts.begin(epoch, now, self.path);
+        let mut run = Run { epoch, now, rules, path: self.path, output, drafts, values: Vec::new(), ends: Vec::new() };
         blocks.sort_by_key(|block| block.lot);
         let (side, records): (Vec<_>, Vec<_>) = blocks.into_iter().partition(|block| block.is_side_input());
         self.side_inputs(&mut run, side);
         self.timers(&mut run);
         self.records(&mut run, records);
-        let Run { mut output, drafts, .. } = run;
-        output.rows = seal(epoch, now, self.path, drafts);
+        let (mut output, drafts) = run.finish();
+        self.drafts = drafts;
         output.delta = self.delta();
         output.next_timer = self.next_timer();
         output
@@ -227,11 +231,12 @@ impl Chain {
     }
 
     /// One wave down the chain: each operator first does `own`, then takes in what came from above.
-    fn wave(&mut self, run: &mut Run<'_>, mut own: impl FnMut(&mut dyn Stage, &Env<'_>, &mut Outbox)) {
-        let Self { nodes, profiles, inboxes, outbox, path, .. } = self;
+    fn wave(&mut self, run: &mut Run<'_>, mut own: impl FnMut(&mut dyn Stage, &Env<'_>, &mut Outbox<'_>)) {
+        let Self { nodes, profiles, inboxes, emitted, path, .. } = self;
         let env = Env { now: run.now, epoch: run.epoch, rules: run.rules, profiles, path: *path };
         for (place, node) in nodes.iter_mut().enumerate() {
-            own(&mut *node.stage, &env, outbox);
+            let mut out = Outbox { flows: std::mem::take(emitted), drafts: &mut run.drafts };
+            own(&mut *node.stage, &env, &mut out);
             let mut inbox = std::mem::take(&mut inboxes[place]);
             if node.joins {
                 // Root ordinal first, then port, then emission: all of it is in the ordinal but the
@@ -239,14 +244,15 @@ impl Chain {
                 inbox.sort_by(|one, two| (&one.ordinal, one.port).cmp(&(&two.ordinal, two.port)));
             }
             if !inbox.is_empty() {
-                node.stage.on_events(&env, node.when.as_ref(), &mut inbox, outbox);
+                node.stage.on_events(&env, node.when.as_ref(), &mut inbox, &mut out);
             }
             inboxes[place] = inbox;
-            run.drafts.append(&mut outbox.drafts);
-            for flow in outbox.flows.drain(..) {
+            *emitted = out.flows;
+            for flow in emitted.drain(..) {
                 deliver(run, profiles, &node.targets, flow, inboxes);
             }
         }
+        run.drafts.settle();
     }
 }
 
@@ -285,34 +291,66 @@ struct Run<'a> {
     rules: &'a Rules,
     path: Path,
     output: EpochOutput,
-    drafts: Vec<(Ordinal, Draft)>,
+    drafts: Drafts,
+    /// The values of all outputs, one after the other, and where each ends.
+    values: Vec<u8>,
+    ends: Vec<usize>,
 }
 
 impl Run<'_> {
     /// The chain's end: an item becomes a lane record, a hand-over, or a row.
     fn end(&mut self, flow: Flow, known: &Known) {
         let Flow { ordinal, cause, item, port, placement } = flow;
-        let group = key_group(placement);
-        let user = Arc::clone(&item.user);
-        let (said, drafts) = match port {
-            PORT_CRITICAL => (Some(lanes::hand_over(item, Priority::Critical)), Vec::new()),
-            PORT_HIGH => (Some(lanes::hand_over(item, Priority::High)), Vec::new()),
-            _ => lanes::end(item, self.now, known, self.rules, cause),
+        let to = match port {
+            PORT_CRITICAL => Some(lanes::hand_over(&item, Priority::Critical, &mut self.values)),
+            PORT_HIGH => Some(lanes::hand_over(&item, Priority::High, &mut self.values)),
+            _ => {
+                let mut end = lanes::End {
+                    now: self.now,
+                    known,
+                    rules: self.rules,
+                    cause: &cause,
+                    ordinal: &ordinal,
+                    drafts: &mut self.drafts,
+                };
+                end.of(&item, &mut self.values)
+            }
         };
-        if let Some((to, value)) = said {
-            self.output.said.push(Said { group, ordinal: ordinal.clone(), to, user, value: value.into() });
+        if let Some(to) = to {
+            self.say(ordinal, to, Arc::clone(&item.user), placement);
         }
-        self.drafts.extend(drafts.into_iter().map(|draft| (ordinal.clone(), draft)));
     }
 
     /// A record that is no event: to the dead letters, with a row.
     fn reject(&mut self, ordinal: Ordinal, rejected: &crate::ingest::Rejected) {
-        let group = key_group(placement(&rejected.user));
-        let user = Arc::clone(&rejected.user);
-        let to = To::Dlq(rejected.reason);
-        self.drafts.extend(rejected.draft().map(|draft| (ordinal.clone(), draft)));
-        let value = rejected.letter(self.path).into();
-        self.output.said.push(Said { group, ordinal, to, user, value });
+        rejected.record(&ordinal, &mut self.drafts);
+        self.values.extend_from_slice(&rejected.letter(self.path));
+        self.say(ordinal, To::Dlq(rejected.reason), Arc::clone(&rejected.user), placement(&rejected.user));
+    }
+
+    /// Notes where the value that was just written goes.
+    fn say(&mut self, ordinal: Ordinal, to: To, user: Arc<str>, placement: u64) {
+        let group = key_group(placement);
+        let said = Said { group, ordinal, to, user, value: Bytes::new() };
+        let start = self.ends.last().copied().unwrap_or(0);
+        self.output.digest = self.output.digest.wrapping_add(said.digest(&self.values[start..]));
+        self.ends.push(self.values.len());
+        self.output.said.push(said);
+    }
+
+    /// What the epoch says, and the drafts' buffers for the next one.
+    fn finish(self) -> (EpochOutput, Drafts) {
+        let Self { mut output, mut drafts, values, ends, .. } = self;
+        let values = Bytes::from(values);
+        let mut start = 0;
+        for (said, end) in output.said.iter_mut().zip(ends) {
+            said.value = values.slice(start..end);
+            start = end;
+        }
+        let (rows, digest) = drafts.finish();
+        output.rows = rows;
+        output.digest = output.digest.wrapping_add(digest);
+        (output, drafts)
     }
 }
 

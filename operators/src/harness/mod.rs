@@ -33,11 +33,11 @@
 pub mod chain;
 pub mod dataflow;
 
+pub(crate) mod drafts;
 pub mod feed;
 pub mod ordinal;
 pub mod output;
 pub(crate) mod profiles;
-pub(crate) mod seal;
 pub(crate) mod slab;
 pub(crate) mod stage;
 pub mod table;

@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use tidings_schemas::time::Instant;
 
+use super::drafts::Drafts;
 use super::ordinal::Ordinal;
 use super::profiles::Profiles;
 use super::table::{Image, StateKey, Table, UserKey};
 use super::timers::Due;
 use crate::ingest::{ItemFacts, Path};
 use crate::item::Item;
-use crate::keyed::{Cause, Cx, Draft, Known, Operator};
+use crate::keyed::{Cause, Cx, Known, Operator};
 use crate::rules::Rules;
 use crate::when::When;
 
@@ -39,22 +40,21 @@ pub(crate) struct Env<'a> {
 }
 
 /// What came of a round of calls: items to hand on, and rows.
-#[derive(Default)]
-pub(crate) struct Outbox {
+pub(crate) struct Outbox<'a> {
     pub(crate) flows: Vec<Flow>,
-    pub(crate) drafts: Vec<(Ordinal, Draft)>,
+    pub(crate) drafts: &'a mut Drafts,
 }
 
 /// An operator of any kind.
 pub(crate) trait Stage: Send {
     /// Takes the items in, in order; those for which `when` does not hold pass.
-    fn on_events(&mut self, env: &Env<'_>, when: Option<&When>, inbox: &mut Vec<Flow>, out: &mut Outbox);
+    fn on_events(&mut self, env: &Env<'_>, when: Option<&When>, inbox: &mut Vec<Flow>, out: &mut Outbox<'_>);
     /// Fires what is due.
-    fn on_timers(&mut self, env: &Env<'_>, out: &mut Outbox);
+    fn on_timers(&mut self, env: &Env<'_>, out: &mut Outbox<'_>);
     /// Tells of changed users, given in order with what was known before.
-    fn on_profiles(&mut self, env: &Env<'_>, changed: &[(Arc<str>, Known)], out: &mut Outbox);
+    fn on_profiles(&mut self, env: &Env<'_>, changed: &[(Arc<str>, Known)], out: &mut Outbox<'_>);
     /// Tells every user with state that the rules changed.
-    fn on_rules(&mut self, env: &Env<'_>, out: &mut Outbox);
+    fn on_rules(&mut self, env: &Env<'_>, out: &mut Outbox<'_>);
     /// The earliest deadline.
     fn next_timer(&self) -> Option<Instant>;
     /// Images of what the epoch touched.
@@ -71,12 +71,11 @@ pub(crate) struct Keyed<O: Operator> {
     operator: O,
     table: Table<O>,
     emitted: Vec<(u8, Item)>,
-    drafts: Vec<Draft>,
 }
 
 impl<O: Operator> Keyed<O> {
     pub(crate) fn new(id: Arc<str>, number: usize, operator: O) -> Self {
-        Self { id, number, operator, table: Table::new(), emitted: Vec::new(), drafts: Vec::new() }
+        Self { id, number, operator, table: Table::new(), emitted: Vec::new() }
     }
 
     fn call(
@@ -85,7 +84,7 @@ impl<O: Operator> Keyed<O> {
         user: UserKey<'_>,
         ordinal: &Ordinal,
         cause: &Cause,
-        out: &mut Outbox,
+        out: &mut Outbox<'_>,
         call: impl FnOnce(&O, &mut Cx<'_, O>),
     ) {
         let mut cx = Cx {
@@ -98,8 +97,11 @@ impl<O: Operator> Keyed<O> {
             path: env.path,
             table: &mut self.table,
             emitted: &mut self.emitted,
-            drafts: &mut self.drafts,
+            drafts: out.drafts,
             cause,
+            place: ordinal,
+            number: self.number,
+            call: None,
         };
         call(&self.operator, &mut cx);
         for (index, (port, item)) in self.emitted.drain(..).enumerate() {
@@ -107,14 +109,11 @@ impl<O: Operator> Keyed<O> {
             let ordinal = ordinal.hop(self.number, port.saturating_add(1), index);
             out.flows.push(Flow { ordinal, cause: cause.clone(), port, placement: user.placement, item });
         }
-        for (index, draft) in self.drafts.drain(..).enumerate() {
-            out.drafts.push((ordinal.hop(self.number, 0, index), draft));
-        }
     }
 }
 
 impl<O: Operator> Stage for Keyed<O> {
-    fn on_events(&mut self, env: &Env<'_>, when: Option<&When>, inbox: &mut Vec<Flow>, out: &mut Outbox) {
+    fn on_events(&mut self, env: &Env<'_>, when: Option<&When>, inbox: &mut Vec<Flow>, out: &mut Outbox<'_>) {
         for flow in inbox.drain(..) {
             let holds = |when: &When| flow.item.is_control() || when.holds(&ItemFacts::new(&flow.item));
             if !when.is_none_or(holds) {
@@ -130,7 +129,7 @@ impl<O: Operator> Stage for Keyed<O> {
         }
     }
 
-    fn on_timers(&mut self, env: &Env<'_>, out: &mut Outbox) {
+    fn on_timers(&mut self, env: &Env<'_>, out: &mut Outbox<'_>) {
         for due in self.table.due(env.now, DUE_PER_GROUP_MAX) {
             if !self.table.fires(&due, env.epoch) {
                 continue;
@@ -144,7 +143,7 @@ impl<O: Operator> Stage for Keyed<O> {
         }
     }
 
-    fn on_profiles(&mut self, env: &Env<'_>, changed: &[(Arc<str>, Known)], out: &mut Outbox) {
+    fn on_profiles(&mut self, env: &Env<'_>, changed: &[(Arc<str>, Known)], out: &mut Outbox<'_>) {
         for (name, old) in changed {
             let user = UserKey::of(name);
             if self.table.has_entries(user) {
@@ -154,7 +153,7 @@ impl<O: Operator> Stage for Keyed<O> {
         }
     }
 
-    fn on_rules(&mut self, env: &Env<'_>, out: &mut Outbox) {
+    fn on_rules(&mut self, env: &Env<'_>, out: &mut Outbox<'_>) {
         for name in self.table.user_names() {
             let ordinal = Ordinal::rules(&name);
             self.call(env, UserKey::of(&name), &ordinal, &Cause::Rules, out, Operator::on_rules);

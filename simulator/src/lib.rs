@@ -1,0 +1,3 @@
+//! The seeded simulator.
+
+pub mod oracle;

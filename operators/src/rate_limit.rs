@@ -223,7 +223,7 @@ impl Operator for RateLimit {
         Self { levels: params.levels }
     }
 
-    fn on_event(&self, cx: &mut Cx<'_, Self>, _: u8, mut item: Item) {
+    fn on_event(&self, cx: &mut Cx<'_, Self>, _: u8, mut item: Box<Item>) {
         if item.is_control() {
             parked::retract(cx, &mut item);
             return cx.emit(0, item);
@@ -253,7 +253,7 @@ impl Operator for RateLimit {
 
 impl RateLimit {
     /// Judges a leg that just came: its first candidate, then the next, as the policy says.
-    fn judge(&self, cx: &mut Cx<'_, Self>, mut item: Item) {
+    fn judge(&self, cx: &mut Cx<'_, Self>, mut item: Box<Item>) {
         let mut last = None;
         while let Some(channel) = item.channel() {
             let held = self.held(cx, &item, channel);
@@ -295,7 +295,7 @@ impl RateLimit {
         }
     }
 
-    fn wait(&self, cx: &mut Cx<'_, Self>, item: Item, channel: Channel, overflow: Overflow, free: Instant) {
+    fn wait(&self, cx: &mut Cx<'_, Self>, item: Box<Item>, channel: Channel, overflow: Overflow, free: Instant) {
         let subkey = place_of(&item, channel, overflow);
         let due = cx.timer(&subkey, TRY);
         let until = due.map_or(free, |due| due.min(free));
@@ -318,7 +318,7 @@ impl RateLimit {
         }
     }
 
-    fn release_one(&self, cx: &mut Cx<'_, Self>, subkey: &Subkey, place: PlaceV1, mut item: Item) {
+    fn release_one(&self, cx: &mut Cx<'_, Self>, subkey: &Subkey, place: PlaceV1, mut item: Box<Item>) {
         let Some(channel) = item.channel() else { return };
         // What waited for budget must ask the clock again.
         let next = match cx.verdict(&item, channel) {
@@ -352,7 +352,7 @@ impl RateLimit {
                     cx.record_leg(&item, &[Did::Parked], Some(Reason::RateLimited), Some(at));
                 }
                 *cx.entry_mut(subkey) = EntryV1::Place(PlaceV1 { until: at, ..place });
-                cx.set_body(subkey, Some(Box::new(item)));
+                cx.set_body(subkey, Some(item));
                 cx.set_timer(subkey, TRY, at);
             }
         }
@@ -372,7 +372,7 @@ impl RateLimit {
             }
             if item.channel() == before {
                 *cx.entry_mut(&subkey) = EntryV1::Place(place);
-                cx.set_body(&subkey, Some(Box::new(item)));
+                cx.set_body(&subkey, Some(item));
             } else {
                 let item = parked::leaving(cx, &subkey, &place, item);
                 self.judge(cx, item);

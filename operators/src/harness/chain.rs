@@ -19,10 +19,11 @@ use tidings_schemas::channel::Priority;
 use tidings_schemas::ids::{key_group, placement};
 use tidings_schemas::time::Instant;
 
+use super::delta::Delta;
 use super::drafts::Drafts;
 use super::feed::Lot;
 use super::ordinal::Ordinal;
-use super::output::{Delta, EpochOutput, Said, To};
+use super::output::{EpochOutput, Said, To};
 use super::profiles::{PROFILES, Profiles};
 use super::stage::{Env, Flow, Outbox, Stage};
 use super::table::{Image, StateKey, UserKey};
@@ -146,7 +147,7 @@ impl Chain {
         output
     }
 
-    /// What the epoch changed. Images come in order, so that the map is built in one go.
+    /// What the epoch changed. Images come in order.
     fn delta(&mut self) -> Delta {
         let mut images = Vec::new();
         let mut nodes: Vec<_> = self.nodes.iter_mut().collect();
@@ -211,7 +212,7 @@ impl Chain {
                 match arrived.body {
                     Body::Item(item) => {
                         let (cause, placement) = (Cause::Event(arrived.event), placement(&item.user));
-                        let flow = Flow { ordinal, cause, port: 0, placement, item: *item };
+                        let flow = Flow { ordinal, cause, port: 0, placement, item };
                         deliver(run, &self.profiles, targets, flow, &mut self.inboxes);
                         waiting += 1;
                     }

@@ -18,7 +18,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tidings_schemas::channel::{Op, Priority};
-use tidings_schemas::ids::GroupId;
+use tidings_schemas::ids::{GroupId, NotificationId};
 use tidings_schemas::lifecycle::State as Did;
 use tidings_schemas::reason::Reason;
 use tidings_schemas::time::Instant;
@@ -211,7 +211,9 @@ fn flush(cx: &mut Cx<'_, Aggregate>, subkey: &Subkey, mut item: Box<Item>) {
     }
     item.ready_at = cx.now();
     if item.activities() == 1 {
-        // A notification of one keeps its name; it never was a group.
+        // A notification of one keeps the name that its event came with, which need not be the one that
+        // opened the window; it never was a group.
+        item.notification = NotificationId::of_one(&item.user, item.first_event());
         item.group = GroupId::default();
     } else {
         item.notification = item.formed_id(cx.operator(), subkey.bytes());

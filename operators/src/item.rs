@@ -40,6 +40,28 @@ pub struct Content {
     pub template_id: Option<Arc<str>>,
 }
 
+/// What an event is about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Subject {
+    /// Its type.
+    pub event_type: Arc<str>,
+    /// Its category.
+    pub category: Arc<str>,
+    /// To what it was done.
+    pub object: Option<Arc<Object>>,
+}
+
+impl Subject {
+    /// Whether the two are the same to a reader and to a retraction.
+    fn is_like(&self, other: &Self) -> bool {
+        self.event_type == other.event_type && same_object(self.object.as_deref(), other.object.as_deref())
+    }
+}
+
+fn same_object(one: Option<&Object>, two: Option<&Object>) -> bool {
+    one.map(|object| &object.id) == two.map(|object| &object.id)
+}
+
 /// One event within an item.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
@@ -53,6 +75,9 @@ pub struct Member {
     pub cancel_key: Option<Arc<str>>,
     /// Who did it.
     pub actor: Option<Actor>,
+    /// What it is about, where its item's members are about several things: a retraction means this
+    /// one. None: what the item is about.
+    pub subject: Option<Arc<Subject>>,
     /// What it says.
     pub content: Content,
     /// When it was accepted.
@@ -256,10 +281,14 @@ impl Item {
             Op::Notify => false,
             Op::Retract => {
                 let actor = self.members.first().and_then(|control| control.actor.as_ref()).map(|actor| &actor.id);
-                self.event_type == item.event_type
+                let (event_type, object) = match &member.subject {
+                    Some(subject) => (&subject.event_type, subject.object.as_deref()),
+                    None => (&item.event_type, item.object.as_deref()),
+                };
+                self.event_type == *event_type
                     && actor.is_some()
                     && actor == member.actor.as_ref().map(|actor| &actor.id)
-                    && self.object.as_ref().map(|object| &object.id) == item.object.as_ref().map(|object| &object.id)
+                    && same_object(self.object.as_deref(), object)
             }
             Op::Cancel => {
                 let Some(control) = self.members.first() else { return false };
@@ -293,12 +322,53 @@ impl Item {
         self.members = kept;
         self.created_at = self.members.iter().map(|member| member.created_at).min().unwrap_or(self.created_at);
         self.expires_at = self.earliest_expiry();
+        self.settle();
         out
     }
 
-    /// Takes in `newer`'s members: content comes from the newest, `created_at` from the oldest, the
-    /// object stays where both agree. Returns the members that were folded.
-    pub fn absorb(&mut self, newer: Self) -> Vec<Arc<Member>> {
+    fn subject(&self) -> Subject {
+        let (event_type, category) = (Arc::clone(&self.event_type), Arc::clone(&self.category));
+        Subject { event_type, category, object: self.object.clone() }
+    }
+
+    /// Every member says itself what it is about.
+    fn name_subjects(&mut self) {
+        if self.members.iter().any(|member| member.subject.is_none()) {
+            let own = Arc::new(self.subject());
+            for member in &mut self.members {
+                Arc::make_mut(member).subject.get_or_insert_with(|| Arc::clone(&own));
+            }
+        }
+    }
+
+    /// What members of several subjects are about together: type and category are the newest's, as the
+    /// content is; the object is what all agree on.
+    fn settle(&mut self) {
+        let Some(newest) = self.members.last().and_then(|member| member.subject.clone()) else { return };
+        let subjects = || self.members.iter().filter_map(|member| member.subject.as_deref());
+        let alike = subjects().all(|subject| subject.is_like(&newest));
+        let together = subjects().all(|subject| same_object(subject.object.as_deref(), newest.object.as_deref()));
+        // What folded members were about is not known any more.
+        let known = self.folded.count == 0 || same_object(self.object.as_deref(), newest.object.as_deref());
+        self.object = newest.object.clone().filter(|_| together && known);
+        if self.event_type != newest.event_type || self.category != newest.category {
+            let page = Arc::make_mut(&mut self.page);
+            (page.event_type, page.category) = (Arc::clone(&newest.event_type), Arc::clone(&newest.category));
+        }
+        if alike && known {
+            self.members.iter_mut().for_each(|member| Arc::make_mut(member).subject = None);
+        }
+    }
+
+    /// Takes in `newer`'s members: content and type come from the newest, `created_at` from the oldest,
+    /// the object stays where all agree. Returns the members that were folded.
+    pub fn absorb(&mut self, mut newer: Self) -> Vec<Arc<Member>> {
+        let several = |item: &Self| item.members.iter().any(|member| member.subject.is_some());
+        let alike = self.event_type == newer.event_type && same_object(self.object.as_deref(), newer.object.as_deref());
+        if !alike || several(self) || several(&newer) {
+            self.name_subjects();
+            newer.name_subjects();
+        }
         let mut folded = Vec::new();
         for member in newer.members {
             if self.members.len() < MEMBERS_MAX {
@@ -327,9 +397,10 @@ impl Item {
             self.folded.actors += newer.folded.actors;
             self.folded.hash = chain_hash(self.folded.hash, &newer.folded.hash);
         }
-        if self.object.as_ref().map(|object| &object.id) != newer.object.as_ref().map(|object| &object.id) {
+        if !same_object(self.object.as_deref(), newer.object.as_deref()) {
             self.object = None;
         }
+        self.settle();
         self.created_at = self.created_at.min(newer.created_at);
         self.time = self.time.max(newer.time);
         self.expires_at = self.earliest_expiry();

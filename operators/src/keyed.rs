@@ -218,8 +218,14 @@ pub struct About<'a> {
 impl<'a> About<'a> {
     /// An event's facts: `member` of `item`.
     #[must_use]
-    pub fn member(item: &'a Item, member: &Member) -> Self {
+    pub fn member(item: &'a Item, member: &'a Member) -> Self {
+        let (event_type, category) = match &member.subject {
+            Some(subject) => (&subject.event_type, &subject.category),
+            None => (&item.event_type, &item.category),
+        };
         Self {
+            event_type,
+            category,
             event: member.event,
             intent: member.intent,
             leg: LegId::default(),

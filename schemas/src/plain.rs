@@ -264,7 +264,11 @@ impl<'a> Scan<'a> {
             return Some(channels);
         }
         loop {
-            channels.push(self.word()?);
+            // One that is named twice is one channel, as in `Event`.
+            let channel = self.word()?;
+            if !channels.contains(&channel) {
+                channels.push(channel);
+            }
             if self.takes(b']') {
                 return Some(channels);
             }
@@ -371,7 +375,7 @@ mod tests {
             r#" { "type" : "LIKE" , "user_id" : "u1", "id":null, "tenant":"t" } "#,
             r#"{"id":"like-77","type":"like","user_id":"u1","tenant":"","time":"2026-03-28T22:10:00Z",
                 "actor":{"id":"bob","name":"Bob \"B\" \u00fc"},"object":{"kind":"photo","id":"photo7"},"data":{"album":"x"},
-                "dedup_key":null,"channels":["push","in_app"],"fallback_channels":[],"priority":"low","template_id":"t",
+                "dedup_key":null,"channels":["push","in_app","push"],"fallback_channels":[],"priority":"low","template_id":"t",
                 "scheduled_at":"2026-03-28T22:10:00+01:00","expires_at":null,"cancel_key":"c","op":"retract"}"#,
             r#"{"type":"t","user_id":"ü","data":{"z":1,"a":"x","m":{"y":[1, 2.50],"x":null},"b":true,"n":-0,"e":1e3}}"#,
             r#"{"type":"t","user_id":"u","data":{ "a" : 0 , "b" : false , "c" : null, "d":12345678901234567890 }}"#,

@@ -16,11 +16,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tidings_schemas::channel::Priority;
-use tidings_schemas::ids::{key_group, placement};
+use tidings_schemas::ids::{KeyGroup, key_group, placement};
 use tidings_schemas::time::Instant;
 
 use super::delta::Delta;
 use super::drafts::Drafts;
+use super::dropped::{DropCount, Dropped, MayDrop};
 use super::feed::Lot;
 use super::ordinal::Ordinal;
 use super::output::{EpochOutput, Said, To};
@@ -79,20 +80,21 @@ pub struct Chain {
     rules: Option<[u8; 32]>,
     path: Path,
     drafts: Drafts,
+    dropped: Dropped,
     /// What waits for each operator; empty between two waves, and kept for its memory.
     inboxes: Vec<Vec<Flow>>,
-    /// The same of what an operator emits.
-    emitted: Vec<Flow>,
+    /// The same of what an operator says.
+    flows: Vec<Flow>,
 }
 
 impl Chain {
     pub(crate) fn new(nodes: Vec<Node>, sources: Vec<Vec<Target>>, path: Path) -> Self {
+        let (profiles, drafts, dropped) = (Profiles::default(), Drafts::default(), Dropped::default());
         let inboxes = nodes.iter().map(|_| Vec::new()).collect();
-        let (profiles, drafts, emitted) = (Profiles::default(), Drafts::default(), Vec::new());
-        Self { nodes, sources, profiles, rules: None, path, drafts, inboxes, emitted }
+        Self { nodes, sources, profiles, rules: None, path, drafts, dropped, inboxes, flows: Vec::new() }
     }
 
-    /// Puts images of a checkpoint back; `mine` says which of them this worker owns. `rules` names
+    /// Puts images of a checkpoint back; `images` are those that this worker owns. `rules` names
     /// the rules under which they were written.
     ///
     /// # Errors
@@ -102,6 +104,20 @@ impl Chain {
         images: impl Iterator<Item = (&'a (Arc<str>, StateKey), &'a Image)>,
         rules: [u8; 32],
     ) -> Result<(), RestoreError> {
+        self.restore_but(images, rules, &MayDrop::default())
+    }
+
+    /// The same; what belongs to an operator that the chain does not have is dropped where that is
+    /// allowed, and the first epoch says so.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn restore_but<'a>(
+        &mut self,
+        images: impl Iterator<Item = (&'a (Arc<str>, StateKey), &'a Image)>,
+        rules: [u8; 32],
+        may_drop: &MayDrop,
+    ) -> Result<(), RestoreError> {
         self.rules = Some(rules);
         for ((operator, key), image) in images {
             let fits =
@@ -110,9 +126,11 @@ impl Chain {
                 self.profiles.restore(key, image).map_err(fits)?;
                 continue;
             }
-            let node = self.nodes.iter_mut().find(|node| node.id == *operator);
-            let node = node.ok_or_else(|| RestoreError::NoOperator(operator.to_string()))?;
-            node.stage.restore(key, image).map_err(fits)?;
+            match self.nodes.iter_mut().find(|node| node.id == *operator) {
+                Some(node) => node.stage.restore(key, image).map_err(fits)?,
+                None if may_drop.allows(operator) => self.dropped.take(operator, key, image).map_err(fits)?,
+                None => return Err(RestoreError::NoOperator(operator.to_string())),
+            }
         }
         Ok(())
     }
@@ -120,6 +138,12 @@ impl Chain {
     /// The ids of the operators, from the top down.
     pub fn operators(&self) -> impl Iterator<Item = &Arc<str>> {
         self.nodes.iter().map(|node| &node.id)
+    }
+
+    /// How much was dropped at the restore, by operator; until the first epoch.
+    #[must_use]
+    pub fn dropped(&self) -> std::collections::BTreeMap<Arc<str>, DropCount> {
+        self.dropped.count()
     }
 
     /// The earliest deadline of all operators.
@@ -131,9 +155,10 @@ impl Chain {
     /// Runs one epoch. `blocks` are this worker's, one partition's in the order in which they were
     /// sent; partitions in any order.
     pub fn epoch(&mut self, epoch: u64, now: Instant, rules: &Rules, mut blocks: Vec<Block>) -> EpochOutput {
-        let output = EpochOutput { epoch, now, ..EpochOutput::default() };
         let mut drafts = std::mem::take(&mut self.drafts);
         drafts.begin(epoch, now, self.path);
+        let delta = std::mem::take(&mut self.dropped).say(&mut drafts);
+        let output = EpochOutput { epoch, now, delta, ..EpochOutput::default() };
         let mut run = Run { epoch, now, rules, path: self.path, output, drafts, values: Vec::new(), ends: Vec::new() };
         blocks.sort_by_key(|block| block.lot);
         let (side, records): (Vec<_>, Vec<_>) = blocks.into_iter().partition(|block| block.is_side_input());
@@ -142,7 +167,7 @@ impl Chain {
         self.records(&mut run, records);
         let (mut output, drafts) = run.finish();
         self.drafts = drafts;
-        output.delta = self.delta();
+        output.delta.join(self.delta());
         output.next_timer = self.next_timer();
         output
     }
@@ -233,23 +258,27 @@ impl Chain {
 
     /// One wave down the chain: each operator first does `own`, then takes in what came from above.
     fn wave(&mut self, run: &mut Run<'_>, mut own: impl FnMut(&mut dyn Stage, &Env<'_>, &mut Outbox<'_>)) {
-        let Self { nodes, profiles, inboxes, emitted, path, .. } = self;
+        let Self { nodes, profiles, inboxes, flows, path, .. } = self;
         let env = Env { now: run.now, epoch: run.epoch, rules: run.rules, profiles, path: *path };
         for (place, node) in nodes.iter_mut().enumerate() {
-            let mut out = Outbox { flows: std::mem::take(emitted), drafts: &mut run.drafts };
-            own(&mut *node.stage, &env, &mut out);
+            // What timers and side inputs cause does not travel in the order of its ordinals: an operator's
+            // own comes before what the wave brought from above, whatever was due first.
+            let mut outbox = Outbox { flows: std::mem::take(flows), drafts: &mut run.drafts };
+            own(&mut *node.stage, &env, &mut outbox);
             let mut inbox = std::mem::take(&mut inboxes[place]);
             if node.joins {
                 // Root ordinal first, then port, then emission: all of it is in the ordinal but the
                 // port, which is where the ways differ.
                 inbox.sort_by(|one, two| (&one.ordinal, one.port).cmp(&(&two.ordinal, two.port)));
             }
+            // What the operator is not for passes untouched, in its place: a place is told by standing in
+            // it, or who shares a worker would decide.
             if !inbox.is_empty() {
-                node.stage.on_events(&env, node.when.as_ref(), &mut inbox, &mut out);
+                node.stage.on_events(&env, node.when.as_ref(), &mut inbox, &mut outbox);
             }
             inboxes[place] = inbox;
-            *emitted = out.flows;
-            for flow in emitted.drain(..) {
+            *flows = outbox.flows;
+            for flow in flows.drain(..) {
                 deliver(run, profiles, &node.targets, flow, inboxes);
             }
         }
@@ -318,7 +347,7 @@ impl Run<'_> {
             }
         };
         if let Some(to) = to {
-            self.say(ordinal, to, Arc::clone(&item.user), placement);
+            self.say(ordinal, to, key_group(placement), Arc::clone(&item.user));
         }
     }
 
@@ -326,12 +355,12 @@ impl Run<'_> {
     fn reject(&mut self, ordinal: Ordinal, rejected: &crate::ingest::Rejected) {
         rejected.record(&ordinal, &mut self.drafts);
         self.values.extend_from_slice(&rejected.letter(self.path));
-        self.say(ordinal, To::Dlq(rejected.reason), Arc::clone(&rejected.user), placement(&rejected.user));
+        let group = key_group(placement(&rejected.user));
+        self.say(ordinal, To::Dlq(rejected.reason), group, Arc::clone(&rejected.user));
     }
 
     /// Notes where the value that was just written goes.
-    fn say(&mut self, ordinal: Ordinal, to: To, user: Arc<str>, placement: u64) {
-        let group = key_group(placement);
+    fn say(&mut self, ordinal: Ordinal, to: To, group: KeyGroup, user: Arc<str>) {
         let said = Said { group, ordinal, to, user, value: Bytes::new() };
         let start = self.ends.last().copied().unwrap_or(0);
         self.output.digest = self.output.digest.wrapping_add(said.digest(&self.values[start..]));
@@ -360,7 +389,8 @@ impl Run<'_> {
 pub enum RestoreError {
     /// The checkpoint holds state of an operator that the topology no longer has.
     #[error(
-        "the checkpoint holds state of operator `{0}`, which the topology does not have: put it back, or start with `--drop-state {0}`"
+        "the checkpoint holds state of operator `{0}`, which the topology does not have: put it back, or \
+         start with `--allow-dropped-state {0}`, which gives up what it holds"
     )]
     NoOperator(String),
     /// The bytes do not fit.

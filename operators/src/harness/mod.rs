@@ -33,8 +33,8 @@
 pub mod chain;
 pub mod dataflow;
 pub mod delta;
-
 pub(crate) mod drafts;
+pub mod dropped;
 pub mod feed;
 pub mod ordinal;
 pub mod output;

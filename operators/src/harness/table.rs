@@ -598,7 +598,7 @@ impl Encoder {
     }
 }
 
-fn decode<S: State>(version: u8, bytes: &[u8]) -> Result<S, String> {
+pub(crate) fn decode<S: State>(version: u8, bytes: &[u8]) -> Result<S, String> {
     if version == S::VERSION {
         postcard::from_bytes(bytes).map_err(|error| format!("state bytes do not fit version {version}: {error}"))
     } else {

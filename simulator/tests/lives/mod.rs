@@ -128,6 +128,7 @@ impl Life {
             let levels = json!([
                 {"per": ["channel", "type"], "push": rate(4), "email": rate(3), "other": rate(5)},
                 {"per": ["channel"], "push": rate(6), "in_app": rate(9)},
+                {"per": ["channel"], "push": rate(12)},
                 {"per": ["category"], "marketing": rate(2)},
                 {"per": ["type"], "comment": rate(3)},
             ]);
@@ -402,6 +403,15 @@ fn told(output: &EpochOutput) -> Told {
 pub(crate) struct Lived {
     pub lanes: usize,
     pub fates: BTreeMap<String, usize>,
+}
+
+impl Lived {
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.lanes += other.lanes;
+        for (fate, count) in &other.fates {
+            *self.fates.entry(fate.clone()).or_default() += count;
+        }
+    }
 }
 
 /// Runs engine and oracle through a life. The first difference, with all that led to it; None: they

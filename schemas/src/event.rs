@@ -291,7 +291,8 @@ mod tests {
 
     #[test]
     fn a_channel_named_twice_is_one_channel() {
-        let json = br#"{"type":"x","user_id":"u","channels":["sms","push","sms"],"fallback_channels":["email","email"]}"#;
+        let json =
+            br#"{"type":"x","user_id":"u","channels":["sms","push","sms"],"fallback_channels":["email","email"]}"#;
         let event = Event::from_json(json, false).unwrap();
         assert_eq!(event.channels.unwrap(), [Channel::Sms, Channel::Push]);
         assert_eq!(event.fallback_channels.unwrap(), [Channel::Email]);

@@ -38,6 +38,7 @@ pub mod feed;
 pub mod ordinal;
 pub mod output;
 pub(crate) mod profiles;
+pub(crate) mod saying;
 pub(crate) mod stage;
 pub mod table;
 pub mod worker;

@@ -530,7 +530,7 @@ fn sum(metrics: &str, wanted: impl Fn(&str) -> bool) -> u64 {
     values.filter_map(|(_, value)| value.parse::<u64>().ok()).sum()
 }
 
-/// The example, in an installation of its own; nobody's limit ends the flood.
+/// The example, in an installation of its own, all stores shared; nobody's limit ends the flood.
 fn topology(prefix: &str) -> Result<String> {
     let (text, _tests) = TOPOLOGY.split_once("\ntests:").context("the example topology has tests")?;
     let partitions =
@@ -542,6 +542,8 @@ fn topology(prefix: &str) -> Result<String> {
             format!("topics: {{ prefix: {prefix}, replication: 1, partitions: {{ {partitions} }} }}"),
         ),
         ("notifications.", format!("{prefix}.")),
+        // A folder has one owner, whose fsyncs everybody waits for; what is measured is a set of machines' store.
+        ("inbox: {}", "inbox: { redis: \"${REDIS}\" }".to_owned()),
         ("{ category: marketing, priority: low }", "{ category: marketing, priority: low, limits: exempt }".to_owned()),
     ] {
         ensure!(text.contains(from), "the example topology has no `{from}` any more");

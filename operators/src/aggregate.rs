@@ -18,7 +18,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tidings_schemas::channel::{Op, Priority};
-use tidings_schemas::ids::GroupId;
+use tidings_schemas::ids::{GroupId, NotificationId};
 use tidings_schemas::lifecycle::State as Did;
 use tidings_schemas::reason::Reason;
 use tidings_schemas::time::Instant;
@@ -165,18 +165,17 @@ impl Aggregate {
     /// Events with channels or a fallback of their own are gathered among their like only: merging
     /// must not send anything where its producer did not want it.
     fn subkey(&self, item: &Item) -> Subkey {
-        let channels: Vec<_> = item.channels.iter().map(|channel| channel.as_str()).collect();
-        let fallback: Vec<_> = item.fallback.iter().map(|channel| channel.as_str()).collect();
-        let (channels, fallback) = (channels.join(","), fallback.join(","));
-        let mut fields: Vec<&str> = vec![&item.tenant, &channels, &fallback];
+        let mut subkey = Subkey::of(&[&item.tenant]);
+        subkey.push_list(item.channels.iter().map(|channel| channel.as_str()));
+        subkey.push_list(item.fallback.iter().map(|channel| channel.as_str()));
         for by in &self.params.by {
-            fields.push(match by {
+            subkey.push(match by {
                 By::Type => &item.event_type,
                 By::Category => &item.category,
                 By::Object => item.object.as_ref().map_or("", |object| &object.id),
             });
         }
-        Subkey::of(&fields)
+        subkey
     }
 
     fn open(&self, cx: &mut Cx<'_, Self>, subkey: &Subkey, item: Item) {
@@ -204,15 +203,17 @@ impl Aggregate {
 /// Says what a window gathered: nothing if nothing is left, a single event as it came, more as one
 /// notification that names them all.
 fn flush(cx: &mut Cx<'_, Aggregate>, subkey: &Subkey, mut item: Item) {
-    let mut late = item.clone();
-    late.members = item.take_out_expired(cx.now());
-    cx.record_events(&late, &[Did::Expired], Some(Reason::Expired), None);
+    for member in item.take_out_expired(cx.now()) {
+        cx.record_member(&item, &member, &[Did::Expired], Some(Reason::Expired), None);
+    }
     if item.members.is_empty() {
         return;
     }
     item.ready_at = cx.now();
     if item.activities() == 1 {
-        // A notification of one keeps its name; it never was a group.
+        // A notification of one keeps the name that its event came with, which need not be the one that
+        // opened the window; it never was a group.
+        item.notification = NotificationId::of_one(&item.user, item.first_event());
         item.group = GroupId::default();
     } else {
         item.notification = item.formed_id(cx.operator(), subkey.bytes());

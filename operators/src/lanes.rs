@@ -60,7 +60,8 @@ impl End<'_> {
             self.record(Unit::Event, &about, Did::Suppressed, Some(Reason::Policy));
             return None;
         };
-        if item.expires_at.is_some_and(|at| at <= self.now) {
+        // A group is too late when all of it is: whoever expired before left where it was released.
+        if item.latest_expiry().is_some_and(|at| at <= self.now) {
             self.record(Unit::Leg, &[About::leg(item)], Did::Expired, Some(Reason::Expired));
             return None;
         }
@@ -105,7 +106,7 @@ impl End<'_> {
             actors: &actors,
             actors_count: if alone { actors.len() as u64 } else { item.actors_count() },
             activities: item.activities(),
-            object: item.object.as_ref(),
+            object: item.object.as_deref(),
             members: &members,
             channels: &item.channels,
             fallback: &item.fallback,
@@ -113,7 +114,7 @@ impl End<'_> {
             returns: item.returns,
             created_at: item.created_at,
             ready_at: item.ready_at,
-            expires_at: item.expires_at,
+            expires_at: item.latest_expiry(),
             fresh_until: fresh_until(item, channel, self.now, self.known, self.rules),
             replay: item.replay,
             only_address: item.only_address.as_deref(),
@@ -124,13 +125,13 @@ impl End<'_> {
 
 fn fresh_until(item: &Item, channel: Channel, now: Instant, known: &Known, rules: &Rules) -> Instant {
     if item.priority == Priority::Critical {
-        return item.expires_at.unwrap_or(Instant::NEVER);
+        return item.latest_expiry().unwrap_or(Instant::NEVER);
     }
     let quiet = match rules.quiet(item.priority, channel) {
         QuietRule::Pass | QuietRule::Silent => None,
         QuietRule::Defer | QuietRule::InApp => quiet::next_start(&known.profile, rules, now),
     };
-    [item.expires_at, quiet].into_iter().flatten().fold(now.after(FRESH_FOR), Instant::min)
+    [item.latest_expiry(), quiet].into_iter().flatten().fold(now.after(FRESH_FOR), Instant::min)
 }
 
 /// A hand-over between the two paths: the event as its producer wrote it, under its own event id, is

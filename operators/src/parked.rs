@@ -71,11 +71,12 @@ pub(crate) fn park<O: Places>(
 pub(crate) fn take<O: Places>(cx: &mut Cx<'_, O>, subkey: &Subkey) -> Option<(PlaceV1, Item)> {
     let place = cx.entry(subkey).and_then(O::place).cloned()?;
     let (_, Some(mut item)) = cx.remove(subkey)? else { return None };
-    let mut late = (*item).clone();
-    late.members = item.take_out_expired(cx.now());
-    if late.members.is_empty() {
+    let created_at = item.created_at;
+    let expired = item.take_out_expired(cx.now());
+    if expired.is_empty() {
         return Some((place, *item));
     }
+    let late = Item { members: expired, created_at, ..(*item).clone() };
     if item.members.is_empty() {
         cx.record_leg(&late, &[Did::Expired], Some(Reason::Expired), None);
         return None;

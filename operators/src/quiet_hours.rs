@@ -169,9 +169,10 @@ fn leave(cx: &mut Cx<'_, QuietHours>, item: Item, waited: Option<(&Subkey, Place
     cx.emit(0, item);
 }
 
-/// Where a leg waits: with its like where it speaks of an object, alone where it does not.
+/// Where a leg waits: with its like where it speaks of an object, alone where it does not, or where
+/// deliver gave it back.
 fn place_of(item: &Item, channel: Channel) -> Subkey {
-    match &item.object {
+    match item.object.as_ref().filter(|_| item.returns == 0) {
         Some(object) => Subkey::of(&[channel.as_str(), &item.tenant, &item.event_type, &object.id]),
         None => Subkey::from(&item.leg.unwrap_or_default().0),
     }

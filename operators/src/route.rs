@@ -15,6 +15,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use smallvec::smallvec;
 use tidings_schemas::channel::{Channel, Priority};
 use tidings_schemas::ids::LegId;
 use tidings_schemas::lane::ReturnCause;
@@ -75,7 +76,7 @@ fn each_channel(cx: &mut Cx<'_, Route>, item: Item, answer: Candidates) {
     let mut fallback = item.fallback.clone();
     for channel in &answer.open {
         let mut leg = leg_of(&item, *channel);
-        leg.candidates = vec![*channel];
+        leg.candidates = smallvec![*channel];
         leg.struck.clear();
         leg.fallback = std::mem::take(&mut fallback);
         leave(cx, leg);
@@ -94,7 +95,7 @@ fn best_channel(cx: &mut Cx<'_, Route>, mut item: Item, mut answer: Candidates, 
         let calm = |channel: &Channel| matches!(channel, Channel::Email | Channel::InApp);
         if answer.open.iter().any(calm) {
             let loud: Vec<_> = answer.open.iter().copied().filter(|channel| !calm(channel)).collect();
-            answer.open.retain(calm);
+            answer.open.retain(|channel| calm(channel));
             answer.closed.extend(loud.into_iter().map(|channel| (channel, Reason::Policy)));
         }
     }
@@ -133,7 +134,7 @@ fn silent_copy(cx: &Cx<'_, Route>, item: &Item, answer: &Candidates) -> Option<I
     }
     let mut copy = item.clone();
     copy.leg = Some(LegId::new(item.notification, "silent", item.replay));
-    copy.candidates = vec![Channel::InApp];
+    copy.candidates = smallvec![Channel::InApp];
     copy.struck.clear();
     copy.fallback.clear();
     copy.silent = true;
@@ -152,7 +153,7 @@ fn leave(cx: &mut Cx<'_, Route>, leg: Item) {
 }
 
 fn suppress(cx: &mut Cx<'_, Route>, mut leg: Item, channel: Channel, reason: Reason) {
-    leg.candidates = vec![channel];
+    leg.candidates = smallvec![channel];
     cx.record_leg(&leg, &[Did::Created, Did::Suppressed], Some(reason), None);
 }
 
@@ -189,7 +190,7 @@ fn came_back(cx: &mut Cx<'_, Route>, mut item: Item, cause: ReturnCause) {
             };
             let next = Item {
                 leg: Some(LegId::new(item.notification, channel.as_str(), item.replay)),
-                candidates: vec![channel],
+                candidates: smallvec![channel],
                 struck,
                 fallback: fallback.collect(),
                 counted: false,

@@ -326,6 +326,12 @@ impl NotificationId {
         Self::of(&hasher)
     }
 
+    /// The notification of one event, as `validate` forms it.
+    #[must_use]
+    pub fn of_one(user: &str, event: EventId) -> Self {
+        Self::new("validate", user, b"", &mut [event])
+    }
+
     /// As [`NotificationId::new`] for a group that has folded members: `folded` is their running
     /// hash, so that the name still covers all of them.
     #[must_use]

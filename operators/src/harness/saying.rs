@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tidings_schemas::ids::{KeyGroup, key_group, placement};
+use tidings_schemas::ids::KeyGroup;
 
 use super::ordinal::Ordinal;
 use super::output::{Said, To};
@@ -39,14 +39,14 @@ struct Place {
 
 impl Saying {
     /// Says where the value that was just appended goes.
-    pub(crate) fn say(&mut self, ordinal: Ordinal, to: To, user: Arc<str>) {
+    pub(crate) fn say(&mut self, ordinal: Ordinal, to: To, group: KeyGroup, user: Arc<str>) {
         let start = self.outputs.last().and_then(Option::as_ref).map_or(0, |output| output.end);
         let end = self.values.len();
         self.digest = self.digest.wrapping_add(to.digest(&ordinal, &user, &self.values[start..end]));
         let mut beginning = [0; 16];
         let known = ordinal.0.len().min(16);
         beginning[..known].copy_from_slice(&ordinal.0[..known]);
-        let (group, beginning) = (key_group(placement(&user)), u128::from_be_bytes(beginning));
+        let beginning = u128::from_be_bytes(beginning);
         self.places.push(Place { group, beginning, output: self.outputs.len() });
         self.outputs.push(Some(Output { ordinal, to, user, start, end }));
     }

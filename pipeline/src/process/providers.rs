@@ -11,10 +11,14 @@ use crate::topology::{Config, Providers};
 
 pub(super) type Built = BTreeMap<String, Arc<dyn Provider>>;
 
-/// Every provider of the topology, by name.
-pub(super) fn build(config: &Config, context: &Context) -> anyhow::Result<Built> {
+/// Every provider of the topology, by name. Beside `others` those that own files of this machine are theirs.
+pub(super) fn build(config: &Config, context: &Context, others: Option<&Built>) -> anyhow::Result<Built> {
     let mut built = Built::new();
     for (name, provider) in &config.deployment.providers {
+        if let Some(theirs) = others.and_then(|others| others.get(name)).filter(|it| it.is_one_owner()) {
+            built.insert(name.clone(), Arc::clone(theirs));
+            continue;
+        }
         let kind = providers::kind(&provider.kind).ok_or_else(|| anyhow!("provider `{name}`: unknown kind"))?;
         let made = kind.build(provider.params.get().clone(), context).with_context(|| format!("provider `{name}`"))?;
         built.insert(name.clone(), made);

@@ -314,7 +314,7 @@ pub enum PresentError {
     /// A lane speaks of an epoch that the cut log does not have.
     #[error(
         "{partition} at offset {offset} speaks of epoch {epoch}, but the cut log ends with epoch {last}: \
-         the cut log was truncated; restore it, or start with `--accept-loss`"
+         the cut log was truncated; restore it"
     )]
     Beyond {
         /// The lane.

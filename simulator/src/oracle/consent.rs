@@ -57,9 +57,8 @@ pub(super) fn closed(thing: &Thing, channel: Channel, known: &Known, rules: &Rul
     let policy = category(rules, &thing.category).cloned().unwrap_or_default();
     let by_type = profile.types.get(&thing.event_type).and_then(|switches| switches.get(&channel).copied());
     let by_category = profile.categories.get(&thing.category).and_then(|switches| switches.get(&channel).copied());
-    let consented = |consent: &tidings_schemas::profile::Consent| {
-        consent.channel == channel && consent.category == thing.category
-    };
+    let consented =
+        |consent: &tidings_schemas::profile::Consent| consent.channel == channel && consent.category == thing.category;
     if profile.stops.iter().any(|stop| stop.channel == channel) {
         Some(Reason::LegalStop)
     } else if profile.channels.get(&channel) == Some(&false) {
@@ -109,8 +108,15 @@ pub(super) enum Verdict {
     Inbox,
 }
 
-pub(super) fn verdict(user: &str, priority: Priority, channel: Channel, known: &Known, rules: &Rules, now: Instant) -> Verdict {
-    let zone = rules.wall.zone(known.profile.time_zone.as_deref());
+pub(super) fn verdict(
+    user: &str,
+    priority: Priority,
+    channel: Channel,
+    known: &Known,
+    rules: &Rules,
+    now: Instant,
+) -> Verdict {
+    let zone = wall::zone(known.profile.time_zone.as_deref());
     let end = known.profile.quiet_hours.and_then(|hours| wall::quiet_end(&zone, hours, now));
     let Some(end) = end else { return Verdict::Pass };
     match rule(rules, priority, channel) {
@@ -137,8 +143,8 @@ pub(super) fn fresh_until(thing: &Thing, channel: Channel, known: &Known, rules:
     if matches!(rule(rules, thing.priority, channel), QuietRule::Defer | QuietRule::InApp)
         && let Some(hours) = known.profile.quiet_hours
     {
-        let zone = rules.wall.zone(known.profile.time_zone.as_deref());
-        until = wall::next_quiet_start(&zone, hours, now).map_or(until, |start| until.min(start));
+        let zone = wall::zone(known.profile.time_zone.as_deref());
+        until = wall::quiet_start(&zone, hours, now, until).unwrap_or(until);
     }
     until
 }

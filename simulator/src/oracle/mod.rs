@@ -43,7 +43,6 @@ use steps::{Now, Station};
 use thing::Thing;
 pub use told::{Difference, Fate, Told, Unit};
 pub use topology::{NotModelled, Records, Source, Topology, Written};
-use wall::Wall;
 
 /// The engine fires at most so many of an operator's timers per key group and epoch and leaves the
 /// rest due. The oracle does not model who goes first, and says so where it comes to that.
@@ -62,7 +61,6 @@ pub struct Slips {
 struct Rules {
     topology: Topology,
     policies: Policies,
-    wall: Wall,
 }
 
 /// One record of a source.
@@ -104,7 +102,7 @@ impl Oracle {
     #[must_use]
     pub fn new(topology: Topology, policies: Policies) -> Self {
         let stations = topology.steps.iter().map(|step| Station::new(&step.kind)).collect();
-        let rules = Rules { topology, policies, wall: Wall::bundled() };
+        let rules = Rules { topology, policies };
         Self { rules, slips: Slips::default(), stations, users: BTreeMap::new() }
     }
 
@@ -130,8 +128,10 @@ impl Oracle {
         let mut records: Vec<&Record> = records.iter().collect();
         records.sort_by_key(|record| (record.source, record.partition, record.offset));
         let (side, records): (Vec<_>, Vec<_>) = records.into_iter().partition(|record| {
-            matches!(self.rules.topology.sources.get(record.source).map(|source| source.records),
-                Some(Records::Profiles | Records::Addresses))
+            matches!(
+                self.rules.topology.sources.get(record.source).map(|source| source.records),
+                Some(Records::Profiles | Records::Addresses)
+            )
         });
         // 1. Side inputs, as a wave from the end of the epoch before to the end of this one.
         let before = self.users.clone();

@@ -112,36 +112,23 @@ impl Told {
         self.fate(unit, fate);
     }
 
-    /// Puts everything whose order within an epoch is no promise into one order.
-    fn sorted(&self) -> (Vec<(LegId, String)>, Vec<(Priority, EventId)>) {
-        let shown = |lane: &LaneRecord| (lane.leg, serde_json::to_string(lane).unwrap_or_default());
-        let mut lanes: Vec<_> = self.lanes.iter().map(shown).collect();
-        let mut handed_over = self.handed_over.clone();
-        lanes.sort();
-        handed_over.sort();
-        (lanes, handed_over)
-    }
-
-    /// The first thing in which `found` differs from this, in words. None: they agree.
+    /// The first thing in which `found` differs from this, in words. None: they agree. Order within an
+    /// epoch is no promise of lanes, and is not compared.
     #[must_use]
     pub fn difference(&self, found: &Self) -> Option<Difference> {
-        let ((lanes, handed), (found_lanes, found_handed)) = (self.sorted(), found.sorted());
-        let none = || "nothing".to_owned();
         let differs = |what: String, expected: String, found: String| Some(Difference { what, expected, found });
-        for pair in 0..lanes.len().max(found_lanes.len()) {
-            let (one, two) = (lanes.get(pair), found_lanes.get(pair));
+        let (lanes, found_lanes) = (by_leg(&self.lanes), by_leg(&found.lanes));
+        for leg in lanes.keys().chain(found_lanes.keys()) {
+            let (one, two) = (lanes.get(leg), found_lanes.get(leg));
             if one != two {
-                // The lesser leg is the one that the other side lacks.
-                let (one, two) = match (one, two) {
-                    (Some(one), Some(two)) if one.0 < two.0 => (Some(one), None),
-                    (Some(one), Some(two)) if one.0 > two.0 => (None, Some(two)),
-                    both => both,
+                let text = |side: Option<&Vec<&LaneRecord>>| {
+                    side.map_or_else(|| "nothing".to_owned(), |all| serde_json::to_string(all).unwrap_or_default())
                 };
-                let leg = one.or(two).map(|(leg, _)| leg.to_string()).unwrap_or_default();
-                let text = |side: Option<&(LegId, String)>| side.map_or_else(none, |(_, json)| json.clone());
                 return differs(format!("the lane record of {leg}"), text(one), text(two));
             }
         }
+        let sorted = |all: &[(Priority, EventId)]| all.iter().copied().collect::<BTreeSet<_>>();
+        let (handed, found_handed) = (sorted(&self.handed_over), sorted(&found.handed_over));
         if handed != found_handed {
             return differs("hand-overs".to_owned(), format!("{handed:?}"), format!("{found_handed:?}"));
         }
@@ -151,13 +138,23 @@ impl Told {
         let units: BTreeSet<_> = self.fates.keys().chain(found.fates.keys()).collect();
         for unit in units {
             // Having said nothing new of a unit is as good as leaving it open.
-            let (one, two) = (self.fates.get(unit).unwrap_or(&Fate::Open), found.fates.get(unit).unwrap_or(&Fate::Open));
+            let (one, two) =
+                (self.fates.get(unit).unwrap_or(&Fate::Open), found.fates.get(unit).unwrap_or(&Fate::Open));
             if !one.agrees(two) {
                 return differs(format!("the fate of {unit:?}"), format!("{one:?}"), format!("{two:?}"));
             }
         }
         None
     }
+}
+
+/// Lane records by their leg: one each, unless a return and its leg meet in an epoch.
+fn by_leg(lanes: &[LaneRecord]) -> BTreeMap<LegId, Vec<&LaneRecord>> {
+    let mut by_leg: BTreeMap<LegId, Vec<&LaneRecord>> = BTreeMap::new();
+    for lane in lanes {
+        by_leg.entry(lane.leg).or_default().push(lane);
+    }
+    by_leg
 }
 
 /// A difference between what the oracle expects and what was found.

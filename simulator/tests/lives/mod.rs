@@ -128,6 +128,7 @@ impl Life {
             let levels = json!([
                 {"per": ["channel", "type"], "push": rate(4), "email": rate(3), "other": rate(5)},
                 {"per": ["channel"], "push": rate(6), "in_app": rate(9)},
+                {"per": ["channel"], "push": rate(12)},
                 {"per": ["category"], "marketing": rate(2)},
                 {"per": ["type"], "comment": rate(3)},
             ]);
@@ -216,7 +217,8 @@ impl Life {
             2 | 3 => {
                 let (channel, name) = dice.pick(&[("push", "phone"), ("push", "tablet"), ("email", "m"), ("sms", "p")]);
                 let status = dice.pick(&["live", "live", "live", "invalid"]);
-                let address = json!({"user_id": user, "address_id": name, "channel": channel, "address": "x", "status": status});
+                let address =
+                    json!({"user_id": user, "address_id": name, "channel": channel, "address": "x", "status": status});
                 return (3, 0, format!("{user}/{name}"), (!dice.one_in(6)).then(|| address.to_string()));
             }
             4 if dice.one_in(3) => {
@@ -241,7 +243,15 @@ impl Life {
             _ => {}
         }
         let kind = dice.pick(&[
-            "like", "like", "like", "like", "comment", "comment", "order_shipped", "marketing_campaign", "other.kind",
+            "like",
+            "like",
+            "like",
+            "like",
+            "comment",
+            "comment",
+            "order_shipped",
+            "marketing_campaign",
+            "other.kind",
             "verification_code",
         ]);
         let op = if stage < Stage::Schedule { 9 } else { dice.roll(10) };
@@ -285,7 +295,8 @@ impl Life {
         if dice.one_in(15) {
             event["dedup_key"] = json!(format!("d{}", dice.roll(9)));
         }
-        let soon = |dice: &mut Dice| now.after(Duration::from_secs(dice.roll(6 * 3600))).before(Duration::from_secs(600));
+        let soon =
+            |dice: &mut Dice| now.after(Duration::from_secs(dice.roll(6 * 3600))).before(Duration::from_secs(600));
         if stage >= Stage::Schedule {
             if dice.one_in(8) {
                 event["scheduled_at"] = json!(soon(dice).to_string());
@@ -317,8 +328,14 @@ fn profile(dice: &mut Dice) -> Option<String> {
     let mut profile = json!({"time_zone": dice.pick(&ZONES)});
     if !dice.one_in(4) {
         let (from, to) = dice.pick(&[
-            ("22:00", "07:00"), ("22:00", "07:00"), ("23:30", "02:30"), ("13:00", "15:00"), ("01:30", "01:45"),
-            ("00:00", "00:00"), ("20:00", "19:00"), ("01:10", "00:50"),
+            ("22:00", "07:00"),
+            ("22:00", "07:00"),
+            ("23:30", "02:30"),
+            ("13:00", "15:00"),
+            ("01:30", "01:45"),
+            ("00:00", "00:00"),
+            ("20:00", "19:00"),
+            ("01:10", "00:50"),
         ]);
         profile["quiet_hours"] = json!({"from": from, "to": to});
     }
@@ -326,13 +343,15 @@ fn profile(dice: &mut Dice) -> Option<String> {
         profile["types"] = json!({dice.pick(&["like", "comment"]): {dice.pick(&["push", "email"]): dice.one_in(3)}});
     }
     if dice.one_in(4) {
-        profile["categories"] = json!({dice.pick(&["social", "marketing", "transactional"]): {"push": false, "email": dice.one_in(2)}});
+        profile["categories"] =
+            json!({dice.pick(&["social", "marketing", "transactional"]): {"push": false, "email": dice.one_in(2)}});
     }
     if dice.one_in(5) {
         profile["channels"] = json!({dice.pick(&["push", "email", "in_app", "sms"]): false});
     }
     if dice.one_in(5) {
-        profile["channel_order"] = json!(dice.pick(&[vec!["email", "push"], vec!["in_app"], vec!["sms", "in_app", "email"]]));
+        profile["channel_order"] =
+            json!(dice.pick(&[vec!["email", "push"], vec!["in_app"], vec!["sms", "in_app", "email"]]));
     }
     if dice.one_in(4) {
         let mut cap = json!({"max": dice.roll(4), "per": dice.pick(&["1h", "1d"])});
@@ -348,10 +367,12 @@ fn profile(dice: &mut Dice) -> Option<String> {
         profile["caps"] = json!([cap]);
     }
     if dice.one_in(10) {
-        profile["stops"] = json!([{"channel": dice.pick(&["sms", "email"]), "source": "STOP", "at": "2026-01-01T00:00:00Z"}]);
+        profile["stops"] =
+            json!([{"channel": dice.pick(&["sms", "email"]), "source": "STOP", "at": "2026-01-01T00:00:00Z"}]);
     }
     if dice.one_in(6) {
-        profile["consents"] = json!([{"channel": "sms", "category": "marketing", "source": "f", "at": "2026-01-01T00:00:00Z"}]);
+        profile["consents"] =
+            json!([{"channel": "sms", "category": "marketing", "source": "f", "at": "2026-01-01T00:00:00Z"}]);
     }
     if dice.one_in(4) {
         profile["locale"] = json!("de");
@@ -373,7 +394,7 @@ fn told(output: &EpochOutput) -> Told {
             To::Dlq(reason) => *told.letters.entry(*reason).or_default() += 1,
         }
     }
-    output.rows.iter().for_each(|row| told.row(row));
+    output.rows.decode().iter().for_each(|row| told.row(row));
     told
 }
 
@@ -382,6 +403,15 @@ fn told(output: &EpochOutput) -> Told {
 pub(crate) struct Lived {
     pub lanes: usize,
     pub fates: BTreeMap<String, usize>,
+}
+
+impl Lived {
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.lanes += other.lanes;
+        for (fate, count) in &other.fates {
+            *self.fates.entry(fate.clone()).or_default() += count;
+        }
+    }
 }
 
 /// Runs engine and oracle through a life. The first difference, with all that led to it; None: they
@@ -414,8 +444,12 @@ pub(crate) fn check(mut life: Life, slips: Slips) -> Result<Lived, String> {
             let offset = offsets.entry(lot).or_default();
             let owner = key.split('/').next().unwrap_or_default().to_owned();
             let line = history.entry(owner).or_default();
-            let _ = writeln!(line, "  {epoch} {now} {}/{partition}@{offset} {}", SOURCES[usize::from(source)].0,
-                value.as_deref().unwrap_or("(gone)"));
+            let _ = writeln!(
+                line,
+                "  {epoch} {now} {}/{partition}@{offset} {}",
+                SOURCES[usize::from(source)].0,
+                value.as_deref().unwrap_or("(gone)")
+            );
             blocks.entry(lot).or_default().push(RawRecord {
                 offset: *offset,
                 key: Some(Bytes::from(key)),
@@ -434,8 +468,7 @@ pub(crate) fn check(mut life: Life, slips: Slips) -> Result<Lived, String> {
             headers: raw.headers.clone(),
             timestamp: raw.timestamp,
         };
-        let records: Vec<_> =
-            blocks.iter().flat_map(|(lot, all)| all.iter().map(|raw| record(lot, raw))).collect();
+        let records: Vec<_> = blocks.iter().flat_map(|(lot, all)| all.iter().map(|raw| record(lot, raw))).collect();
         let expected = oracle.epoch(epoch, now, &records).map_err(|error| format!("seed {}: {error}", life.seed))?;
         let read = |(lot, records): (Lot, Vec<RawRecord>)| {
             let source = &wiring.sources[usize::from(lot.source)];
@@ -445,13 +478,29 @@ pub(crate) fn check(mut life: Life, slips: Slips) -> Result<Lived, String> {
         let output = chain.epoch(epoch, now, &rules, blocks.into_iter().map(read).collect());
         let found = told(&output);
         if let Some(difference) = expected.difference(&found) {
-            let users: BTreeSet<_> = output.rows.iter().map(|row| row.user.clone()).collect();
+            let rows = output.rows.decode();
+            let users: BTreeSet<_> = rows.iter().map(|row| row.user.clone()).collect();
             let mut text = format!("{:?}, seed {}, epoch {epoch}, {now}: {difference}\n", life.stage, life.seed);
-            let _ = writeln!(text, "operators: {:?}\npolicy of comment: {:?}", life.operators, life.policies.types["comment"]);
+            let _ = writeln!(
+                text,
+                "operators: {:?}\npolicy of comment: {:?}",
+                life.operators, life.policies.types["comment"]
+            );
             let _ = writeln!(text, "quiet hours: {:?}", life.policies.quiet_hours);
-            for row in &output.rows {
-                let _ = writeln!(text, "row {} {:?} {:?} {:?} until {:?} leg {} event {} by {} cause {}", row.user, row.unit,
-                    row.states, row.reason, row.until, row.leg, row.event, row.operator, row.caused_by);
+            for row in &rows {
+                let _ = writeln!(
+                    text,
+                    "row {} {:?} {:?} {:?} until {:?} leg {} event {} by {} cause {}",
+                    row.user,
+                    row.unit,
+                    row.states,
+                    row.reason,
+                    row.until,
+                    row.leg,
+                    row.event,
+                    row.operator,
+                    row.caused_by
+                );
             }
             for (user, line) in history.iter().filter(|(user, _)| users.contains(*user)) {
                 let _ = write!(text, "{user}\n{line}");

@@ -32,12 +32,14 @@ use crate::consent;
 use crate::directory::{Directory, Known, Listed};
 use crate::ledger::{
     Attempt, Bucket, Claim, Claimed, Entry, Incarnation, Key, LEASE_MARGIN, Ledger, LedgerError, Note, Phase, Settle,
+    Turns,
 };
 use crate::log::{Append, Clock, Log, TopicPartition};
 use crate::outcome::{Code, Outcome};
 use crate::providers::{Call, Provider};
 use crate::render::Content;
 use crate::retry::{Next, Schedule, Wait};
+use crate::troubles::Troubles;
 
 /// How long a critical message waits for the ledger before it goes out without it.
 const CRITICAL_LEDGER_WAIT: Duration = Duration::from_millis(300);
@@ -46,6 +48,13 @@ const CRITICAL_LEDGER_WAIT: Duration = Duration::from_millis(300);
 const CRITICAL_SETTLE_MAX: Duration = Duration::from_secs(60);
 /// First and longest pause when ledger or directory don't answer.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+
+/// Troubles, as they are said.
+const CLAIMS_WAIT: &str = "a lane waits for the ledger";
+const SETTLEMENTS_WAIT: &str = "settlements wait for the ledger";
+const WITHOUT_LEDGER: &str = "critical messages go out without the ledger";
+const LEDGER_MISSES: &str = "the ledger misses critical attempts: a repeat of them would be sent again";
+const DIRECTORY_WAITS: &str = "a lane waits for the directory";
 
 /// Makes the text of a leg.
 pub trait Render: Send + Sync {
@@ -136,6 +145,8 @@ pub struct Deliverer {
 /// What one lane's legs share.
 pub(crate) struct Desk {
     pub(crate) outbox: Outbox,
+    pub(crate) ledger: Turns,
+    pub(crate) troubles: Troubles,
     pub(crate) metrics: Arc<LaneMetrics>,
     /// Waits end when this is cancelled; what waited is abandoned and read again by the next owner.
     pub(crate) draining: CancellationToken,
@@ -346,7 +357,8 @@ impl Deliverer {
             Step::Settle(settles) => {
                 let settled = self.settle(desk, settles, false);
                 if !matches!(tokio::time::timeout(CRITICAL_SETTLE_MAX, settled).await, Ok(Some(_))) {
-                    tracing::warn!("the ledger misses critical attempts: a repeat of them would be sent again");
+                    let error = format!("not taken within {CRITICAL_SETTLE_MAX:?}, or before a stop");
+                    desk.troubles.met(LEDGER_MISSES, &error, self.now());
                 }
                 Vec::new()
             }
@@ -466,8 +478,12 @@ impl Deliverer {
         Some((vec![row], vec![wire::leg(self.to(&topic, &record.user), &onward, None)]))
     }
 
-    /// Step 3: what is late goes back or ends, what may be called is claimed in one trip.
+    /// Step 3: what is late goes back or ends, what may be called is claimed in one trip. Once it is time to
+    /// stop nothing is begun: the next owner reads it again.
     async fn admit(&self, desk: &Desk, deliveries: Vec<Delivery>) -> Vec<Step> {
+        if desk.draining.is_cancelled() {
+            return Vec::new();
+        }
         let mut steps = Vec::new();
         let mut admitted = Vec::new();
         for delivery in self.punctual(desk, deliveries).await {
@@ -592,9 +608,10 @@ impl Deliverer {
                     attempts_before: it.known + u32::from(it.fresh && it.leg.believed.is_lost(&incarnation)),
                 })
                 .collect();
-            let asked = self.parts.ledger.claim(&incarnation, &claims, now);
+            let asked = desk.ledger.claim(&incarnation, &claims, now);
             let error = match patiently(critical, asked).await {
                 Ok(answers) => {
+                    desk.troubles.over(&[CLAIMS_WAIT, WITHOUT_LEDGER], now);
                     let joined = deliveries.into_iter().zip(owners).zip(answers);
                     return Some(
                         joined
@@ -614,7 +631,7 @@ impl Deliverer {
                 Err(error) => error,
             };
             if critical {
-                tracing::warn!(%error, "critical messages go out without the ledger");
+                desk.troubles.met(WITHOUT_LEDGER, &error, now);
                 let joined = deliveries.into_iter().zip(owners);
                 return Some(
                     joined
@@ -626,7 +643,7 @@ impl Deliverer {
                         .collect(),
                 );
             }
-            tracing::warn!(%error, "a lane waits for the ledger");
+            desk.troubles.met(CLAIMS_WAIT, &error, now);
             pause = self.pause(desk, pause).await?;
         }
     }
@@ -720,8 +737,9 @@ impl Deliverer {
         let mut verdicts = Vec::new();
         for ((granted, _), outcome) in granted.into_iter().zip(outcomes) {
             if let (Outcome::Paused { reason, code }, Some(gate)) = (&outcome, gate) {
-                tracing::error!(provider = provider.name(), %reason, %code, "the provider is paused; its deliveries wait");
-                gate.close(reason, self.now());
+                if gate.close(reason, self.now()) {
+                    tracing::error!(provider = provider.name(), %reason, %code, "the provider is paused; its deliveries wait");
+                }
             }
             let detail = match &outcome {
                 Outcome::Permanent { reason, .. } | Outcome::InvalidAddress { reason, .. } => reason.to_string(),
@@ -851,9 +869,12 @@ impl Deliverer {
         let mut pause = BACKOFF.0;
         loop {
             let incarnation = self.incarnation();
-            let asked = self.parts.ledger.settle(&incarnation, &settles, self.now());
+            let asked = desk.ledger.settle(&incarnation, &settles, self.now());
             let error = match patiently(once, asked).await {
-                Ok(kept) => return Some(kept),
+                Ok(kept) => {
+                    desk.troubles.over(&[SETTLEMENTS_WAIT], self.now());
+                    return Some(kept);
+                }
                 Err(LedgerError::Lost) => match self.refound(once).await {
                     Ok(()) => {
                         settles.iter_mut().for_each(|it| it.refound = true);
@@ -863,7 +884,7 @@ impl Deliverer {
                 },
                 Err(error) => error,
             };
-            tracing::warn!(%error, "settlements wait for the ledger");
+            desk.troubles.met(SETTLEMENTS_WAIT, &error, self.now());
             if once {
                 return None;
             }
@@ -983,8 +1004,11 @@ impl Deliverer {
         let mut pause = BACKOFF.0;
         loop {
             match self.parts.directory.look(self.parts.channel, &users).await {
-                Ok(known) => return Some(known),
-                Err(error) => tracing::warn!(%error, "a lane waits for the directory"),
+                Ok(known) => {
+                    desk.troubles.over(&[DIRECTORY_WAITS], self.now());
+                    return Some(known);
+                }
+                Err(error) => desk.troubles.met(DIRECTORY_WAITS, &error, self.now()),
             }
             pause = self.pause(desk, pause).await?;
         }
@@ -994,7 +1018,7 @@ impl Deliverer {
     async fn entries(&self, desk: &Desk, keys: &[Key]) -> Option<Vec<Option<Entry>>> {
         let mut pause = BACKOFF.0;
         loop {
-            let error = match self.parts.ledger.look(&self.incarnation(), keys).await {
+            let error = match desk.ledger.look(&self.incarnation(), keys).await {
                 Ok(entries) => return Some(entries),
                 Err(LedgerError::Lost) => match self.refound(false).await {
                     Ok(()) => continue,
@@ -1002,7 +1026,7 @@ impl Deliverer {
                 },
                 Err(error) => error,
             };
-            tracing::warn!(%error, "a lane waits for the ledger");
+            desk.troubles.met(CLAIMS_WAIT, &error, self.now());
             pause = self.pause(desk, pause).await?;
         }
     }

@@ -25,8 +25,9 @@
 //! - A record is settled only when its deliveries' ledger entries, rows and follow-up records are durable.
 //! - A delivery that was met in the ledger is never called again; what it said is said again.
 //! - Only a first retry waits in memory; every later one has left the lane.
-//! - Each lane has its own reader, bounds and outbox: critical ones share nothing with others but the
-//!   provider's connections.
+//! - Each lane has its own reader, bounds, outbox and turn at the ledger: a slow ledger slows a lane and is
+//!   asked by it once at a time. Critical ones share nothing with others where whoever puts them together
+//!   gives them a deliverer of their own.
 //!
 //! # If it dies at step n
 //! Before 3: nothing happened. Between 3 and 6: the lease runs out, the next owner claims the next attempt and

@@ -701,6 +701,41 @@ async fn a_call_keeps_its_lease_however_fast_the_clock_runs() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_stop_takes_what_calls_under_way_need_and_what_waits_is_read_again() {
+    let world = World::new(Channel::Push).await;
+    for user in ["called", "again", "away", "held1", "held2"] {
+        world.device(user, "d").await;
+    }
+    let accepted = Outcome::accepted(Code::new(200, ""), "id");
+    world.provider.set("called", [Answer::After(CALL_MAX / 2, accepted)]);
+    world.provider.set("again", [busy(), ok()]);
+    world.provider.set("away", [Answer::Never, ok()]);
+    for user in ["called", "again", "away"] {
+        world.say(&world.leg(user, Priority::Medium), Some(1));
+    }
+    let process = world.start(&MEDIUM, Crash::never(), "p", Limits { records_max: 3, ..limits() }).await;
+    world.until(|| world.provider.times("again").len() == 1).await;
+    for user in ["held1", "held2"] {
+        world.say(&world.leg(user, Priority::Medium), Some(1));
+    }
+    world.until(|| process.metrics[0].in_flight.load(Ordering::Relaxed) == 3).await;
+    let asked = (world.clock)();
+    process.stop().await;
+    let took = (world.clock)().since(asked);
+    assert!(took <= CALL_MAX, "{took:?}: the longest call takes {CALL_MAX:?}");
+    let times = |user: &str| world.provider.times(user).len();
+    assert_eq!((times("called"), times("again"), times("held1")), (1, 1, 0), "nothing was begun");
+    assert_eq!(world.said("called"), ["created rendered sent delivered"]);
+    let process = world.start(&MEDIUM, Crash::never(), "q", limits()).await;
+    world.done(&MEDIUM).await;
+    process.stop().await;
+    for user in ["again", "away", "held1", "held2"] {
+        assert!(world.said(user).last().is_some_and(|said| said.contains("delivered")), "{:?}", world.said(user));
+    }
+    assert_eq!((times("called"), times("again"), times("away"), times("held1")), (1, 2, 2, 1));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_paused_provider_burns_no_attempts_and_an_opt_out_reaches_what_waits_for_it() {
     let world = World::new(Channel::Push).await;
     for user in ["u1", "u2"] {

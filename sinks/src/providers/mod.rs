@@ -72,6 +72,11 @@ pub trait Provider: Send + Sync {
     /// The channel it serves.
     fn channel(&self) -> Channel;
 
+    /// Whether it owns files of this machine, so that no second one like it can stand beside it.
+    fn is_one_owner(&self) -> bool {
+        false
+    }
+
     /// Most calls that one `deliver` turns into one request; 1 where the provider has no request for
     /// several (run many `deliver` at once instead, they share connections).
     fn batch_max(&self) -> usize;
@@ -198,6 +203,10 @@ impl Provider for Guarded {
 
     fn channel(&self) -> Channel {
         self.provider.channel()
+    }
+
+    fn is_one_owner(&self) -> bool {
+        self.provider.is_one_owner()
     }
 
     fn batch_max(&self) -> usize {

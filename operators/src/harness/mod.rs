@@ -39,6 +39,7 @@ pub mod feed;
 pub mod ordinal;
 pub mod output;
 pub(crate) mod profiles;
+pub(crate) mod saying;
 pub(crate) mod slab;
 pub(crate) mod stage;
 pub mod table;

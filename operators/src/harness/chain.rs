@@ -25,6 +25,7 @@ use super::output::{EpochOutput, Said, To};
 use super::profiles::{PROFILES, Profiles};
 use super::stage::{Env, Flow, Outbox, Stage};
 use super::table::{Image, StateKey};
+use crate::deliberate::{self, Bug};
 use crate::ingest::{Arrived, Body, ItemFacts, Path};
 use crate::keyed::{Cause, Draft, Known, PORT_CRITICAL, PORT_HIGH};
 use crate::lanes;
@@ -124,7 +125,9 @@ impl Chain {
     pub fn epoch(&mut self, epoch: u64, now: Instant, rules: &Rules, mut blocks: Vec<Block>) -> EpochOutput {
         let output = EpochOutput { epoch, now, ..EpochOutput::default() };
         let mut run = Run { epoch, now, rules, path: self.path, output, drafts: Vec::new() };
-        blocks.sort_by_key(|block| block.lot);
+        if !deliberate::has(Bug::ArrivalOrder) {
+            blocks.sort_by_key(|block| block.lot);
+        }
         let (side, records): (Vec<_>, Vec<_>) = blocks.into_iter().partition(|block| block.is_side_input());
         self.side_inputs(&mut run, side);
         self.timers(&mut run);

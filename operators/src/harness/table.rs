@@ -13,6 +13,7 @@ use smallvec::SmallVec;
 use tidings_schemas::ids::{KEY_GROUPS, KeyGroup, key_group, placement};
 use tidings_schemas::time::Instant;
 
+use crate::deliberate::{self, Bug};
 use crate::keyed::{Operator, State, Subkey, TimerId};
 
 /// One entry of one user.
@@ -315,6 +316,9 @@ impl<O: Operator> Table<O> {
     pub(crate) fn drain_dirty(&mut self, mut image: impl FnMut(StateKey, Image)) {
         let mut dirty = std::mem::take(&mut self.dirty);
         dirty.sort_unstable();
+        if deliberate::has(Bug::ForgottenDirtyKey) && dirty.len() > 1 {
+            dirty.pop();
+        }
         for (group, user) in dirty {
             let users = &mut self.groups[usize::from(group.0)];
             let Some(slot) = users.get_mut(&user) else { continue };
@@ -365,7 +369,9 @@ impl<O: Operator> Table<O> {
         }
         for (id, at) in &image.timers {
             entry.timers.push((*id, *at, 0));
-            self.timers.insert(*at, &key.user, subkey, *id);
+            if !deliberate::has(Bug::TimerLostOnRestore) {
+                self.timers.insert(*at, &key.user, subkey, *id);
+            }
         }
         slot.entries.insert(subkey.clone(), entry);
         Ok(())

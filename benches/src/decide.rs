@@ -22,7 +22,6 @@ use tidings_operators::harness::output::{Delta, EpochOutput, merge};
 use tidings_operators::ingest::Path;
 use tidings_pipeline::checkpoint::{Checkpoints, Manifest};
 use tidings_pipeline::runtime::clock::{Clock, SystemClock};
-use tidings_schemas::block::Block;
 use tidings_schemas::lifecycle::Stage;
 
 use crate::setup::Setup;
@@ -33,6 +32,9 @@ const OPEN_MAX: usize = 2;
 
 /// Epochs between two checkpoints: half a million events at full size.
 pub const CHECKPOINT_EPOCHS: u64 = 25;
+
+/// Partitions of the lifecycle topic.
+const PARTITIONS: u32 = 4;
 
 /// Epochs that wait for the threads behind the host.
 const WAITING_MAX: usize = 16;
@@ -147,9 +149,8 @@ fn keeper(checkpoints: &Checkpoints, inbox: &Receiver<Keep>, wrote: &Sender<()>)
 fn encode(said: &Receiver<EpochOutput>) -> u64 {
     let mut bytes = 0;
     while let Ok(output) = said.recv() {
-        for rows in output.rows.chunks(4_096) {
-            bytes += Block::encode(Stage::Decide, output.epoch, rows).len() as u64;
-        }
+        let blocks = output.rows.blocks(Stage::Decide, output.epoch, PARTITIONS);
+        bytes += blocks.iter().map(|(_, block)| block.len() as u64).sum::<u64>();
     }
     bytes
 }
@@ -194,7 +195,7 @@ impl Host {
                 let (mut output, _) = entry.remove();
                 let epoch = output.epoch;
                 output.canonical();
-                run.hash = run.hash.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(output.digest());
+                run.hash = run.hash.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(output.digest);
                 run.said += output.said.len() as u64;
                 run.rows += output.rows.len() as u64;
                 let delta = std::mem::take(&mut output.delta);

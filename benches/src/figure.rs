@@ -82,6 +82,9 @@ pub struct Figure {
     /// Over the repetitions.
     #[serde(flatten)]
     pub spread: Spread,
+    /// Of latencies: one in a hundred took longer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub p99: Option<f64>,
     /// How often it was measured.
     pub repetitions: usize,
     /// Names what was answered; absent where only its sums can be checked.
@@ -97,8 +100,23 @@ impl Figure {
     pub fn new(name: String, unit: &'static str, values: &[f64], result: Option<u64>, place: &Place) -> Self {
         let spread = Spread::of(values);
         let result = result.map(|hash| format!("{hash:016x}"));
-        Self { name, value: spread.median, unit, spread, repetitions: values.len(), result, place: place.clone() }
+        let repetitions = values.len();
+        Self { name, value: spread.median, unit, spread, p99: None, repetitions, result, place: place.clone() }
     }
+
+    /// The figure of many latencies in milliseconds, each a repetition of its own.
+    #[must_use]
+    pub fn latency(name: String, millis: &[f64], place: &Place) -> Self {
+        Self { p99: percentile(millis, 99), ..Self::new(name, "ms", millis, None, place) }
+    }
+}
+
+/// The smallest value that `percent` of all do not exceed; none of none.
+fn percentile(values: &[f64], percent: usize) -> Option<f64> {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    let rank = (values.len() * percent).div_ceil(100);
+    values.get(rank.saturating_sub(1)).copied()
 }
 
 /// Figures as a person reads them.
@@ -108,7 +126,8 @@ pub fn table(figures: &[Figure]) -> String {
     let mut text = String::new();
     for figure in figures {
         let Spread { min, median, max } = figure.spread;
-        let result = figure.result.as_deref().unwrap_or("-");
+        let p99 = figure.p99.map(|p99| format!("p99 {}", amount(p99)));
+        let result = p99.as_deref().or(figure.result.as_deref()).unwrap_or("-");
         let name = &figure.name;
         let (min, median, max) = (amount(min), amount(median), amount(max));
         let _ = writeln!(
@@ -148,6 +167,19 @@ mod tests {
     fn a_spread_names_the_middle_whatever_the_order() {
         assert_eq!(Spread::of(&[3.0, 1.0, 2.0]), Spread { min: 1.0, median: 2.0, max: 3.0 });
         assert_eq!(Spread::of(&[]), Spread { min: 0.0, median: 0.0, max: 0.0 });
+    }
+
+    #[test]
+    fn a_percentile_is_a_value_that_was_measured() {
+        let hundred: Vec<f64> = (1..=100).rev().map(f64::from).collect();
+        for (values, expected) in [
+            (&hundred[..], Some(99.0)),
+            (&hundred[50..], Some(50.0)), // 1 to 50: the fiftieth is the first that 99 of 100 do not exceed
+            (&[7.0][..], Some(7.0)),
+            (&[][..], None),
+        ] {
+            assert_eq!(percentile(values, 99), expected);
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use clap::{Parser, ValueEnum};
 use tidings_benches::figure::{Figure, Place, table};
 use tidings_benches::setup::Setup;
 use tidings_benches::workload::{Size, Workload};
-use tidings_benches::{decide, restore, through_log};
+use tidings_benches::{decide, p0_latency, restore, through_log};
 use tidings_pipeline::runtime::clock::{Clock, SystemClock};
 use tidings_sinks::log::Log;
 use tidings_sinks::log::embedded::EmbeddedLog;
@@ -42,6 +42,12 @@ struct Arguments {
     /// A Kafka for `decide_kafka`, `host:port`. Topics of its own are made there, and kept for a day.
     #[arg(long, env = "TIDINGS_TEST_KAFKA")]
     kafka: Option<String>,
+    /// A Redis for `p0_latency`, which needs Kafka and ClickHouse, too.
+    #[arg(long, env = "TIDINGS_TEST_REDIS")]
+    redis: Option<String>,
+    /// A ClickHouse for `p0_latency`. A database of its own is made there, and dropped.
+    #[arg(long, env = "TIDINGS_TEST_CLICKHOUSE")]
+    clickhouse: Option<String>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -57,6 +63,9 @@ enum Bench {
     DecideKafka,
     /// Seconds until a checkpoint stands in the workers' tables.
     Restore,
+    /// Milliseconds from Kafka to the provider, with a flood of the lowest priority and without. Needs
+    /// the binary `tidings` beside this one; measured once, whatever `--repetitions` says.
+    P0Latency,
 }
 
 struct Session {
@@ -90,17 +99,19 @@ fn per_second(count: u64, elapsed: Duration) -> f64 {
 
 impl Session {
     fn run(&mut self, bench: Bench) -> Result<()> {
-        let workload = Workload::new(&self.setup, self.size)?;
         let workers = self.arguments.workers.map_or(vec![1, 2], |workers| vec![workers]);
         match bench {
-            Bench::DecideMemory => self.decide_memory(&workload, &workers, false),
-            Bench::DecideMemoryCheckpoints => self.decide_memory(&workload, &workers, true),
-            Bench::DecideEmbedded => workers.iter().try_for_each(|workers| {
-                self.through_log("decide_embedded", &workload, *workers, |folder| {
-                    let clock = SystemClock::default();
-                    Ok(Arc::new(EmbeddedLog::open(folder, Arc::new(move || clock.wall()))?))
+            Bench::DecideMemory => self.decide_memory(&self.workload()?, &workers, false),
+            Bench::DecideMemoryCheckpoints => self.decide_memory(&self.workload()?, &workers, true),
+            Bench::DecideEmbedded => {
+                let workload = self.workload()?;
+                workers.iter().try_for_each(|workers| {
+                    self.through_log("decide_embedded", &workload, *workers, |folder| {
+                        let clock = SystemClock::default();
+                        Ok(Arc::new(EmbeddedLog::open(folder, Arc::new(move || clock.wall()))?))
+                    })
                 })
-            }),
+            }
             Bench::DecideKafka => {
                 let Some(brokers) = self.arguments.kafka.clone() else {
                     let said = "decide_kafka was NOT measured: name a Kafka with --kafka or TIDINGS_TEST_KAFKA \
@@ -108,6 +119,7 @@ impl Session {
                     std::io::stderr().write_all(said.as_bytes())?;
                     return Ok(());
                 };
+                let workload = self.workload()?;
                 workers.iter().try_for_each(|workers| {
                     self.through_log("decide_kafka", &workload, *workers, |_| {
                         let (linger, patience) = (Duration::from_millis(5), Duration::from_secs(60));
@@ -117,8 +129,13 @@ impl Session {
                     })
                 })
             }
-            Bench::Restore => self.restore(&workload, &workers),
+            Bench::Restore => self.restore(&self.workload()?, &workers),
+            Bench::P0Latency => self.p0_latency(),
         }
+    }
+
+    fn workload(&self) -> Result<Workload> {
+        Workload::new(&self.setup, self.size)
     }
 
     fn repetitions(&self) -> u32 {
@@ -126,7 +143,10 @@ impl Session {
     }
 
     fn figure(&mut self, name: String, unit: &'static str, values: &[f64], result: Option<u64>) -> Result<()> {
-        let figure = Figure::new(name, unit, values, result, &self.place);
+        self.tell(Figure::new(name, unit, values, result, &self.place))
+    }
+
+    fn tell(&mut self, figure: Figure) -> Result<()> {
         if self.arguments.json {
             let mut line = serde_json::to_vec(&figure)?;
             line.push(b'\n');
@@ -176,6 +196,30 @@ impl Session {
             values.push(per_second(workload.events, run.elapsed));
         }
         self.figure(format!("{name}, {workers} workers"), "events/s", &values, None)
+    }
+
+    fn p0_latency(&mut self) -> Result<()> {
+        let Arguments { kafka, redis, clickhouse, quick, .. } = &self.arguments;
+        let (Some(kafka), Some(redis), Some(clickhouse)) = (kafka.clone(), redis.clone(), clickhouse.clone()) else {
+            let said = "p0_latency was NOT measured: it needs Kafka, Redis and ClickHouse; `cargo xtask bench` \
+                        starts them\n";
+            std::io::stderr().write_all(said.as_bytes())?;
+            return Ok(());
+        };
+        let size = if *quick { p0_latency::Size::QUICK } else { p0_latency::Size::FULL };
+        let services = p0_latency::Services { kafka, redis, clickhouse };
+        let tidings = std::env::current_exe()?.with_file_name("tidings");
+        let run = p0_latency::run(&tidings, &services, size, self.arguments.workers.unwrap_or(2))?;
+        for (flood, latencies) in [("without a flood", &run.quiet), ("under a flood", &run.flooded)] {
+            for (priority, millis) in latencies {
+                let name = format!("p0_latency, {priority} {flood}");
+                self.tell(Figure::latency(name, millis, &self.place))?;
+            }
+        }
+        self.figure("p0_latency, flood decided".to_owned(), "events/s", &[run.flood_per_second], None)?;
+        self.figure("p0_latency, critical unknown".to_owned(), "attempts", &[run.unknown as f64], None)?;
+        let seconds = run.stopped_in.as_secs_f64();
+        self.figure("p0_latency, stop under the flood".to_owned(), "s", &[seconds], None)
     }
 
     fn restore(&mut self, workload: &Workload, workers: &[usize]) -> Result<()> {

@@ -1,10 +1,11 @@
 //! Every bench, small: it runs, its answer is right, and the same for any number of workers.
 
+use std::io::Write as _;
 use std::sync::Arc;
 
 use tidings_benches::setup::Setup;
 use tidings_benches::workload::{Size, Workload};
-use tidings_benches::{decide, restore, through_log};
+use tidings_benches::{decide, p0_latency, restore, through_log};
 use tidings_pipeline::runtime::clock::{Clock, SystemClock};
 use tidings_sinks::log::Log;
 use tidings_sinks::log::memory::MemoryLog;
@@ -55,4 +56,24 @@ fn the_whole_stage_gives_every_event_its_row() {
         let log: Arc<dyn Log> = Arc::new(MemoryLog::new(Arc::new(move || clock.wall())).unwrap());
         through_log::run(&setup, &workload, workers, &log, "bench", folder.path()).unwrap();
     }
+}
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "where the real services are comes from outside")]
+fn every_probe_arrives_once_under_a_flood() {
+    let given = |name: &str| std::env::var(name).ok();
+    let binary = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("tidings");
+    let named = (given("TIDINGS_TEST_KAFKA"), given("TIDINGS_TEST_REDIS"), given("TIDINGS_TEST_CLICKHOUSE"));
+    let (true, (Some(kafka), Some(redis), Some(clickhouse))) = (binary.is_file(), named) else {
+        // Past the harness's capture: a run without services must not look like one with them.
+        let said = "SKIPPED every_probe_arrives_once_under_a_flood: set TIDINGS_TEST_KAFKA, TIDINGS_TEST_REDIS and \
+                    TIDINGS_TEST_CLICKHOUSE, and build the binary `tidings`";
+        let _ = writeln!(std::io::stderr(), "{said}");
+        return;
+    };
+    let services = p0_latency::Services { kafka, redis, clickhouse };
+    let run = p0_latency::run(&binary, &services, p0_latency::Size::QUICK, 2).unwrap();
+    let sizes: Vec<usize> = run.quiet.values().chain(run.flooded.values()).map(Vec::len).collect();
+    assert_eq!(sizes, [p0_latency::Size::QUICK.probes as usize; 4]);
+    assert!(run.flood_per_second > 0.0, "{run:?}");
 }

@@ -14,16 +14,18 @@ use serde::{Deserialize, Serialize};
 use tidings_schemas::channel::{Channel, Op, Priority};
 use tidings_schemas::cloudevents;
 use tidings_schemas::event::{Event, InvalidEvent};
-use tidings_schemas::ids::{DedupKey, EventId, GroupId, IntentId, LegId, NotificationId, placement};
+use tidings_schemas::ids::{DedupKey, EventId, GroupId, IntentId, NotificationId, placement};
 use tidings_schemas::lane::{HEADER_EVENT, Returned};
 use tidings_schemas::lifecycle::{Stage, State as Did, Unit};
 use tidings_schemas::profile::{Address, Profile};
 use tidings_schemas::reason::Reason;
 use tidings_schemas::time::Instant;
 
+use crate::harness::drafts::Drafts;
 use crate::harness::feed::{Lot, RawRecord};
+use crate::harness::ordinal::Ordinal;
 use crate::item::{Content, Folded, Item, Member};
-use crate::keyed::{About, Cause, Draft};
+use crate::keyed::{About, Cause};
 use crate::rules::Rules;
 use crate::when::{Count, Facts, Text, Value};
 
@@ -162,34 +164,15 @@ impl Rejected {
         letter.to_string().into_bytes()
     }
 
-    /// The event's row.
-    #[must_use]
-    pub fn draft(&self) -> Option<Draft> {
-        let about = About {
-            event: self.event,
-            intent: IntentId::default(),
-            notification: NotificationId::default(),
-            group: GroupId::default(),
-            leg: LegId::default(),
-            silent: false,
-            user: Arc::clone(&self.user),
-            tenant: Arc::from(""),
-            event_type: Arc::from(""),
-            category: Arc::from(""),
-            priority: None,
-            channel: None,
-            created_at: self.created_at,
-            ready_at: None,
-        };
-        self.is_event.then(|| Draft {
-            unit: Unit::Event,
-            did: smallvec::smallvec![Did::Created, Did::Rejected],
-            reason: Some(self.reason),
-            until: None,
-            about,
-            operator: Arc::from("validate"),
-            cause: Cause::Words(self.problem.clone()),
-        })
+    /// Says what became of the event, in the name of `validate`.
+    pub(crate) fn record(&self, ordinal: &Ordinal, drafts: &mut Drafts) {
+        if !self.is_event {
+            return;
+        }
+        let about = About { event: self.event, user: &self.user, created_at: self.created_at, ..About::default() };
+        let call = drafts.call(ordinal, None);
+        let (did, cause) = ([Did::Created, Did::Rejected], Cause::Words(self.problem.clone()));
+        drafts.add(call, "validate", &cause, Unit::Event, &about, &did, Some(self.reason), None);
     }
 }
 

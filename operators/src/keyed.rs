@@ -22,6 +22,8 @@ use tidings_schemas::profile::{Profile, Reachability};
 use tidings_schemas::reason::Reason;
 use tidings_schemas::time::Instant;
 
+use crate::harness::drafts::{Call, Drafts};
+use crate::harness::ordinal::Ordinal;
 use crate::harness::table::{TimerIndex, UserSlot};
 use crate::ingest::Path;
 use crate::item::{Item, Member};
@@ -148,25 +150,6 @@ pub trait Operator: Send + Sized + 'static {
     }
 }
 
-/// A row under construction: what happened to one unit, without what the engine fills in.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Draft {
-    /// What it happened to.
-    pub unit: Unit,
-    /// What happened.
-    pub did: SmallVec<[Did; 2]>,
-    /// Why.
-    pub reason: Option<Reason>,
-    /// Until when.
-    pub until: Option<Instant>,
-    /// The item's facts, as they were.
-    pub about: About,
-    /// The operator's id.
-    pub operator: Arc<str>,
-    /// What caused it.
-    pub cause: Cause,
-}
-
 /// What an operator was called for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Cause {
@@ -183,12 +166,10 @@ pub enum Cause {
 }
 
 /// The facts of an item that rows repeat.
-#[derive(Clone, Debug, PartialEq)]
-pub struct About {
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct About<'a> {
     /// The event.
     pub event: EventId,
-    /// Its intent.
-
     /// Its intent; zero in a leg's facts.
     pub intent: IntentId,
     /// The notification.
@@ -197,18 +178,16 @@ pub struct About {
     pub group: GroupId,
     /// The leg.
     pub leg: LegId,
-    /// Whether the leg is a silent copy.
-
     /// Whether the leg is a silent one.
     pub silent: bool,
     /// Who is told.
-    pub user: Arc<str>,
+    pub user: &'a str,
     /// The tenant.
-    pub tenant: Arc<str>,
+    pub tenant: &'a str,
     /// The type.
-    pub event_type: Arc<str>,
+    pub event_type: &'a str,
     /// The category.
-    pub category: Arc<str>,
+    pub category: &'a str,
     /// The priority.
     pub priority: Option<tidings_schemas::channel::Priority>,
     /// The channel.
@@ -219,10 +198,10 @@ pub struct About {
     pub ready_at: Option<Instant>,
 }
 
-impl About {
+impl<'a> About<'a> {
     /// An event's facts: `member` of `item`.
     #[must_use]
-    pub fn member(item: &Item, member: &Member) -> Self {
+    pub fn member(item: &'a Item, member: &Member) -> Self {
         Self {
             event: member.event,
             intent: member.intent,
@@ -237,19 +216,18 @@ impl About {
 
     /// A leg's facts.
     #[must_use]
-    pub fn leg(item: &Item) -> Self {
+    pub fn leg(item: &'a Item) -> Self {
         Self {
             event: item.first_event(),
             intent: item.members.first().map_or_else(IntentId::default, |member| member.intent),
-
             notification: item.notification,
             group: item.group,
             leg: item.leg.unwrap_or_default(),
             silent: item.silent,
-            user: Arc::clone(&item.user),
-            tenant: Arc::clone(&item.tenant),
-            event_type: Arc::clone(&item.event_type),
-            category: Arc::clone(&item.category),
+            user: &item.user,
+            tenant: &item.tenant,
+            event_type: &item.event_type,
+            category: &item.category,
             priority: Some(item.priority),
             channel: item.channel(),
             created_at: item.created_at,
@@ -270,8 +248,12 @@ pub struct Cx<'a, O: Operator> {
     pub(crate) slot: &'a mut UserSlot<O>,
     pub(crate) timers: &'a mut TimerIndex,
     pub(crate) emitted: &'a mut Vec<(u8, Item)>,
-    pub(crate) drafts: &'a mut Vec<Draft>,
+    pub(crate) drafts: &'a mut Drafts,
     pub(crate) cause: &'a Cause,
+    pub(crate) place: &'a Ordinal,
+    pub(crate) number: usize,
+    /// What the drafts of this call are known by, once there are any.
+    pub(crate) call: Option<Call>,
 }
 
 impl<O: Operator> Cx<'_, O> {
@@ -423,35 +405,35 @@ impl<O: Operator> Cx<'_, O> {
         reason: Option<Reason>,
         until: Option<Instant>,
     ) {
-        self.draft(Unit::Event, About::member(item, member), did, reason, until, None);
+        self.draft(Unit::Event, &About::member(item, member), did, reason, until, None);
     }
 
     /// Says what happened to `item` as a leg.
     pub fn record_leg(&mut self, item: &Item, did: &[Did], reason: Option<Reason>, until: Option<Instant>) {
-        self.draft(Unit::Leg, About::leg(item), did, reason, until, None);
+        self.draft(Unit::Leg, &About::leg(item), did, reason, until, None);
     }
 
     /// As the others, of facts that the caller put together.
-    pub fn record_about(&mut self, unit: Unit, about: About, did: &[Did], reason: Option<Reason>) {
-        self.draft(unit, about, did, reason, None, None);
+    pub fn record_about(&mut self, unit: Unit, about: About<'_>, did: &[Did], reason: Option<Reason>) {
+        self.draft(unit, &about, did, reason, None, None);
     }
 
     /// As the others, with the cause in the operator's own words instead of the engine's.
-    pub fn record_caused(&mut self, unit: Unit, about: About, did: &[Did], reason: Option<Reason>, cause: String) {
-        self.draft(unit, about, did, reason, None, Some(cause));
+    pub fn record_caused(&mut self, unit: Unit, about: About<'_>, did: &[Did], reason: Option<Reason>, cause: String) {
+        self.draft(unit, &about, did, reason, None, Some(&Cause::Words(cause)));
     }
 
     fn draft(
         &mut self,
         unit: Unit,
-        about: About,
+        about: &About<'_>,
         did: &[Did],
         reason: Option<Reason>,
         until: Option<Instant>,
-        cause: Option<String>,
+        cause: Option<&Cause>,
     ) {
-        let operator = Arc::clone(self.operator);
-        let cause = cause.map_or_else(|| self.cause.clone(), Cause::Words);
-        self.drafts.push(Draft { unit, did: SmallVec::from_slice(did), reason, until, about, operator, cause });
+        let call = *self.call.get_or_insert_with(|| self.drafts.call(self.place, Some(self.number)));
+        let cause = cause.unwrap_or(self.cause);
+        self.drafts.add(call, self.operator, cause, unit, about, did, reason, until);
     }
 }

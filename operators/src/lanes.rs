@@ -6,18 +6,20 @@
 
 use std::time::Duration;
 
-use smallvec::smallvec;
+use smallvec::SmallVec;
 use tidings_schemas::channel::{Channel, Op, Priority};
 use tidings_schemas::ids::EventId;
-use tidings_schemas::lane::{LANE_VERSION, LaneRecord, Request};
+use tidings_schemas::lane::LaneRef;
 use tidings_schemas::lifecycle::{State as Did, Unit};
 use tidings_schemas::policy::QuietRule;
 use tidings_schemas::reason::Reason;
 use tidings_schemas::time::Instant;
 
+use crate::harness::drafts::Drafts;
+use crate::harness::ordinal::Ordinal;
 use crate::harness::output::To;
-use crate::item::Item;
-use crate::keyed::{About, Cause, Draft, Known};
+use crate::item::{Item, NAMES_MAX};
+use crate::keyed::{About, Cause, Known};
 use crate::quiet;
 use crate::rules::Rules;
 
@@ -28,85 +30,89 @@ pub const FRESH_FOR: Duration = Duration::from_secs(600);
 /// The operator that rows of the chain's end name.
 const OPERATOR: &str = "lanes";
 
-/// What an item says at the chain's end: a record with its place, if any, and rows.
-pub(crate) fn end(
-    item: Item,
-    now: Instant,
-    known: &Known,
-    rules: &Rules,
-    cause: Cause,
-) -> (Option<(To, Vec<u8>)>, Vec<Draft>) {
-    let draft = |unit, about, did, reason| Draft {
-        unit,
-        did: smallvec![did],
-        reason,
-        until: None,
-        about,
-        operator: OPERATOR.into(),
-        cause: cause.clone(),
-    };
-    if item.is_control() {
-        let (did, reason) = match (item.op, item.matched) {
-            (Op::Retract, 0) => (Did::Suppressed, Some(Reason::NothingToRetract)),
-            (Op::Cancel, 0) => (Did::Suppressed, Some(Reason::NothingToCancel)),
-            (Op::Cancel, _) => (Did::Cancelled, Some(Reason::Cancelled)),
-            (Op::Retract | Op::Notify, _) => (Did::Retracted, Some(Reason::Retracted)),
-        };
-        return (None, vec![draft(Unit::Event, About::member(&item, item.newest()), did, reason)]);
-    }
-    let Some(channel) = item.channel().filter(|_| item.leg.is_some()) else {
-        // No `route` made a leg of it: the loader refuses such a topology; say it all the same.
-        let about = |member| About::member(&item, member);
-        let rows =
-            item.members.iter().map(|member| draft(Unit::Event, about(member), Did::Suppressed, Some(Reason::Policy)));
-        return (None, rows.collect());
-    };
-    if item.expires_at.is_some_and(|at| at <= now) {
-        return (None, vec![draft(Unit::Leg, About::leg(&item), Did::Expired, Some(Reason::Expired))]);
-    }
-    let row = draft(Unit::Leg, About::leg(&item), Did::Queued, None);
-    let priority = item.priority;
-    let record = record(item, channel, now, known, rules);
-    // A lane record has only types that JSON can hold.
-    let value = serde_json::to_vec(&record).unwrap_or_default();
-    (Some((To::Lane(channel, priority), value)), vec![row])
+/// The chain's end, for one item.
+pub(crate) struct End<'a> {
+    pub(crate) now: Instant,
+    pub(crate) known: &'a Known,
+    pub(crate) rules: &'a Rules,
+    pub(crate) cause: &'a Cause,
+    pub(crate) ordinal: &'a Ordinal,
+    pub(crate) drafts: &'a mut Drafts,
 }
 
-/// The lane record of a leg.
-fn record(item: Item, channel: Channel, now: Instant, known: &Known, rules: &Rules) -> LaneRecord {
-    let newest = item.newest();
-    let fresh_until = fresh_until(&item, channel, now, known, rules);
-    LaneRecord {
-        v: LANE_VERSION,
-        notification: item.notification,
-        leg: item.leg.unwrap_or_default(),
-        group: item.group,
-        event: item.first_event(),
-        user: item.user.to_string(),
-        tenant: item.tenant.to_string(),
-        event_type: item.event_type.to_string(),
-        category: item.category.to_string(),
-        priority: item.priority,
-        channel,
-        silent: item.silent,
-        template_id: newest.content.template_id.as_deref().map(str::to_owned),
-        locale: known.profile.locale.clone(),
-        data: serde_json::from_str(&newest.content.data).unwrap_or_default(),
-        actors: item.actor_names(),
-        actors_count: item.actors_count(),
-        activities: item.activities(),
-        members: item.members.iter().map(|member| member.event).collect(),
-        object: item.object,
-        request: Request { channels: item.channels, fallback: item.fallback.clone() },
-        struck: item.struck,
-        returns: item.returns,
-        created_at: item.created_at,
-        ready_at: item.ready_at,
-        expires_at: item.expires_at,
-        fresh_until,
-        fallback_channels: item.fallback,
-        replay: item.replay,
-        only_address: item.only_address.as_deref().map(str::to_owned),
+impl End<'_> {
+    /// What the item says: its record's place, with the record appended to `value`, and rows.
+    pub(crate) fn of(&mut self, item: &Item, value: &mut Vec<u8>) -> Option<To> {
+        if item.is_control() {
+            let (did, reason) = match (item.op, item.matched) {
+                (Op::Retract, 0) => (Did::Suppressed, Reason::NothingToRetract),
+                (Op::Cancel, 0) => (Did::Suppressed, Reason::NothingToCancel),
+                (Op::Cancel, _) => (Did::Cancelled, Reason::Cancelled),
+                (Op::Retract | Op::Notify, _) => (Did::Retracted, Reason::Retracted),
+            };
+            self.record(Unit::Event, &[About::member(item, item.newest())], did, Some(reason));
+            return None;
+        }
+        let Some(channel) = item.channel().filter(|_| item.leg.is_some()) else {
+            // No `route` made a leg of it: the loader refuses such a topology; say it all the same.
+            let about: Vec<_> = item.members.iter().map(|member| About::member(item, member)).collect();
+            self.record(Unit::Event, &about, Did::Suppressed, Some(Reason::Policy));
+            return None;
+        };
+        if item.expires_at.is_some_and(|at| at <= self.now) {
+            self.record(Unit::Leg, &[About::leg(item)], Did::Expired, Some(Reason::Expired));
+            return None;
+        }
+        self.record(Unit::Leg, &[About::leg(item)], Did::Queued, None);
+        self.put(item, channel, value);
+        Some(To::Lane(channel, item.priority))
+    }
+
+    fn record(&mut self, unit: Unit, about: &[About<'_>], did: Did, reason: Option<Reason>) {
+        let call = self.drafts.call(self.ordinal, None);
+        for about in about {
+            self.drafts.add(call, OPERATOR, self.cause, unit, about, &[did], reason, None);
+        }
+    }
+
+    /// Appends the lane record of a leg.
+    fn put(&self, item: &Item, channel: Channel, value: &mut Vec<u8>) {
+        let newest = item.newest();
+        let actors = item.actor_names();
+        let actors: SmallVec<[&str; NAMES_MAX]> = actors.iter().map(String::as_str).collect();
+        let members: SmallVec<[EventId; 4]> = item.members.iter().map(|member| member.event).collect();
+        let record = LaneRef {
+            notification: item.notification,
+            leg: item.leg.unwrap_or_default(),
+            group: item.group,
+            event: item.first_event(),
+            user: &item.user,
+            tenant: &item.tenant,
+            event_type: &item.event_type,
+            category: &item.category,
+            priority: item.priority,
+            channel,
+            silent: item.silent,
+            template_id: newest.content.template_id.as_deref(),
+            locale: self.known.profile.locale.as_deref(),
+            data: &newest.content.data,
+            actors: &actors,
+            actors_count: item.actors_count(),
+            activities: item.activities(),
+            object: item.object.as_ref(),
+            members: &members,
+            channels: &item.channels,
+            fallback: &item.fallback,
+            struck: &item.struck,
+            returns: item.returns,
+            created_at: item.created_at,
+            ready_at: item.ready_at,
+            expires_at: item.expires_at,
+            fresh_until: fresh_until(item, channel, self.now, self.known, self.rules),
+            replay: item.replay,
+            only_address: item.only_address.as_deref(),
+        };
+        record.put(value);
     }
 }
 
@@ -121,11 +127,14 @@ fn fresh_until(item: &Item, channel: Channel, now: Instant, known: &Known, rules
     [item.expires_at, quiet].into_iter().flatten().fold(now.after(FRESH_FOR), Instant::min)
 }
 
-/// A hand-over between the two paths: the event as its producer wrote it, under its own event id.
-pub(crate) fn hand_over(mut item: Item, to: Priority) -> (To, Vec<u8>) {
-    let event: EventId = item.first_event();
+/// A hand-over between the two paths: the event as its producer wrote it, under its own event id, is
+/// appended to `value`.
+pub(crate) fn hand_over(item: &Item, to: Priority, value: &mut Vec<u8>) -> To {
+    let mut event = item.to_event();
     if to == Priority::Critical {
-        item.scheduled_at = None;
+        event.scheduled_at = None;
     }
-    (To::HandOver(to, event), serde_json::to_vec(&item.to_event()).unwrap_or_default())
+    // An event has only types that JSON can hold.
+    let _ = serde_json::to_writer(value, &event);
+    To::HandOver(to, item.first_event())
 }

@@ -315,7 +315,7 @@ pub fn tell(script: &str) -> Told {
                 told.lanes.push(serde_json::from_slice(&said.value).expect("a lane record"));
             }
         }
-        told.rows.extend(output.rows);
+        told.rows.extend(output.rows.decode());
         told.events.clone_from(&running.events);
     });
     told
@@ -482,8 +482,8 @@ impl Scenario {
                 To::Dlq(reason) => format!("dlq {reason}"),
             });
         }
-        for row in &output.rows {
-            lines.push(self.describe_row(row));
+        for row in output.rows.decode() {
+            lines.push(self.describe_row(&row));
         }
         lines
     }

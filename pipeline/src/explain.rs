@@ -6,6 +6,7 @@
 //! on its way) comes from a [`Context`], and the story is told without it where it is not known.
 
 mod ends;
+pub mod record;
 pub mod rows;
 mod steps;
 mod time;

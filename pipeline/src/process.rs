@@ -178,12 +178,6 @@ impl Process {
             rules: Arc::clone(&assembly.rules),
         });
         let record = deployment.record.clone();
-        let older = match &record {
-            RecordPlace::Files(folder) => {
-                Some(Arc::new(tail::FileRows::new(folder)) as Arc<dyn crate::explain::rows::Rows + Send + Sync>)
-            }
-            RecordPlace::ClickHouse(_) => None,
-        };
         let instant = Arc::clone(&settings.clock);
         let console = Console::new(ConsoleParts {
             emit: Arc::clone(&emit) as Arc<dyn Emit>,
@@ -193,7 +187,7 @@ impl Process {
             speed: settings.speed,
             type_channels: type_channels(config),
             graph_svg: settings.graph_svg.clone(),
-            older,
+            older: Some(crate::explain::record::older(&record)),
         });
         let tail = tail::Tail::open(&log, config, &partitions, console.clone())?;
         let tail_stop = Arc::clone(&stop);

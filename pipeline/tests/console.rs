@@ -17,10 +17,14 @@ use serde_json::{Value, json};
 use support::{Seen, night};
 use tidings_pipeline::console::{Console, Emit, Health, Inbox, Parts};
 use tidings_pipeline::demo::workload::BEGINS_AT;
+use tidings_pipeline::explain::record::{ClickHouseRows, Older, OlderError};
+use tidings_pipeline::explain::rows::{Query, Rows as _};
 use tidings_schemas::channel::Channel;
 use tidings_schemas::ids::EventId;
-use tidings_schemas::lifecycle::{Row, State};
+use tidings_schemas::lifecycle::{Row, State, Unit};
 use tidings_schemas::time::Instant;
+use tidings_sinks::record::clickhouse::ClickHouseParams;
+use tidings_sinks::record::index::RecordIndex;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -86,6 +90,10 @@ const GRAPH: &str = include_str!("support/graph.svg");
 
 impl Served {
     async fn new(port: u16) -> Self {
+        Self::with(port, None).await
+    }
+
+    async fn with(port: u16, older: Option<Arc<dyn Older>>) -> Self {
         let world = Arc::new(World::default());
         world.now.store(BEGINS_AT.0, Ordering::SeqCst);
         let clock = Arc::clone(&world);
@@ -97,7 +105,7 @@ impl Served {
             speed: 60,
             type_channels: [("like".to_owned(), vec![Channel::Push, Channel::Email])].into(),
             graph_svg: GRAPH.to_owned(),
-            older: None,
+            older,
         });
         drop(world.console.set(console.clone()));
         let listener = TcpListener::bind(("127.0.0.1", port)).await.expect("a port");
@@ -154,6 +162,51 @@ impl Served {
 fn client() -> reqwest::Client {
     drop(rustls::crypto::ring::default_provider().install_default());
     reqwest::Client::new()
+}
+
+/// A record that has what it was given.
+struct Written(RecordIndex);
+
+impl Older for Written {
+    fn find(&self, query: &Query) -> BoxFuture<'_, Result<Vec<Row>, OlderError>> {
+        let rows = self.0.find(query);
+        Box::pin(async move { Ok(rows) })
+    }
+}
+
+#[tokio::test]
+async fn after_a_restart_the_record_tells_what_the_process_has_not_seen() {
+    let mut all = RecordIndex::default();
+    night(1, BEGINS_AT.after(Duration::from_secs(130 * 60)), |seen| {
+        if let Seen::Rows(rows) = seen {
+            rows.into_iter().for_each(|row| all.add(row));
+        }
+    });
+    // Of a group in the record the new process sees how it ends.
+    let merged = |row: &&Row| row.unit == Unit::Event && row.states == [State::Merged];
+    let event = all.rows().find(merged).expect("a merge").clone();
+    let at = event.at.after(Duration::from_secs(1));
+    let later = Row { states: vec![State::Retracted], at, epoch: event.epoch + 1, ..event.clone() }.sealed();
+    let served = Served::with(0, Some(Arc::new(Written(all)))).await;
+    let path = format!("/api/explain/{}", event.event);
+    let (status, before) = served.get(&path).await;
+    assert_eq!(status, 200);
+    served.console.observe_rows(&[later]);
+    let (status, story) = served.get(&path).await;
+    assert_eq!((status, &story["end"]["word"]), (200, &json!("retracted")));
+    assert_eq!(story["steps"][0], before["steps"][0], "how it began");
+    served.end().await;
+
+    let nowhere = ClickHouseRows::new(&ClickHouseParams::new("http://127.0.0.1:1", "default"));
+    let served = Served::with(0, Some(Arc::new(nowhere))).await;
+    let (status, said) = served.get(&path).await;
+    let said = said["error"].as_str().expect("an error");
+    assert!(status == 503 && said.starts_with("the record's ClickHouse at http://127.0.0.1:1 cannot be"), "{said}");
+    // What it has seen from the beginning it tells without the record.
+    let opened = Row { states: vec![State::Created], ..event.clone() }.sealed();
+    served.console.observe_rows(&[opened]);
+    assert_eq!(served.get(&path).await.0, 200);
+    served.end().await;
 }
 
 #[tokio::test]

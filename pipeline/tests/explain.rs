@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use tidings_operators::calendar::Calendar;
 use tidings_operators::script::{Told, tell};
+use tidings_pipeline::explain::record::{ClickHouseRows, Older};
 use tidings_pipeline::explain::rows::{Query, Rows, event_of};
 use tidings_pipeline::explain::{Context, Story, explain};
+use tidings_schemas::block::Block;
 use tidings_schemas::channel::{Channel, Priority};
 use tidings_schemas::ids::{DeliveryId, EventId, LegId, NotificationId};
 use tidings_schemas::lane::LaneRecord;
@@ -13,7 +15,12 @@ use tidings_schemas::lifecycle::{Row, Stage, State, Unit};
 use tidings_schemas::profile::Profile;
 use tidings_schemas::reason::Reason;
 use tidings_schemas::time::Instant;
+use tidings_sinks::log::TopicPartition;
+use tidings_sinks::record::clickhouse::{ClickHouse, ClickHouseParams};
+use tidings_sinks::record::files::Files;
+use tidings_sinks::record::history::{HISTORY_ROWS_MAX, History};
 use tidings_sinks::record::index::RecordIndex;
+use tidings_sinks::record::{CheckedBlock, RecordBatch, RecordStore};
 
 const CHAIN: &str = r#"chain validate | dedup | schedule | preferences | aggregate {"window":"5m"} when type == "like" | route | quiet_hours | rate_limit {"levels":[{"per":["channel"],"push":"2/h"}]}"#;
 const BERLIN: &str = r#"{"time_zone":"Europe/Berlin","quiet_hours":{"from":"22:00","to":"07:00"}}"#;
@@ -252,10 +259,13 @@ fn a_provider_that_fails() {
     );
 }
 
+/// An order that is known by its number, and a comment.
+const ORDER_AND_COMMENT: &str = "addresses u1 push\nat 2026-06-01 10:00\n\
+    event o1 u1 order_shipped {\"data\":{\"order_id\":4412}}\nevent c1 u1 comment Bob p1\nat 10:01";
+
 #[test]
 fn any_id_finds_the_story() {
-    let script = "addresses u1 push\nat 2026-06-01 10:00\nevent o1 u1 order_shipped {\"data\":{\"order_id\":4412}}\n\
-         event c1 u1 comment Bob p1\nat 10:01";
+    let script = ORDER_AND_COMMENT;
     let case = Case::new(script, "UTC").delivered(Channel::Push, "apns", ACCEPTED);
     let mut index = RecordIndex::default();
     case.told.rows.iter().cloned().for_each(|row| index.add(row));
@@ -273,4 +283,151 @@ fn any_id_finds_the_story() {
     }
     let error = Query::parse("c1", "", None).unwrap_err().to_string();
     assert!(error.contains("for a producer's own id give the user as well"), "{error}");
+}
+
+fn batch(rows: &[Row]) -> RecordBatch {
+    let bytes = bytes::Bytes::from(Block::encode(Stage::Deliver, 0, rows));
+    let partition = TopicPartition { topic: "notifications.lifecycle".into(), partition: 0 };
+    RecordBatch { partition, range: 0..1, blocks: vec![CheckedBlock::check(0, &bytes).expect("a block")] }
+}
+
+/// A database to oneself, with the schema, on the server that the environment names.
+struct Database {
+    params: ClickHouseParams,
+    server: ClickHouseParams,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Database {
+    #[expect(clippy::disallowed_methods, reason = "where the real server is comes from outside")]
+    fn new(test: &str) -> Option<Self> {
+        use std::io::Write as _;
+        let Ok(url) = std::env::var("TIDINGS_TEST_CLICKHOUSE") else {
+            // Past the harness's capture: a run without a server must not look like one with it.
+            let said = format!("SKIPPED {test}: set TIDINGS_TEST_CLICKHOUSE to run it against a real server");
+            let _ = writeln!(std::io::stderr(), "{said}");
+            return None;
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let name = format!("tidings_explain_{test}_{}", std::process::id());
+        let server = ClickHouseParams::new(&url, "default");
+        runtime.block_on(server.client().query(&format!("CREATE DATABASE {name}")).execute()).expect("a database");
+        Some(Self { params: ClickHouseParams::new(&url, &name), server, runtime })
+    }
+
+    fn write(&self, rows: &[Row]) {
+        let mut store = ClickHouse::new(&self.params).expect("a store");
+        store.migrate().expect("a schema");
+        // The scripts' days are fixed, and some day older than the record keeps.
+        let keep = self.params.client();
+        let keep = keep.query("ALTER TABLE lifecycle REMOVE TTL");
+        self.runtime.block_on(keep.execute()).expect("no TTL");
+        store.write(&batch(rows)).expect("written");
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        let remove = format!("DROP DATABASE {} SYNC", self.params.database);
+        let _ = self.runtime.block_on(self.server.client().query(&remove).execute());
+    }
+}
+
+#[test]
+fn any_id_finds_the_story_in_clickhouse() {
+    let Some(database) = Database::new("ids") else { return };
+    let script = format!("{ORDER_AND_COMMENT}\nraw {{\"user_id\":\"u1\"\nraw {{\"type\":\"x\"");
+    let mut case = Case::new(&script, "UTC").delivered(Channel::Push, "apns", ACCEPTED);
+    database.write(&case.told.rows);
+    // What the record does not have the story from it cannot have either.
+    case.context = Context::default();
+    let rows = ClickHouseRows::new(&database.params);
+    let find = |query: &Query| database.runtime.block_on(rows.find(query)).expect("rows");
+    let story = case.story("c1");
+    let ids = story.ids.notifications.iter().chain(&story.ids.legs).chain(&story.ids.deliveries);
+    for id in ids.chain(&story.ids.intent).chain([&story.ids.event]) {
+        let query = Query::parse(id, "", None).expect("an id");
+        let found = find(&query);
+        assert_eq!(event_of(&found, &query), Some(case.id("c1")), "{id}");
+        assert_eq!(explain(&found, case.id("c1"), &case.context).as_ref(), Some(&story), "{id}");
+    }
+    for (own, name) in [("c1", "c1"), ("4412", "o1")] {
+        let query = Query::parse(own, "", Some("u1")).expect("a query");
+        assert_eq!(event_of(&find(&query), &query), Some(case.id(name)), "{own}");
+    }
+    for (id, user) in [("e_00000000000000000000000000000001", None), ("c1", Some("u2")), ("c9", Some("u1"))] {
+        assert_eq!(find(&Query::parse(id, "", user).expect("a query")), [], "{id}");
+    }
+    // A record that names nobody is found alone, not with all the others that name nobody.
+    let refused: Vec<&Row> = case.told.rows.iter().filter(|row| row.user.is_empty()).collect();
+    assert_eq!(refused.len(), 2);
+    let query = Query::parse(&refused[0].event.to_string(), "", None).expect("an id");
+    assert_eq!(find(&query), [refused[0].clone()]);
+}
+
+#[test]
+fn a_person_of_whom_much_was_said_is_read_in_part() {
+    let Some(database) = Database::new("bound") else { return };
+    let start = Instant(1_780_308_000_000);
+    let count = HISTORY_ROWS_MAX as u64 + 50;
+    let row = |n: u64| {
+        let at = start.after(Duration::from_secs(n));
+        let event = EventId::new("s", 0, n);
+        Row { states: vec![State::Created], event, user: "u1".to_owned(), at, created_at: at, ..Row::default() }
+    };
+    database.write(&(0..count).map(|n| row(n).sealed()).collect::<Vec<_>>());
+    let history = History::new(&database.params);
+    let found = database.runtime.block_on(async {
+        let owner = history.owner(&EventId::new("s", 0, count - 1).to_string()).await?.expect("known");
+        history.rows(&owner).await
+    });
+    let found = found.expect("rows");
+    let oldest = found.iter().map(|row| row.at).min();
+    assert_eq!((found.len(), oldest), (HISTORY_ROWS_MAX, Some(start.after(Duration::from_secs(50)))));
+}
+
+/// What the binary answers in `folder`.
+fn tidings(folder: &std::path::Path, arguments: &[&str]) -> (Option<i32>, String, String) {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_tidings"));
+    let output = command.current_dir(folder).args(arguments).env_clear().output().expect("an answer");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn without_a_process_the_record_is_asked() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let small = include_str!("../../examples/small.yaml");
+    let put = |name: &str, record: &str| {
+        let text = small.replace("embedded: { path: ./data }", "embedded: { path: ./data } }\nrecord: { RECORD");
+        std::fs::write(folder.path().join(name), text.replace("RECORD", record)).expect("written");
+    };
+    put("files.yaml", "files: ./record");
+    put("away.yaml", "clickhouse: \"http://127.0.0.1:1\"");
+    let case = Case::new(ORDER_AND_COMMENT, "UTC").delivered(Channel::Push, "apns", ACCEPTED);
+    Files::new(folder.path().join("record")).write(&batch(&case.told.rows)).expect("written");
+    let mut places = vec!["files.yaml"];
+    let database = Database::new("binary");
+    if let Some(database) = &database {
+        database.write(&case.told.rows);
+        let (url, name) = (&database.params.url, &database.params.database);
+        put("clickhouse.yaml", &format!("clickhouse: \"{url}/?database={name}\""));
+        places.push("clickhouse.yaml");
+    }
+    let id = case.id("c1").to_string();
+    for place in places {
+        let (code, said, talk) = tidings(folder.path(), &["explain", &id, "-c", place]);
+        assert_eq!(code, Some(0), "{place}: {talk}");
+        assert!(said.contains("APNs accepted it"), "{place}: {said}");
+        let (code, again, _) = tidings(folder.path(), &["explain", "c1", "--user", "u1", "-c", place]);
+        assert_eq!((code, again), (Some(0), said), "{place}");
+        let (code, _, talk) = tidings(folder.path(), &["explain", "c9", "--user", "u1", "-c", place]);
+        assert_eq!((code, talk.as_str()), (Some(1), "nothing is known of `c9` in the record\n"), "{place}");
+    }
+    let (code, _, talk) = tidings(folder.path(), &["explain", &id, "-c", "away.yaml"]);
+    assert_eq!(code, Some(69), "{talk}");
+    assert!(talk.contains("the record's ClickHouse at http://127.0.0.1:1 cannot be reached"), "{talk}");
+    let (code, _, talk) = tidings(folder.path(), &["explain", &id, "--admin", "127.0.0.1:1"]);
+    assert_eq!(code, Some(1));
+    assert!(talk.contains("nothing answers at 127.0.0.1:1"), "{talk}");
 }

@@ -9,7 +9,7 @@ use support::{Seen, night};
 use tidings_operators::calendar::Calendar;
 use tidings_pipeline::demo::closing::{closing, three_stories};
 use tidings_pipeline::demo::workload::{BEGINS_AT, LASTS};
-use tidings_pipeline::explain::{Colour, Context, Story, explain};
+use tidings_pipeline::explain::{Colour, Context, Story, Tone, explain};
 use tidings_schemas::event::Event;
 use tidings_schemas::ids::EventId;
 use tidings_schemas::lane::LaneRecord;
@@ -129,6 +129,40 @@ fn the_script_says_what_its_captions_promise() {
     .map(|own| format!("{own}: {}", night.story(own).headline))
     .collect();
     insta::assert_snapshot!("captions", lines.join("\n"));
+}
+
+#[test]
+fn every_event_has_a_whole_story_in_plain_words() {
+    let night = Night::played();
+    let fates = Fates::of(night.rows.iter());
+    let events: BTreeMap<EventId, &str> =
+        night.rows.iter().filter(|row| row.unit == Unit::Event).map(|row| (row.event, row.user.as_str())).collect();
+    assert!(events.len() > 100);
+    for (id, user) in events {
+        let story = explain(&night.rows, id, &night.context(user)).unwrap_or_else(|| panic!("{id} has no story"));
+        let fate = fates.event(id).expect("a fate");
+        let whole = format!("{fate:?}: {story:#?}");
+        assert_eq!(story.end.word, fate.as_str(), "{whole}");
+        let begins = |word| story.steps.first().is_some_and(|step| step.text.contains(word));
+        assert!(begins(if fate == Fate::Rejected { "refused" } else { "accepted" }), "no beginning\n{whole}");
+        assert!(fate == Fate::Rejected || story.steps.len() > 1, "no end\n{whole}");
+        let is_waiting = [Fate::Parked, Fate::Merged].contains(&fate);
+        assert!(!is_waiting || story.end.tone != Tone::Bad, "what waits is no failure\n{whole}");
+        if [Fate::Suppressed, Fate::Rejected, Fate::Expired].contains(&fate) {
+            assert!(!story.not_done.is_empty() || !story.hints.is_empty(), "no reason\n{whole}");
+        }
+        // Codes are for tables; a person is told in words.
+        let spoken = story.steps.iter().map(|step| &step.text);
+        let spoken = spoken.chain(story.channels.iter().map(|end| &end.end.text));
+        for text in spoken.chain([&story.headline, &story.end.text]).chain(&story.not_done).chain(&story.hints) {
+            let is_id = |word: &str| word.trim_end_matches('.').split_once('_').is_some_and(|(_, id)| id.len() == 32);
+            // A hint may name a field that the producer has to set.
+            let is_field = |word: &str| word.starts_with('`') && story.hints.contains(text);
+            let is_code = |word: &&str| (word.contains('_') || word.contains("::")) && !is_id(word) && !is_field(word);
+            let code = text.split_whitespace().find(is_code);
+            assert_eq!(code, None, "{text}\n{whole}");
+        }
+    }
 }
 
 #[test]

@@ -21,7 +21,7 @@
 use crate::channel::{Channel, Priority};
 use crate::codec::{self, FrameError};
 use crate::ids::{DeliveryId, EventId, GroupId, IntentId, LegId, NotificationId, RowId};
-use crate::lifecycle::{Row, Stage, State, Unit};
+use crate::lifecycle::{Row, RowOf, Stage, State, Unit};
 use crate::reason::Reason;
 use crate::time::Instant;
 use std::str::FromStr;
@@ -141,10 +141,24 @@ impl<'a> Block<'a> {
     /// A block of `rows`.
     #[must_use]
     pub fn encode(stage: Stage, epoch: u64, rows: &[Row]) -> Vec<u8> {
-        let mut body = Vec::with_capacity(HEADER_BYTES + rows.len() * 512);
-        put_header(&mut body, Header { kind: Kind::Rows, stage, epoch, rows: rows.len() as u64 });
-        rows.iter().for_each(|row| put_row(&mut body, row));
-        codec::frame(VERSION, &body)
+        let mut bytes = Vec::with_capacity(rows.len() * ROW_BYTES);
+        rows.iter().for_each(|row| put(&mut bytes, row));
+        Self::of_encoded(stage, epoch, rows.len() as u64, bytes.len(), std::iter::once(&bytes[..]))
+    }
+
+    /// A block of `count` rows that are encoded already and take `bytes` bytes together.
+    #[must_use]
+    pub fn of_encoded<'b>(
+        stage: Stage,
+        epoch: u64,
+        count: u64,
+        bytes: usize,
+        rows: impl Iterator<Item = &'b [u8]>,
+    ) -> Vec<u8> {
+        codec::frame_with(VERSION, HEADER_BYTES + bytes, |body| {
+            put_header(body, Header { kind: Kind::Rows, stage, epoch, rows: count });
+            rows.for_each(|row| body.extend_from_slice(row));
+        })
     }
 
     /// The word that decide's `epoch` is complete: its blocks hold `rows` rows together. Appended once
@@ -198,6 +212,30 @@ impl<'a> Block<'a> {
     }
 }
 
+/// Rows that stand one after the other to the end: what a query for [`COLUMNS`] answers in RowBinary.
+///
+/// # Errors
+/// When a row can't be read.
+pub fn decode_table(bytes: &[u8]) -> Result<Vec<Row>, BlockError> {
+    let mut from = Cursor { rest: bytes, row: 0, column: "" };
+    let mut rows = Vec::new();
+    while !from.rest.is_empty() {
+        rows.push(take_row(&mut from)?);
+        from.row += 1;
+    }
+    Ok(rows)
+}
+
+/// Reads one row and nothing else.
+pub(crate) fn decode_row(bytes: &[u8]) -> Result<Row, BlockError> {
+    let mut from = Cursor { rest: bytes, row: 0, column: "" };
+    let row = take_row(&mut from)?;
+    match from.rest.len() {
+        0 => Ok(row),
+        bytes => Err(BlockError::Trailing { bytes, rows: 1 }),
+    }
+}
+
 fn put_header(to: &mut Vec<u8>, header: Header) {
     to.push(match header.kind {
         Kind::Rows => 0,
@@ -212,7 +250,12 @@ fn put_header(to: &mut Vec<u8>, header: Header) {
     to.extend_from_slice(&header.rows.to_le_bytes());
 }
 
-fn put_row(to: &mut Vec<u8>, row: &Row) {
+/// What a row of common length takes: room is made for so many at a time.
+const ROW_BYTES: usize = 512;
+
+/// Appends a row.
+pub(crate) fn put<T: AsRef<str>, S: AsRef<[State]>>(to: &mut Vec<u8>, row: &RowOf<T, S>) {
+    to.reserve(ROW_BYTES);
     to.extend_from_slice(&row.row_id.0);
     // ClickHouse's Date holds 1970 to 2149; the nearest day it can hold stands for any other.
     let day = u16::try_from(row.day).unwrap_or(if row.day < 0 { 0 } else { u16::MAX });
@@ -220,33 +263,36 @@ fn put_row(to: &mut Vec<u8>, row: &Row) {
     to.extend_from_slice(&row.at.0.to_le_bytes());
     to.extend_from_slice(&row.epoch.to_le_bytes());
     put_text(to, row.stage.as_str());
-    put_length(to, row.states.len());
-    row.states.iter().for_each(|state| put_text(to, state.as_str()));
+    let states = row.states.as_ref();
+    put_length(to, states.len());
+    states.iter().for_each(|state| put_text(to, state.as_str()));
     put_text(to, row.unit.as_str());
-    to.extend_from_slice(&row.event.0);
-    to.extend_from_slice(&row.intent.0);
-    to.extend_from_slice(&row.notification.0);
-    to.extend_from_slice(&row.group.0);
-    to.extend_from_slice(&row.leg.0);
+    let mut ids = [0; 5 * 16];
+    ids[..16].copy_from_slice(&row.event.0);
+    ids[16..32].copy_from_slice(&row.intent.0);
+    ids[32..48].copy_from_slice(&row.notification.0);
+    ids[48..64].copy_from_slice(&row.group.0);
+    ids[64..].copy_from_slice(&row.leg.0);
+    to.extend_from_slice(&ids);
     to.push(u8::from(row.silent));
     to.extend_from_slice(&row.delivery.0);
-    put_text(to, &row.user);
-    put_text(to, &row.tenant);
-    put_text(to, &row.event_type);
-    put_text(to, &row.category);
+    put_text(to, row.user.as_ref());
+    put_text(to, row.tenant.as_ref());
+    put_text(to, row.event_type.as_ref());
+    put_text(to, row.category.as_ref());
     put_text(to, row.priority.map_or("", Priority::as_str));
     put_text(to, row.channel.map_or("", Channel::as_str));
-    put_text(to, &row.provider);
-    put_text(to, &row.code);
-    put_text(to, &row.message_id);
-    put_text(to, &row.operator);
+    put_text(to, row.provider.as_ref());
+    put_text(to, row.code.as_ref());
+    put_text(to, row.message_id.as_ref());
+    put_text(to, row.operator.as_ref());
     put_text(to, row.reason.map_or("", Reason::as_str));
     to.extend_from_slice(&row.attempt.to_le_bytes());
     put_optional(to, row.until);
     to.extend_from_slice(&row.cost_microdollars.to_le_bytes());
     to.extend_from_slice(&row.created_at.0.to_le_bytes());
     put_optional(to, row.ready_at);
-    put_text(to, &row.caused_by);
+    put_text(to, row.caused_by.as_ref());
 }
 
 // A length is LEB128: seven bits a byte, the lowest first, the top bit on all but the last.

@@ -30,9 +30,16 @@ pub enum FrameError {
 /// Wraps `body` in a frame of `version`.
 #[must_use]
 pub fn frame(version: u8, body: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(body.len() + 5);
+    frame_with(version, body.len(), |out| out.extend_from_slice(body))
+}
+
+/// A frame of `version` around what `body` appends, about `body_bytes` bytes: a large body is written
+/// once, in its place.
+#[must_use]
+pub fn frame_with(version: u8, body_bytes: usize, body: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let mut out = Vec::with_capacity(body_bytes + 5);
     out.push(version);
-    out.extend_from_slice(body);
+    body(&mut out);
     let checksum = crc32c::crc32c(&out);
     out.extend_from_slice(&checksum.to_le_bytes());
     out

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::channel::{Channel, Op, Priority};
+use crate::channel::{Channel, ChannelSet, Op, Priority};
 use crate::time::Instant;
 
 /// Longest id (`id`, `user_id`, `tenant`, actor and object ids), in bytes.
@@ -182,7 +182,7 @@ impl Event {
         serde_json::from_value::<Self>(serde_json::Value::Object(map)).map_err(shape)?.checked()
     }
 
-    /// The event with its type in normal form, once every bound holds.
+    /// The event with its type in normal form and every channel named once, once every bound holds.
     ///
     /// # Errors
     /// When a field is empty where it must not be, or longer than its bound.
@@ -211,8 +211,21 @@ impl Event {
             return Err(InvalidEvent::Field { field: "channels", problem: problem.to_owned() });
         }
         self.event_type = normal_type(&self.event_type);
+        for channels in [&mut self.channels, &mut self.fallback_channels].into_iter().flatten() {
+            each_once(channels);
+        }
         Ok(self)
     }
+}
+
+/// A channel that is named twice is one channel: a second leg to it would bear the first one's id.
+fn each_once(channels: &mut Vec<Channel>) {
+    let mut seen = ChannelSet::default();
+    channels.retain(|channel| {
+        let new = !seen.contains(*channel);
+        seen.insert(*channel);
+        new
+    });
 }
 
 /// The normal form of a type's name: lower snake case. `order.shipped`, `ORDER_SHIPPED` and
@@ -274,6 +287,15 @@ mod tests {
         assert!(error(r#"{"type":"x","user_id":""}"#).contains("field `user_id`: expected a text"));
         assert!(error(r#"{"type":"x","user_id":"u","channels":[]}"#).contains("at least one channel"));
         assert!(error(r#"{"type":"x","user_id":"u","channels":["fax"]}"#).contains("unknown variant `fax`"));
+    }
+
+    #[test]
+    fn a_channel_named_twice_is_one_channel() {
+        let json =
+            br#"{"type":"x","user_id":"u","channels":["sms","push","sms"],"fallback_channels":["email","email"]}"#;
+        let event = Event::from_json(json, false).unwrap();
+        assert_eq!(event.channels.unwrap(), [Channel::Sms, Channel::Push]);
+        assert_eq!(event.fallback_channels.unwrap(), [Channel::Email]);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::channel::{Channel, Priority};
 use crate::event::Object;
 use crate::ids::{EventId, GroupId, LegId, NotificationId};
+use crate::json;
 use crate::reason::Reason;
 use crate::time::Instant;
 
@@ -118,6 +119,152 @@ pub struct LaneRecord {
     pub only_address: Option<String>,
 }
 
+/// A lane record in borrowed parts: what decide writes. Its bytes are those of the [`LaneRecord`] of the
+/// same parts.
+#[derive(Clone, Copy, Debug)]
+pub struct LaneRef<'a> {
+    /// What is said.
+    pub notification: NotificationId,
+    /// The leg.
+    pub leg: LegId,
+    /// The group it came from, zero if it was never merged.
+    pub group: GroupId,
+    /// The first event.
+    pub event: EventId,
+    /// Who is told.
+    pub user: &'a str,
+    /// The tenant.
+    pub tenant: &'a str,
+    /// The type.
+    pub event_type: &'a str,
+    /// The category.
+    pub category: &'a str,
+    /// The priority.
+    pub priority: Priority,
+    /// The channel.
+    pub channel: Channel,
+    /// In-app without a badge.
+    pub silent: bool,
+    /// The template, if one is named.
+    pub template_id: Option<&'a str>,
+    /// The user's locale.
+    pub locale: Option<&'a str>,
+    /// Variables: a JSON object without spaces, its keys in order; empty for none.
+    pub data: &'a str,
+    /// The first actors' names.
+    pub actors: &'a [&'a str],
+    /// Distinct actors.
+    pub actors_count: u64,
+    /// Events merged.
+    pub activities: u64,
+    /// To what it was done.
+    pub object: Option<&'a Object>,
+    /// Ids of the members that are kept.
+    pub members: &'a [EventId],
+    /// Explicit channels.
+    pub channels: &'a [Channel],
+    /// Channels to try when delivery fails for good.
+    pub fallback: &'a [Channel],
+    /// Candidates that were struck, with reason.
+    pub struck: &'a [(Channel, Reason)],
+    /// How often it came back.
+    pub returns: u32,
+    /// When the oldest member was accepted.
+    pub created_at: Instant,
+    /// When it was last released.
+    pub ready_at: Instant,
+    /// Not after this.
+    pub expires_at: Option<Instant>,
+    /// Beyond this decide must judge it again.
+    pub fresh_until: Instant,
+    /// Which replay of the notification this is.
+    pub replay: u32,
+    /// Only to this address.
+    pub only_address: Option<&'a str>,
+}
+
+impl LaneRef<'_> {
+    /// Appends the record as JSON.
+    pub fn put(&self, to: &mut Vec<u8>) {
+        let channel = |to: &mut Vec<u8>, channel: &Channel| json::put_word(to, channel.as_str());
+        to.extend_from_slice(br#"{"v":"#);
+        json::put_number(to, u64::from(LANE_VERSION));
+        to.extend_from_slice(br#","notification":"#);
+        json::put_id(to, self.notification.text());
+        to.extend_from_slice(br#","leg":"#);
+        json::put_id(to, self.leg.text());
+        to.extend_from_slice(br#","group":"#);
+        json::put_id(to, self.group.text());
+        to.extend_from_slice(br#","event":"#);
+        json::put_id(to, self.event.text());
+        to.extend_from_slice(br#","user":"#);
+        json::put_text(to, self.user);
+        to.extend_from_slice(br#","tenant":"#);
+        json::put_text(to, self.tenant);
+        to.extend_from_slice(br#","type":"#);
+        json::put_text(to, self.event_type);
+        to.extend_from_slice(br#","category":"#);
+        json::put_text(to, self.category);
+        to.extend_from_slice(br#","priority":"#);
+        json::put_word(to, self.priority.as_str());
+        to.extend_from_slice(br#","channel":"#);
+        json::put_word(to, self.channel.as_str());
+        to.extend_from_slice(br#","silent":"#);
+        json::put_bool(to, self.silent);
+        to.extend_from_slice(br#","template_id":"#);
+        json::put_option(to, self.template_id, json::put_text);
+        to.extend_from_slice(br#","locale":"#);
+        json::put_option(to, self.locale, json::put_text);
+        to.extend_from_slice(br#","data":"#);
+        to.extend_from_slice(if self.data.is_empty() { b"{}" } else { self.data.as_bytes() });
+        to.extend_from_slice(br#","actors":"#);
+        json::put_list(to, self.actors, |to, name| json::put_text(to, name));
+        to.extend_from_slice(br#","actors_count":"#);
+        json::put_number(to, self.actors_count);
+        to.extend_from_slice(br#","activities":"#);
+        json::put_number(to, self.activities);
+        to.extend_from_slice(br#","object":"#);
+        json::put_option(to, self.object, |to, object| {
+            to.extend_from_slice(br#"{"id":"#);
+            json::put_text(to, &object.id);
+            to.extend_from_slice(br#","kind":"#);
+            json::put_option(to, object.kind.as_deref(), json::put_text);
+            to.push(b'}');
+        });
+        to.extend_from_slice(br#","members":"#);
+        json::put_list(to, self.members, |to, event| json::put_id(to, event.text()));
+        to.extend_from_slice(br#","request":{"channels":"#);
+        json::put_list(to, self.channels, channel);
+        to.extend_from_slice(br#","fallback":"#);
+        json::put_list(to, self.fallback, channel);
+        to.extend_from_slice(br#"},"struck":"#);
+        json::put_list(to, self.struck, |to, (struck, reason)| {
+            to.push(b'[');
+            channel(to, struck);
+            to.push(b',');
+            json::put_word(to, reason.as_str());
+            to.push(b']');
+        });
+        to.extend_from_slice(br#","returns":"#);
+        json::put_number(to, u64::from(self.returns));
+        to.extend_from_slice(br#","created_at":"#);
+        json::put_instant(to, self.created_at);
+        to.extend_from_slice(br#","ready_at":"#);
+        json::put_instant(to, self.ready_at);
+        to.extend_from_slice(br#","expires_at":"#);
+        json::put_option(to, self.expires_at, json::put_instant);
+        to.extend_from_slice(br#","fresh_until":"#);
+        json::put_instant(to, self.fresh_until);
+        to.extend_from_slice(br#","fallback_channels":"#);
+        json::put_list(to, self.fallback, channel);
+        to.extend_from_slice(br#","replay":"#);
+        json::put_number(to, u64::from(self.replay));
+        to.extend_from_slice(br#","only_address":"#);
+        json::put_option(to, self.only_address, json::put_text);
+        to.push(b'}');
+    }
+}
+
 /// Why a leg comes back to decide.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -147,4 +294,96 @@ pub struct Mark {
     pub g: u64,
     /// The highest epoch that was said.
     pub said_through: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// The record of the parts: `serde` is the oracle of what is written by hand.
+    fn record(parts: &LaneRef<'_>) -> LaneRecord {
+        LaneRecord {
+            v: LANE_VERSION,
+            notification: parts.notification,
+            leg: parts.leg,
+            group: parts.group,
+            event: parts.event,
+            user: parts.user.to_owned(),
+            tenant: parts.tenant.to_owned(),
+            event_type: parts.event_type.to_owned(),
+            category: parts.category.to_owned(),
+            priority: parts.priority,
+            channel: parts.channel,
+            silent: parts.silent,
+            template_id: parts.template_id.map(str::to_owned),
+            locale: parts.locale.map(str::to_owned),
+            data: serde_json::from_str(parts.data).unwrap_or_default(),
+            actors: parts.actors.iter().map(|name| (*name).to_owned()).collect(),
+            actors_count: parts.actors_count,
+            activities: parts.activities,
+            object: parts.object.cloned(),
+            members: parts.members.to_vec(),
+            request: Request { channels: parts.channels.to_vec(), fallback: parts.fallback.to_vec() },
+            struck: parts.struck.to_vec(),
+            returns: parts.returns,
+            created_at: parts.created_at,
+            ready_at: parts.ready_at,
+            expires_at: parts.expires_at,
+            fresh_until: parts.fresh_until,
+            fallback_channels: parts.fallback.to_vec(),
+            replay: parts.replay,
+            only_address: parts.only_address.map(str::to_owned),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn bytes_by_hand_are_those_of_serde(
+            texts in prop::collection::vec(r#"[a-z"\\\\\u{0}-\u{1f}\u{7f}é😀/]{0,12}"#, 8),
+            (numbers, instants) in (any::<[u64; 2]>(), prop::array::uniform4(0_i64..4_102_444_800_000)),
+            (replay, count, flag) in (any::<u32>(), 0_usize..3, any::<bool>()),
+        ) {
+            let event = EventId::new(&texts[0], replay, numbers[0]);
+            let notification = NotificationId::new("validate", &texts[0], b"", &mut [event]);
+            let object = Object { id: texts[5].clone(), kind: flag.then(|| texts[6].clone()) };
+            let data = serde_json::json!({ &texts[1]: [texts[2], null, 1.5], "n": numbers[1] }).to_string();
+            let members = [event, EventId::default(), EventId::new("", 0, 1)];
+            let parts = LaneRef {
+                notification,
+                leg: LegId::new(notification, "push", replay),
+                group: GroupId::default(),
+                event,
+                user: &texts[0],
+                tenant: &texts[1],
+                event_type: &texts[2],
+                category: &texts[3],
+                priority: Priority::ALL[count],
+                channel: Channel::ALL[count],
+                silent: flag,
+                template_id: flag.then_some(&texts[4]),
+                locale: (!flag).then_some("de-CH"),
+                data: if count == 0 { "" } else { &data },
+                actors: &[texts[6].as_str(), texts[7].as_str()][..count.min(2)],
+                actors_count: numbers[0],
+                activities: numbers[1],
+                object: (count > 0).then_some(&object),
+                members: &members[..count],
+                channels: &Channel::ALL[..count],
+                fallback: &Channel::ALL[count..],
+                struck: &[(Channel::Sms, Reason::NoConsent), (Channel::Push, Reason::OptedOut)][..count.min(2)],
+                returns: replay,
+                created_at: Instant(instants[0]),
+                ready_at: Instant(instants[1]),
+                expires_at: flag.then_some(Instant(instants[2])),
+                fresh_until: Instant(instants[3]),
+                replay,
+                only_address: (!flag).then_some(&texts[7]),
+            };
+            let mut bytes = b"before".to_vec();
+            parts.put(&mut bytes);
+            let expected = serde_json::to_string(&record(&parts)).unwrap();
+            prop_assert_eq!(String::from_utf8(bytes).unwrap(), format!("before{expected}"));
+        }
+    }
 }

@@ -14,9 +14,11 @@ pub mod profile;
 pub mod policy;
 pub mod reason;
 
+mod json;
 pub mod lane;
 pub mod lifecycle;
 pub mod topics;
 
 pub mod block;
 pub mod migrations;
+pub mod rows;

@@ -111,10 +111,16 @@ vocabulary!(
     }
 );
 
+/// One line of the record, owned: for those who read it.
+pub type Row = RowOf<String, Vec<State>>;
+
+/// One line of the record, borrowed from what it speaks of: for those who write it.
+pub type RowRef<'a> = RowOf<&'a str, &'a [State]>;
+
 /// One line of the record. Columns stand in this order in the table ([`crate::block::COLUMNS`]) and
 /// in a block.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Row {
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RowOf<T, S> {
     /// Derived from what the row says.
     pub row_id: RowId,
     /// The UTC day of the unit's `created_at`, so that all rows of a unit meet in one partition.
@@ -128,7 +134,7 @@ pub struct Row {
     /// Who wrote it.
     pub stage: Stage,
     /// What happened, in order.
-    pub states: Vec<State>,
+    pub states: S,
     /// What it happened to.
     pub unit: Unit,
     /// The event: of an event's row, and of others the first member.
@@ -147,26 +153,26 @@ pub struct Row {
     /// The delivery, zero while there is none.
     pub delivery: DeliveryId,
     /// Who is to be told.
-    pub user: String,
+    pub user: T,
     /// The tenant.
-    pub tenant: String,
+    pub tenant: T,
     /// The type.
     #[serde(rename = "type")]
-    pub event_type: String,
+    pub event_type: T,
     /// The category.
-    pub category: String,
+    pub category: T,
     /// The priority.
     pub priority: Option<Priority>,
     /// The channel.
     pub channel: Option<Channel>,
     /// The provider.
-    pub provider: String,
+    pub provider: T,
     /// The provider's own code: status and reason.
-    pub code: String,
+    pub code: T,
     /// The provider's id of the message.
-    pub message_id: String,
+    pub message_id: T,
     /// The operator's id in the topology.
-    pub operator: String,
+    pub operator: T,
     /// Why.
     pub reason: Option<Reason>,
     /// Which attempt, from 1; zero where there is none.
@@ -180,10 +186,17 @@ pub struct Row {
     /// When it was last released.
     pub ready_at: Option<Instant>,
     /// What caused it: an event, a profile change, a timer; in words for `explain`.
-    pub caused_by: String,
+    pub caused_by: T,
 }
 
-impl Default for Row {
+impl Default for Stage {
+    /// The dataflow.
+    fn default() -> Self {
+        Self::Decide
+    }
+}
+
+impl<T: Default, S: Default> Default for RowOf<T, S> {
     /// A row that says nothing yet: no states, an event's, written by decide. For `..Row::default()`.
     fn default() -> Self {
         Self {
@@ -192,7 +205,7 @@ impl Default for Row {
             at: Instant(0),
             epoch: 0,
             stage: Stage::Decide,
-            states: Vec::new(),
+            states: S::default(),
             unit: Unit::Event,
             event: EventId::default(),
             intent: IntentId::default(),
@@ -201,23 +214,23 @@ impl Default for Row {
             leg: LegId::default(),
             silent: false,
             delivery: DeliveryId::default(),
-            user: String::new(),
-            tenant: String::new(),
-            event_type: String::new(),
-            category: String::new(),
+            user: T::default(),
+            tenant: T::default(),
+            event_type: T::default(),
+            category: T::default(),
             priority: None,
             channel: None,
-            provider: String::new(),
-            code: String::new(),
-            message_id: String::new(),
-            operator: String::new(),
+            provider: T::default(),
+            code: T::default(),
+            message_id: T::default(),
+            operator: T::default(),
             reason: None,
             attempt: 0,
             until: None,
             cost_microdollars: 0,
             created_at: Instant(0),
             ready_at: None,
-            caused_by: String::new(),
+            caused_by: T::default(),
         }
     }
 }
@@ -255,7 +268,7 @@ impl fmt::Display for DayText {
     }
 }
 
-impl Row {
+impl<T, S> RowOf<T, S> {
     /// The unit's own id as bytes.
     #[must_use]
     pub const fn unit_id(&self) -> [u8; 16] {
@@ -265,17 +278,21 @@ impl Row {
             Unit::Delivery => self.delivery.0,
         }
     }
+}
 
+impl<T: AsRef<str>, S: AsRef<[State]>> RowOf<T, S> {
     /// The row with `row_id` and `day` derived from the rest: the last step of making one.
     #[must_use]
     pub fn sealed(mut self) -> Self {
         self.day = self.created_at.day();
+        let states = self.states.as_ref();
         let mut hasher = IdHasher::new("row");
-        hasher.text(self.unit.as_str()).field(&self.unit_id()).number(self.states.len() as u64);
-        for state in &self.states {
+        hasher.text(self.unit.as_str()).field(&self.unit_id()).number(states.len() as u64);
+        for state in states {
             hasher.text(state.as_str());
         }
-        hasher.number(u64::from(self.attempt)).text(self.reason.map_or("", Reason::as_str)).text(&self.caused_by);
+        let reason = self.reason.map_or("", Reason::as_str);
+        hasher.number(u64::from(self.attempt)).text(reason).text(self.caused_by.as_ref());
         hasher.number(if self.stage == Stage::Decide { self.epoch } else { 0 });
         self.row_id = RowId::of(&hasher);
         self

@@ -39,11 +39,76 @@ impl Instant {
     }
 }
 
-impl fmt::Display for Instant {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+/// Most bytes of an instant's text within the years 0 to 9999: `2026-03-28T22:10:00.123Z`.
+const TEXT_BYTES: usize = 24;
+
+/// Milliseconds of a day.
+const DAY: i64 = 86_400_000;
+
+impl Instant {
+    /// Appends the text of an instant, as `Display` writes it.
+    pub fn put(self, to: &mut Vec<u8>) {
+        let mut text = [0; TEXT_BYTES];
+        match self.common(&mut text) {
+            Some(length) => to.extend_from_slice(&text[..length]),
+            None => to.extend_from_slice(self.any().as_bytes()),
+        }
+    }
+
+    /// Writes the text of an instant of the years 1970 to 9999, which nearly all are; returns its length.
+    fn common(self, text: &mut [u8; TEXT_BYTES]) -> Option<usize> {
+        // The last second is jiff's: `NEVER` has more digits than milliseconds.
+        if !(0..Self::NEVER.0 - 1_000).contains(&self.0) {
+            return None;
+        }
+        let (days, rest) = (u32::try_from(self.0 / DAY).ok()?, u32::try_from(self.0 % DAY).ok()?);
+        // Proleptic Gregorian days counted from a first of March, so that the leap day comes last.
+        let days = days + 719_468;
+        let (era, of_era) = (days / 146_097, days % 146_097);
+        let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
+        let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+        let march = (5 * of_year + 2) / 153;
+        let (day, month) = (of_year - (153 * march + 2) / 5 + 1, if march < 10 { march + 3 } else { march - 9 });
+        let year = 400 * era + year_of_era + u32::from(month <= 2);
+        let (seconds, millis) = (rest / 1_000, rest % 1_000);
+        text.copy_from_slice(b"0000-00-00T00:00:00.000Z");
+        let mut put = |at: usize, number: u32| {
+            text[at] += (number / 10) as u8;
+            text[at + 1] += (number % 10) as u8;
+        };
+        put(0, year / 100);
+        put(2, year % 100);
+        put(5, month);
+        put(8, day);
+        put(11, seconds / 3_600);
+        put(14, seconds / 60 % 60);
+        put(17, seconds % 60);
+        if millis == 0 {
+            text[19] = b'Z';
+            return Some(20);
+        }
+        put(20, millis / 10);
+        text[22] += (millis % 10) as u8;
+        // No zeros at the end.
+        let digits = text[20..23].iter().rposition(|digit| *digit != b'0')? + 1;
+        text[20 + digits] = b'Z';
+        Some(21 + digits)
+    }
+
+    fn any(self) -> String {
         // A producer's clock may show anything; what is written must be read again all the same.
         let last = if self.0 < 0 { jiff::Timestamp::MIN } else { jiff::Timestamp::MAX };
-        fmt::Display::fmt(&jiff::Timestamp::from_millisecond(self.0).unwrap_or(last), f)
+        jiff::Timestamp::from_millisecond(self.0).unwrap_or(last).to_string()
+    }
+}
+
+impl fmt::Display for Instant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut text = [0; TEXT_BYTES];
+        match self.common(&mut text).and_then(|length| std::str::from_utf8(&text[..length]).ok()) {
+            Some(text) => f.write_str(text),
+            None => f.write_str(&self.any()),
+        }
     }
 }
 
@@ -114,6 +179,21 @@ mod tests {
         assert_eq!(Instant(i64::MAX).to_string().parse(), Ok(Instant::NEVER));
         let first: Instant = Instant(i64::MIN).to_string().parse().unwrap();
         assert_eq!(first.to_string(), Instant(i64::MIN).to_string());
+    }
+
+    // jiff is the oracle of what is written by hand.
+    #[test]
+    fn every_text_is_as_jiff_writes_it() {
+        let days = (0..2_932_890).step_by(17).map(|day| day * DAY + day % DAY);
+        let edges = [0, 1, 10, 100, 120, 999, 1_000, -1, -DAY, Instant::NEVER.0, Instant::NEVER.0 + 1];
+        let leap = ["2000-02-29", "2024-02-29", "2024-12-31", "2100-02-28", "2100-03-01"];
+        let leap = leap.map(|day| format!("{day}T23:59:59.999Z").parse::<Instant>().unwrap().0);
+        for millis in days.chain(edges).chain(leap) {
+            let mut put = Vec::new();
+            Instant(millis).put(&mut put);
+            assert_eq!(String::from_utf8(put).unwrap(), Instant(millis).any());
+            assert_eq!(Instant(millis).to_string(), Instant(millis).any());
+        }
     }
 
     #[test]

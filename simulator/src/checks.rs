@@ -12,9 +12,10 @@ use tidings_operators::script;
 use tidings_pipeline::cutlog::{Counted, Entry};
 use tidings_schemas::block::{Block as RowBlock, Kind};
 use tidings_schemas::ids::{EventId, LegId};
-use tidings_schemas::lane::{HEADER_EPOCH, HEADER_EVENT, HEADER_MARK, HEADER_ORDINAL, LaneRecord, Mark};
+use tidings_schemas::lane::{HEADER_EPOCH, HEADER_EVENT, HEADER_MARK, HEADER_ORDINAL};
 use tidings_schemas::lifecycle::Row;
 use tidings_schemas::topics::Topics;
+use tidings_sinks::lane::wire::{self, Read};
 use tidings_sinks::log::{Record, TopicPartition};
 use tidings_sinks::record::fates::{Fate, Fates};
 
@@ -79,14 +80,8 @@ impl Seen {
             let gaps = nature.hidden.iter().filter(|(partition, _)| *partition.topic == *EVENTS).cloned().collect();
             (nature.history.clone(), gaps)
         };
-        let mut seen = Self {
-            counted,
-            recomputed: Vec::new(),
-            history,
-            hidden,
-            rows: BTreeMap::new(),
-            closed: BTreeMap::new(),
-        };
+        let mut seen =
+            Self { counted, recomputed: Vec::new(), history, hidden, rows: BTreeMap::new(), closed: BTreeMap::new() };
         seen.recomputed = seen.recompute(simulation).map_err(wrong)?;
         seen.read_rows().map_err(wrong)?;
         Ok(seen)
@@ -183,7 +178,9 @@ fn identical_output(seen: &Seen) -> Verdict {
     }
     let mut said = BTreeSet::new();
     for (partition, record) in outputs(seen) {
-        let Some(key) = decided(record) else { return broken(PROMISE, format!("{partition}: a record without a name")) };
+        let Some(key) = decided(record) else {
+            return broken(PROMISE, format!("{partition}: a record without a name"));
+        };
         match expected.get(&key) {
             None => return broken(PROMISE, format!("{partition}: {key:?} was said, and no cut justifies it")),
             Some((topic, value)) if **topic != *partition.topic || Some(*value) != record.value.as_ref() => {
@@ -198,9 +195,9 @@ fn identical_output(seen: &Seen) -> Verdict {
     let mut rows = 0;
     for output in &seen.recomputed {
         rows += output.rows.len();
-        for row in &output.rows {
+        for row in output.rows.decode() {
             match seen.rows.get(&row.row_id.0) {
-                Some(written) if written == row => {}
+                Some(written) if *written == row => {}
                 Some(written) => return broken(PROMISE, format!("a row differs: {written:?}, recomputed {row:?}")),
                 None => return broken(PROMISE, format!("epoch {}: a row is missing: {row:?}", output.epoch)),
             }
@@ -234,28 +231,31 @@ fn decided_twice(simulation: &Simulation, seen: &Seen) -> Verdict {
     for (partition, records) in seen.history.iter().filter(|(partition, _)| is_lane(&partition.topic)) {
         let (mut through, mut passed) = (0, BTreeSet::new());
         for record in records {
-            if let Some(mark) = record.header(HEADER_MARK) {
-                let mark: Result<Mark, _> = serde_json::from_slice(mark);
-                let mark = mark.map_err(|error| Broken { promise: PROMISE, what: format!("{partition}: {error}") })?;
-                through = through.max(mark.said_through);
-                continue;
-            }
+            let read = wire::read(record).map_err(|error| Broken { promise: PROMISE, what: error })?;
+            let leg = match read {
+                Read::Mark(mark) => {
+                    through = through.max(mark.said_through);
+                    continue;
+                }
+                Read::Leg { record, .. } => record.leg,
+            };
             let Some(key) = decided(record) else { continue };
             if key.0 <= through && passed.contains(&key) {
                 continue;
             }
             if key.0 <= through {
-                return broken(PROMISE, format!("{partition}: {key:?} came only after the mark {through}, and is dropped"));
+                return broken(
+                    PROMISE,
+                    format!("{partition}: {key:?} came only after the mark {through}, and is dropped"),
+                );
             }
             if !passed.insert(key.clone()) && !doubtful {
                 return broken(PROMISE, format!("{partition}: {key:?} passes a reader twice"));
             }
-            let leg: Result<LaneRecord, _> = serde_json::from_slice(record.value.as_deref().unwrap_or_default());
-            let leg = leg.map_err(|error| Broken { promise: PROMISE, what: format!("{partition}: {error}") })?;
-            if let Some(before) = legs.insert(leg.leg, key.clone())
+            if let Some(before) = legs.insert(leg, key.clone())
                 && before != key
             {
-                return broken(PROMISE, format!("leg {} was decided at {before:?} and at {key:?}", leg.leg));
+                return broken(PROMISE, format!("leg {leg} was decided at {before:?} and at {key:?}"));
             }
         }
     }

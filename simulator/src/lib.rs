@@ -5,7 +5,7 @@
 //! simulated, and fails when the seed says so. In reading order: where every choice comes from
 //! ([`choices`]), what a seed draws ([`options`], [`workload`]), what the stage stands on ([`clock`],
 //! [`log`], [`store`], [`crew`]), how it all moves ([`run`]), and what must hold in the end
-//! ([`checks`]).
+//! ([`checks`], and [`oracle`], which decides for itself).
 
 pub mod choices;
 
@@ -16,6 +16,8 @@ pub mod clock;
 pub mod crew;
 pub mod log;
 pub mod store;
+
+pub mod oracle;
 
 pub mod checks;
 pub mod run;

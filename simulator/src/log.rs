@@ -268,9 +268,7 @@ impl Log for ProcessLog {
             self.note_begin(&records[..count], &offsets);
             let places = offsets.first().copied();
             let word = if fate == Fate::Done { String::new() } else { format!(" [{fate:?}]") };
-            self.world.trace(|| {
-                format!("p{number} appends {} at {places:?}{word}", describe(&records[..count]))
-            });
+            self.world.trace(|| format!("p{number} appends {} at {places:?}{word}", describe(&records[..count])));
             Ok(offsets)
         };
         let ambiguous = || Err(LogError::Ambiguous("simulated".to_owned()));

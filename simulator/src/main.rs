@@ -19,7 +19,10 @@ fn main() -> ExitCode {
                 println!("{line}");
             }
         }
-        println!("{seed}: {} steps {} epochs {} said {} generations {:?}", outcome.steps, outcome.epochs, outcome.said, outcome.generations, outcome.struck);
+        println!(
+            "{seed}: {} steps {} epochs {} said {} generations {:?}",
+            outcome.steps, outcome.epochs, outcome.said, outcome.generations, outcome.struck
+        );
         if let Some(broken) = outcome.broken {
             eprintln!("seed {seed}: {broken}");
             return ExitCode::FAILURE;

@@ -14,9 +14,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use object_store::ObjectStoreExt;
 use object_store::memory::InMemory;
 use object_store::path::Path as ObjectPath;
-use object_store::ObjectStoreExt;
 use tidings_operators::deliberate::{self, Bug};
 use tidings_operators::harness::dataflow::Transport;
 use tidings_operators::rules::Rules;
@@ -266,13 +266,9 @@ impl Simulation {
         self.born += 1;
         let workers = self.world.nature().rng.between(1, self.options.workers_max);
         let plan = self.plan(usize::try_from(workers).unwrap_or(1));
-        let log: Arc<dyn Log> =
-            Arc::new(ProcessLog { world: Arc::clone(&self.world), life: Arc::clone(&life) });
-        let store = ProcessStore {
-            inner: Arc::clone(&self.store),
-            world: Arc::clone(&self.world),
-            life: Arc::clone(&life),
-        };
+        let log: Arc<dyn Log> = Arc::new(ProcessLog { world: Arc::clone(&self.world), life: Arc::clone(&life) });
+        let store =
+            ProcessStore { inner: Arc::clone(&self.store), world: Arc::clone(&self.world), life: Arc::clone(&life) };
         let (stop, status) = (Arc::new(AtomicBool::new(false)), Arc::new(Status::default()));
         let around = Surroundings {
             log,

@@ -178,7 +178,8 @@ impl People<'_> {
         let zones = ["Europe/Berlin", "America/New_York", "Asia/Kolkata", "Pacific/Auckland", "UTC"];
         let mut profile = json!({"time_zone": *rng.one(&zones)});
         if rng.chance(600_000) {
-            let (from, to) = *rng.one(&[("22:00", "07:00"), ("20:30", "02:30"), ("00:00", "23:59"), ("09:00", "17:00")]);
+            let (from, to) =
+                *rng.one(&[("22:00", "07:00"), ("20:30", "02:30"), ("00:00", "23:59"), ("09:00", "17:00")]);
             profile["quiet_hours"] = json!({"from": from, "to": to});
         }
         if rng.chance(250_000) {

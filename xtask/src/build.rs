@@ -21,22 +21,34 @@ pub(crate) fn demo(arguments: &[&str]) -> Result<ExitCode> {
     become_it(Command::new(binary).arg("demo").args(arguments))
 }
 
+/// Benches that measure real services; without a name all are run.
+const WITH_SERVICES: [&str; 2] = ["decide_kafka", "p0_latency"];
+
 /// `cargo xtask bench [NAME] [--json]`
 pub(crate) fn bench(arguments: &[&str]) -> Result<ExitCode> {
     packages::ensure(packages::BUILD, "building tidings")?;
-    run(cargo().args(["build", "--release", "--package", "tidings-benches"]))?;
+    let packages = ["--package", "tidings-benches", "--package", "tidings-pipeline"];
+    run(cargo().args(["build", "--release", "--bins"]).args(packages))?;
     let workspace = Workspace::load()?;
     let mut command = Command::new(workspace.target.join("release/tidings-benches"));
-    if !services::named_by_environment() {
-        // Not started here: a bench shares the machine with what it finds, and must not be the one to warm it up.
-        match Services::new(&workspace, workspace.target.join("services")).running()? {
-            Some(endpoints) => drop(command.envs(endpoints.test_variables())),
-            None => {
-                eprintln!("without Kafka, Redis and ClickHouse; for benches that need them: cargo xtask services up")
-            }
-        }
+    command.args(arguments);
+    let named = arguments.iter().find(|argument| !argument.starts_with("--"));
+    if services::named_by_environment() || named.is_some_and(|name| !WITH_SERVICES.contains(name)) {
+        return become_it(&mut command);
     }
-    become_it(command.args(arguments))
+    // Services that somebody keeps running are as good, and warm.
+    if let Some(endpoints) = Services::new(&workspace, workspace.target.join("services")).running()? {
+        return become_it(command.envs(endpoints.test_variables()));
+    }
+    let folder = workspace.target.join("services/bench");
+    let services = Services::new(&workspace, folder.clone());
+    Services::new(&workspace, folder).end_on_signal()?;
+    // A run that was killed leaves services with old data behind.
+    services.down(true)?;
+    let measured = services.up().and_then(|endpoints| run(command.envs(endpoints.test_variables())));
+    let down = services.down(true);
+    measured.and(down)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn become_it(command: &mut Command) -> Result<ExitCode> {

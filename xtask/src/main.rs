@@ -23,7 +23,7 @@ usage: cargo xtask COMMAND
   test [--only STEP]     everything that CI runs: tidy fmt clippy doc services test deny
   services up|down|status [--dir DIR] [--wipe]
                          real Kafka, Redis and ClickHouse on free ports, without a container engine
-  bench [NAME] [--json]  the benchmarks, in release
+  bench [NAME] [--json]  the benchmarks, in release, with services of their own where none are named or up
   tidy                   the house rules that are code
   sim, kill              not built yet";
 

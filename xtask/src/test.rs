@@ -10,8 +10,6 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
 
 use crate::services::{self, Endpoints, Services};
 use crate::workspace::{Workspace, cargo, run};
@@ -72,7 +70,7 @@ pub(crate) fn command(arguments: &[&str]) -> Result<ExitCode> {
         packages::ensure(packages::BUILD, "building tidings")?;
     }
     components()?;
-    end_services_on_signal(&workspace, folder)?;
+    Services::new(&workspace, folder).end_on_signal()?;
 
     let started = Instant::now();
     let mut timings = Vec::new();
@@ -120,21 +118,6 @@ impl Run {
     fn take_down(&self) -> Result<()> {
         self.services.down(true)
     }
-}
-
-/// Whoever interrupts the run must not have to clean up after it.
-fn end_services_on_signal(workspace: &Workspace, folder: std::path::PathBuf) -> Result<()> {
-    let services = Services::new(workspace, folder);
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("cannot watch for signals")?;
-    std::thread::spawn(move || {
-        if let Some(signal) = signals.forever().next() {
-            if let Err(error) = services.down(true) {
-                eprintln!("{error:#}");
-            }
-            std::process::exit(128 + signal);
-        }
-    });
-    Ok(())
 }
 
 /// A toolchain of the minimal profile lacks these two.

@@ -10,15 +10,16 @@
 //!    the whole chain before the next one starts (`Chain::records`). A batch is fuel: its size
 //!    decides nothing, because every user's records meet every operator in the same order.
 //!
-//! Rows of one unit within the epoch become one row (`seal`).
+//! Rows of one unit within the epoch become one row (`drafts`).
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use tidings_schemas::channel::Priority;
 use tidings_schemas::ids::{key_group, placement};
-use tidings_schemas::lifecycle::{Row, Stage as Writer, State as Did, Unit};
 use tidings_schemas::time::Instant;
 
+use super::drafts::Drafts;
 use super::feed::Lot;
 use super::ordinal::Ordinal;
 use super::output::{EpochOutput, Said, To};
@@ -27,7 +28,7 @@ use super::stage::{Env, Flow, Outbox, Stage};
 use super::table::{Image, StateKey};
 use crate::deliberate::{self, Bug};
 use crate::ingest::{Arrived, Body, ItemFacts, Path};
-use crate::keyed::{Cause, Draft, Known, PORT_CRITICAL, PORT_HIGH};
+use crate::keyed::{Cause, Known, PORT_CRITICAL, PORT_HIGH};
 use crate::lanes;
 use crate::rules::Rules;
 use crate::when::When;
@@ -77,11 +78,12 @@ pub struct Chain {
     profiles: Profiles,
     rules: Option<[u8; 32]>,
     path: Path,
+    drafts: Drafts,
 }
 
 impl Chain {
     pub(crate) fn new(nodes: Vec<Node>, sources: Vec<Vec<Target>>, path: Path) -> Self {
-        Self { nodes, sources, profiles: Profiles::default(), rules: None, path }
+        Self { nodes, sources, profiles: Profiles::default(), rules: None, path, drafts: Drafts::default() }
     }
 
     /// Puts images of a checkpoint back; `mine` says which of them this worker owns. `rules` names
@@ -124,7 +126,9 @@ impl Chain {
     /// sent; partitions in any order.
     pub fn epoch(&mut self, epoch: u64, now: Instant, rules: &Rules, mut blocks: Vec<Block>) -> EpochOutput {
         let output = EpochOutput { epoch, now, ..EpochOutput::default() };
-        let mut run = Run { epoch, now, rules, path: self.path, output, drafts: Vec::new() };
+        let mut drafts = std::mem::take(&mut self.drafts);
+        drafts.begin(epoch, now, self.path);
+        let mut run = Run { epoch, now, rules, path: self.path, output, drafts, values: Vec::new(), ends: Vec::new() };
         if !deliberate::has(Bug::ArrivalOrder) {
             blocks.sort_by_key(|block| block.lot);
         }
@@ -132,8 +136,8 @@ impl Chain {
         self.side_inputs(&mut run, side);
         self.timers(&mut run);
         self.records(&mut run, records);
-        let Run { mut output, drafts, .. } = run;
-        output.rows = seal(epoch, now, self.path, drafts);
+        let (mut output, drafts) = run.finish();
+        self.drafts = drafts;
         output.next_timer = self.next_timer();
         for node in &mut self.nodes {
             let id = Arc::clone(&node.id);
@@ -214,7 +218,7 @@ impl Chain {
         &mut self,
         run: &mut Run<'_>,
         arrivals: Vec<(Vec<Target>, Flow)>,
-        mut own: impl FnMut(&mut dyn Stage, &Env<'_>, &mut Outbox),
+        mut own: impl FnMut(&mut dyn Stage, &Env<'_>, &mut Outbox<'_>),
     ) {
         let mut inboxes: Vec<Vec<Flow>> = self.nodes.iter().map(|_| Vec::new()).collect();
         for (targets, flow) in arrivals {
@@ -224,7 +228,7 @@ impl Chain {
             let node = &mut self.nodes[place];
             let env =
                 Env { now: run.now, epoch: run.epoch, rules: run.rules, profiles: &self.profiles, path: self.path };
-            let mut out = Outbox::default();
+            let mut out = Outbox { flows: Vec::new(), drafts: &mut run.drafts };
             own(&mut *node.stage, &env, &mut out);
             let own_flows = std::mem::take(&mut out.flows);
             let mut inbox = std::mem::take(&mut inboxes[place]);
@@ -252,13 +256,14 @@ impl Chain {
             } else if !inbox.is_empty() {
                 node.stage.on_events(&env, inbox, &mut out);
             }
-            run.drafts.append(&mut out.drafts);
+            let flows = out.flows;
             let targets = std::mem::take(&mut self.nodes[place].targets);
-            for flow in own_flows.into_iter().chain(out.flows) {
+            for flow in own_flows.into_iter().chain(flows) {
                 deliver(run, &self.profiles, &targets, flow, &mut inboxes);
             }
             self.nodes[place].targets = targets;
         }
+        run.drafts.settle();
     }
 }
 
@@ -297,130 +302,67 @@ struct Run<'a> {
     rules: &'a Rules,
     path: Path,
     output: EpochOutput,
-    drafts: Vec<(Ordinal, Draft)>,
+    drafts: Drafts,
+    /// The values of all outputs, one after the other, and where each ends.
+    values: Vec<u8>,
+    ends: Vec<usize>,
 }
 
 impl Run<'_> {
     /// The chain's end: an item becomes a lane record, a hand-over, or a row.
     fn end(&mut self, flow: Flow, known: &Known) {
         let Flow { ordinal, cause, item, port } = flow;
-        let group = key_group(placement(&item.user));
-        let user = Arc::clone(&item.user);
-        let (said, drafts) = match port {
-            PORT_CRITICAL => (Some(lanes::hand_over(item, Priority::Critical)), Vec::new()),
-            PORT_HIGH => (Some(lanes::hand_over(item, Priority::High)), Vec::new()),
-            _ => lanes::end(item, self.now, known, self.rules, cause),
+        let to = match port {
+            PORT_CRITICAL => Some(lanes::hand_over(&item, Priority::Critical, &mut self.values)),
+            PORT_HIGH => Some(lanes::hand_over(&item, Priority::High, &mut self.values)),
+            _ => {
+                let mut end = lanes::End {
+                    now: self.now,
+                    known,
+                    rules: self.rules,
+                    cause: &cause,
+                    ordinal: &ordinal,
+                    drafts: &mut self.drafts,
+                };
+                end.of(&item, &mut self.values)
+            }
         };
-        if let Some((to, value)) = said {
-            self.output.said.push(Said { group, ordinal: ordinal.clone(), to, user, value: value.into() });
+        if let Some(to) = to {
+            self.say(ordinal, to, item.user);
         }
-        self.drafts.extend(drafts.into_iter().map(|draft| (ordinal.clone(), draft)));
     }
 
     /// A record that is no event: to the dead letters, with a row.
     fn reject(&mut self, ordinal: Ordinal, rejected: &crate::ingest::Rejected) {
-        let group = key_group(placement(&rejected.user));
-        let user = Arc::clone(&rejected.user);
-        let to = To::Dlq(rejected.reason);
-        self.drafts.extend(rejected.draft().map(|draft| (ordinal.clone(), draft)));
-        let value = rejected.letter(self.path).into();
-        self.output.said.push(Said { group, ordinal, to, user, value });
+        rejected.record(&ordinal, &mut self.drafts);
+        self.values.extend_from_slice(&rejected.letter(self.path));
+        self.say(ordinal, To::Dlq(rejected.reason), Arc::clone(&rejected.user));
     }
-}
 
-/// One row per unit: what happened to it within the epoch, in order, under one instant.
-fn seal(epoch: u64, now: Instant, path: Path, drafts: Vec<(Ordinal, Draft)>) -> Vec<Row> {
-    // Places are sorted, not drafts, which are large.
-    let mut drafts: Vec<_> = drafts.into_iter().map(Some).collect();
-    let mut places: Vec<usize> = (0..drafts.len()).collect();
-    let name = |place: &usize| drafts[*place].as_ref().map(|(ordinal, draft)| (draft.unit, unit_id(draft), ordinal));
-    places.sort_by(|one, two| name(one).cmp(&name(two)));
-    let unit = |place: &usize| drafts[*place].as_ref().map(|(_, draft)| (draft.unit, unit_id(draft)));
-    let ends: Vec<usize> = places.chunk_by(|one, two| unit(one) == unit(two)).map(<[usize]>::len).collect();
-    let mut places = places.into_iter();
-    let mut rows = Vec::with_capacity(ends.len());
-    for count in ends {
-        let of_unit = places.by_ref().take(count).filter_map(|place| drafts[place].take());
-        rows.extend(seal_unit(epoch, now, path, of_unit.map(|(_, draft)| draft)));
+    /// Notes where the value that was just written goes.
+    fn say(&mut self, ordinal: Ordinal, to: To, user: Arc<str>) {
+        let group = key_group(placement(&user));
+        let said = Said { group, ordinal, to, user, value: Bytes::new() };
+        let start = self.ends.last().copied().unwrap_or(0);
+        self.output.digest = self.output.digest.wrapping_add(said.digest(&self.values[start..]));
+        self.ends.push(self.values.len());
+        self.output.said.push(said);
     }
-    rows
-}
 
-const fn unit_id(draft: &Draft) -> [u8; 16] {
-    match draft.unit {
-        Unit::Event => draft.about.event.0,
-        Unit::Leg | Unit::Delivery => draft.about.leg.0,
+    /// What the epoch says, and the drafts' buffers for the next one.
+    fn finish(self) -> (EpochOutput, Drafts) {
+        let Self { mut output, mut drafts, values, ends, .. } = self;
+        let values = Bytes::from(values);
+        let mut start = 0;
+        for (said, end) in output.said.iter_mut().zip(ends) {
+            said.value = values.slice(start..end);
+            start = end;
+        }
+        let (rows, digest) = drafts.finish();
+        output.rows = rows;
+        output.digest = output.digest.wrapping_add(digest);
+        (output, drafts)
     }
-}
-
-fn seal_unit(epoch: u64, now: Instant, path: Path, drafts: impl Iterator<Item = Draft>) -> Option<Row> {
-    let mut sealed: Option<Row> = None;
-    for draft in drafts {
-        let about = draft.about;
-        let caused_by = match draft.cause {
-            Cause::Event(event) if event == about.event => String::new(),
-            Cause::Event(event) => event.to_string(),
-            Cause::Timer => "timer".to_owned(),
-            Cause::Profile => "profile".to_owned(),
-            Cause::Rules => "rules".to_owned(),
-            Cause::Words(words) => words,
-        };
-        let row = Row {
-            row_id: Default::default(),
-            day: 0,
-            at: now,
-            epoch,
-            stage: match path {
-                Path::Decide => Writer::Decide,
-                Path::Critical => Writer::Critical,
-            },
-            states: draft.did.into_vec(),
-            unit: draft.unit,
-            event: about.event,
-            intent: about.intent,
-            notification: about.notification,
-            group: about.group,
-            leg: about.leg,
-            silent: about.silent,
-            delivery: Default::default(),
-            user: about.user.to_string(),
-            tenant: about.tenant.to_string(),
-            event_type: about.event_type.to_string(),
-            category: about.category.to_string(),
-            priority: about.priority,
-            channel: about.channel,
-            provider: String::new(),
-            code: String::new(),
-            message_id: String::new(),
-            operator: draft.operator.to_string(),
-            reason: draft.reason,
-            attempt: 0,
-            until: draft.until,
-            cost_microdollars: 0,
-            created_at: about.created_at,
-            ready_at: about.ready_at,
-            caused_by,
-        };
-        sealed = Some(match sealed {
-            None => row,
-            // The newest draft speaks; what it is silent about stays as it was.
-            Some(mut older) => {
-                let mut states = std::mem::take(&mut older.states);
-                states.extend(row.states.iter().copied().filter(|state| *state != Did::Created));
-                Row {
-                    states,
-                    channel: row.channel.or(older.channel),
-                    reason: row.reason.or(older.reason),
-                    until: row.until,
-                    created_at: older.created_at,
-                    group: if row.group == Default::default() { older.group } else { row.group },
-                    caused_by: if row.caused_by.is_empty() { older.caused_by } else { row.caused_by },
-                    ..row
-                }
-            }
-        });
-    }
-    sealed.map(Row::sealed)
 }
 
 /// Why a checkpoint does not fit the chain.

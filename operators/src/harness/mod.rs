@@ -33,6 +33,7 @@
 pub mod chain;
 pub mod dataflow;
 
+pub(crate) mod drafts;
 pub mod feed;
 pub mod ordinal;
 pub mod output;

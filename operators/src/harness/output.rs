@@ -6,11 +6,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
 use tidings_schemas::channel::{Channel, Priority};
 use tidings_schemas::ids::{EventId, KeyGroup};
-use tidings_schemas::lifecycle::Row;
 use tidings_schemas::reason::Reason;
+use tidings_schemas::rows::Rows;
 use tidings_schemas::time::Instant;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use super::feed::{Extent, Lot};
 use super::ordinal::Ordinal;
@@ -42,6 +44,24 @@ pub struct Said {
     pub value: Bytes,
 }
 
+impl Said {
+    /// The digest of this with `value` as its value: it covers every byte that is written.
+    pub(crate) fn digest(&self, value: &[u8]) -> u64 {
+        let mut head: SmallVec<[u8; 192]> = SmallVec::from_slice(&(self.ordinal.0.len() as u64).to_le_bytes());
+        head.extend_from_slice(&self.ordinal.0);
+        match self.to {
+            To::Lane(channel, priority) => head.extend_from_slice(&[0, channel as u8, priority as u8]),
+            To::HandOver(priority, event) => {
+                head.extend_from_slice(&[1, priority as u8]);
+                head.extend_from_slice(&event.0);
+            }
+            To::Dlq(reason) => head.extend_from_slice(&[2, reason as u8]),
+        }
+        head.extend_from_slice(self.user.as_bytes());
+        xxh3_64_with_seed(&head, xxh3_64(value))
+    }
+}
+
 /// What a worker's state changed in one epoch.
 pub type Delta = BTreeMap<(Arc<str>, StateKey), Image>;
 
@@ -63,7 +83,9 @@ pub struct EpochOutput {
     /// Lane records, hand-overs and dead letters, in the order in which they were decided.
     pub said: Vec<Said>,
     /// What happened, one row per unit.
-    pub rows: Vec<Row>,
+    pub rows: Rows,
+    /// Digest of all that was said: a wrapping sum, so that workers add up in any order.
+    pub digest: u64,
     /// What the state changed.
     pub delta: Delta,
     /// The earliest deadline that the worker knows.
@@ -73,32 +95,11 @@ pub struct EpochOutput {
 }
 
 impl EpochOutput {
-    /// Digest of what was said: a wrapping sum, so that workers add up in any order.
-    #[must_use]
-    pub fn digest(&self) -> u64 {
-        let mut sum = 0_u64;
-        for said in &self.said {
-            let mut hasher = xxhash_rust::xxh3::Xxh3::new();
-            hasher.update(&said.ordinal.0);
-            hasher.update(&postcard::to_stdvec(&said.to).unwrap_or_default());
-            hasher.update(said.user.as_bytes());
-            hasher.update(&said.value);
-            sum = sum.wrapping_add(hasher.digest());
-        }
-        let mut bytes = Vec::new();
-        for row in &self.rows {
-            bytes.clear();
-            // Serialising into memory fails only for types that do not know their length; none of ours.
-            bytes = postcard::to_extend(row, bytes).unwrap_or_default();
-            sum = sum.wrapping_add(xxhash_rust::xxh3::xxh3_64(&bytes));
-        }
-        sum
-    }
-
     /// Adds what another worker has to say of the same epoch.
     pub fn join(&mut self, other: Self) {
         self.said.extend(other.said);
-        self.rows.extend(other.rows);
+        self.rows.append(other.rows);
+        self.digest = self.digest.wrapping_add(other.digest);
         self.delta.extend(other.delta);
         self.next_timer = match (self.next_timer, other.next_timer) {
             (Some(one), Some(two)) => Some(one.min(two)),
@@ -110,6 +111,6 @@ impl EpochOutput {
     /// Sorts by (key group, ordinal): the order in which two runs are compared.
     pub fn canonical(&mut self) {
         self.said.sort_by(|one, two| (one.group, &one.ordinal).cmp(&(two.group, &two.ordinal)));
-        self.rows.sort_by_key(|row| (row.unit, row.unit_id(), row.row_id));
+        self.rows.sort();
     }
 }

@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use tidings_schemas::time::Instant;
 
+use super::drafts::Drafts;
 use super::ordinal::Ordinal;
 use super::profiles::Profiles;
 use super::table::{Image, StateKey, Table};
 use crate::ingest::Path;
 use crate::item::Item;
-use crate::keyed::{Cause, Cx, Draft, Known, Operator};
+use crate::keyed::{Cause, Cx, Known, Operator};
 use crate::rules::Rules;
 
 /// Due timers that fire per operator and key group in one epoch; the rest stay due, so that the
@@ -35,22 +36,21 @@ pub(crate) struct Env<'a> {
 }
 
 /// What came of a round of calls: items to hand on, and rows.
-#[derive(Default)]
-pub(crate) struct Outbox {
+pub(crate) struct Outbox<'a> {
     pub(crate) flows: Vec<Flow>,
-    pub(crate) drafts: Vec<(Ordinal, Draft)>,
+    pub(crate) drafts: &'a mut Drafts,
 }
 
 /// An operator of any kind.
 pub(crate) trait Stage: Send {
     /// Takes the items in, in order.
-    fn on_events(&mut self, env: &Env<'_>, inbox: Vec<Flow>, out: &mut Outbox);
+    fn on_events(&mut self, env: &Env<'_>, inbox: Vec<Flow>, out: &mut Outbox<'_>);
     /// Fires what is due.
-    fn on_timers(&mut self, env: &Env<'_>, out: &mut Outbox);
+    fn on_timers(&mut self, env: &Env<'_>, out: &mut Outbox<'_>);
     /// Tells of changed users, given in order with what was known before.
-    fn on_profiles(&mut self, env: &Env<'_>, changed: &[(Arc<str>, Known)], out: &mut Outbox);
+    fn on_profiles(&mut self, env: &Env<'_>, changed: &[(Arc<str>, Known)], out: &mut Outbox<'_>);
     /// Tells every user with state that the rules changed.
-    fn on_rules(&mut self, env: &Env<'_>, out: &mut Outbox);
+    fn on_rules(&mut self, env: &Env<'_>, out: &mut Outbox<'_>);
     /// The earliest deadline.
     fn next_timer(&self) -> Option<Instant>;
     /// Images of what the epoch touched.
@@ -67,12 +67,11 @@ pub(crate) struct Keyed<O: Operator> {
     operator: O,
     table: Table<O>,
     emitted: Vec<(u8, Item)>,
-    drafts: Vec<Draft>,
 }
 
 impl<O: Operator> Keyed<O> {
     pub(crate) fn new(id: Arc<str>, number: usize, operator: O) -> Self {
-        Self { id, number, operator, table: Table::new(), emitted: Vec::new(), drafts: Vec::new() }
+        Self { id, number, operator, table: Table::new(), emitted: Vec::new() }
     }
 
     fn call(
@@ -81,7 +80,7 @@ impl<O: Operator> Keyed<O> {
         user: &Arc<str>,
         ordinal: &Ordinal,
         cause: &Cause,
-        out: &mut Outbox,
+        out: &mut Outbox<'_>,
         call: impl FnOnce(&O, &mut Cx<'_, O>),
     ) {
         let known = env.profiles.get(user);
@@ -97,8 +96,11 @@ impl<O: Operator> Keyed<O> {
             slot,
             timers,
             emitted: &mut self.emitted,
-            drafts: &mut self.drafts,
+            drafts: out.drafts,
             cause,
+            place: ordinal,
+            number: self.number,
+            call: None,
         };
         call(&self.operator, &mut cx);
         if cx.slot.turned_dirty() {
@@ -109,21 +111,18 @@ impl<O: Operator> Keyed<O> {
             let ordinal = ordinal.hop(self.number, port.saturating_add(1), index);
             out.flows.push(Flow { ordinal, cause: cause.clone(), port, item });
         }
-        for (index, draft) in self.drafts.drain(..).enumerate() {
-            out.drafts.push((ordinal.hop(self.number, 0, index), draft));
-        }
     }
 }
 
 impl<O: Operator> Stage for Keyed<O> {
-    fn on_events(&mut self, env: &Env<'_>, inbox: Vec<Flow>, out: &mut Outbox) {
+    fn on_events(&mut self, env: &Env<'_>, inbox: Vec<Flow>, out: &mut Outbox<'_>) {
         for Flow { ordinal, cause, port, item } in inbox {
             let user = Arc::clone(&item.user);
             self.call(env, &user, &ordinal, &cause, out, |operator, cx| operator.on_event(cx, port, item));
         }
     }
 
-    fn on_timers(&mut self, env: &Env<'_>, out: &mut Outbox) {
+    fn on_timers(&mut self, env: &Env<'_>, out: &mut Outbox<'_>) {
         for (at, user, subkey, id) in self.table.timers.due(env.now, DUE_PER_GROUP_MAX) {
             // A timer that was set in this epoch fires in the next (rule 5); one that an earlier call
             // of this wave moved or took back is not due any more.
@@ -139,7 +138,7 @@ impl<O: Operator> Stage for Keyed<O> {
         }
     }
 
-    fn on_profiles(&mut self, env: &Env<'_>, changed: &[(Arc<str>, Known)], out: &mut Outbox) {
+    fn on_profiles(&mut self, env: &Env<'_>, changed: &[(Arc<str>, Known)], out: &mut Outbox<'_>) {
         for (user, old) in changed {
             if self.table.peek(user).is_some_and(super::table::UserSlot::has_entries) {
                 let ordinal = Ordinal::profile(user);
@@ -148,7 +147,7 @@ impl<O: Operator> Stage for Keyed<O> {
         }
     }
 
-    fn on_rules(&mut self, env: &Env<'_>, out: &mut Outbox) {
+    fn on_rules(&mut self, env: &Env<'_>, out: &mut Outbox<'_>) {
         for user in self.table.users() {
             let ordinal = Ordinal::rules(&user);
             self.call(env, &user, &ordinal, &Cause::Rules, out, Operator::on_rules);

@@ -27,8 +27,10 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use tidings_operators::calendar::Calendar;
 use tidings_pipeline::assemble::{AssembleError, TopicsError};
+use tidings_pipeline::explain::record::OlderError;
 use tidings_pipeline::topology::{LoadError, Loaded, Loader, OperatorKinds, ProcessEnvironment, ProviderKinds};
 use tidings_sinks::log::LogError;
+use tidings_sinks::record::history::HistoryError;
 use tracing_subscriber::EnvFilter;
 
 /// Decides whether, when, on which channel and together with what a person is told.
@@ -116,6 +118,8 @@ fn exit_of(error: &anyhow::Error) -> Exit {
             Some(of_log(error))
         } else if let Some(TopicsError::Log(error)) = cause.downcast_ref::<TopicsError>() {
             Some(of_log(error))
+        } else if let Some(OlderError::ClickHouse(HistoryError::Unreachable { .. })) = cause.downcast_ref() {
+            Some(Exit::Unreachable)
         } else if cause.is::<TopicsError>() || cause.is::<LoadError>() || cause.is::<AssembleError>() {
             Some(Exit::Configuration)
         } else {

@@ -302,8 +302,21 @@ async fn story(
         Ok(query) => query,
         Err(error) => return problem(StatusCode::BAD_REQUEST, error.to_string()),
     };
-    let older = server.console.0.parts.older.as_deref();
-    let Some(story) = server.console.memory().story_of(&query, older) else {
+    let mut told = server.console.memory().story_of(&query);
+    if told.is_none() {
+        let older = match &server.console.0.parts.older {
+            Some(record) => record.find(&query).await,
+            None => Ok(Vec::new()),
+        };
+        told = match older {
+            Ok(rows) => server.console.memory().story_with(rows, &query),
+            Err(error) => {
+                let text = format!("{error}; this process has not seen the beginning of `{id}` itself");
+                return problem(StatusCode::SERVICE_UNAVAILABLE, text);
+            }
+        };
+    }
+    let Some(story) = told else {
         let text = format!("nothing is known of `{id}`; it may be older than the record, or not decided yet");
         return problem(StatusCode::NOT_FOUND, text);
     };

@@ -236,14 +236,23 @@ impl Memory {
         explain(self.rows_of(&kept.user, id), id, &context)
     }
 
-    /// The story that `query` asks for, from `rows` where the memory has none.
-    pub(super) fn story_of(&self, query: &Query, older: Option<&(dyn Rows + Send + Sync)>) -> Option<Story> {
-        if let Some(id) = self.asked(query) {
-            return self.story(id);
-        }
-        let rows = older?.find(query);
-        let id = event_of(&rows, query)?;
-        explain(&rows, id, &self.context(&rows.first()?.user))
+    /// The story that `query` asks for; `None` where the memory has not seen its beginning.
+    pub(super) fn story_of(&self, query: &Query) -> Option<Story> {
+        let id = self.asked(query)?;
+        let opens = |row: &Row| row.unit == Unit::Event && row.states.contains(&State::Created);
+        self.events.get(&id)?.rows.iter().any(opens).then(|| self.story(id))?
+    }
+
+    /// The same from `older` rows as well: those of the record, which lags behind the memory.
+    pub(super) fn story_with(&self, mut older: Vec<Row>, query: &Query) -> Option<Story> {
+        let known = match older.first() {
+            Some(row) => Query::Own { tenant: String::new(), user: row.user.clone(), id: String::new() },
+            None => query.clone(),
+        };
+        older.extend(self.find(&known));
+        let id = event_of(&older, query)?;
+        let user = &older.iter().find(|row| row.event == id)?.user;
+        explain(&older, id, &self.context(user))
     }
 
     fn asked(&self, query: &Query) -> Option<EventId> {

@@ -30,7 +30,7 @@ use tidings_schemas::profile::Profile;
 use tidings_schemas::time::Instant;
 use tokio::sync::watch;
 
-use crate::explain::rows::Rows;
+use crate::explain::record::Older;
 use memory::Memory;
 pub use memory::{EVENTS_KEPT_MAX, PEOPLE_KEPT_MAX};
 
@@ -71,8 +71,8 @@ pub struct Parts {
     pub type_channels: BTreeMap<String, Vec<Channel>>,
     /// The picture of the topology.
     pub graph_svg: String,
-    /// Rows that the memory has forgotten; none where absent.
-    pub older: Option<Arc<dyn Rows + Send + Sync>>,
+    /// The record: rows that the memory has forgotten or never saw; none where absent.
+    pub older: Option<Arc<dyn Older>>,
 }
 
 /// The console. Cloning is cheap; all clones are one.

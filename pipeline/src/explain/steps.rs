@@ -4,6 +4,7 @@ use tidings_schemas::channel::Channel;
 use tidings_schemas::ids::EventId;
 use tidings_schemas::lifecycle::{Row, State, Unit};
 use tidings_schemas::reason::Reason;
+use tidings_sinks::record::fates::Fate;
 
 use super::words::Matter;
 use super::{NAMES_TOLD_MAX, Step, Teller, Tone, by_channel, is_waiting, matter, why_not, words};
@@ -11,7 +12,11 @@ use super::{NAMES_TOLD_MAX, Step, Teller, Tone, by_channel, is_waiting, matter, 
 impl Teller<'_, '_> {
     pub(super) fn steps(&self) -> Vec<Step> {
         let mut steps: Vec<Step> = Vec::new();
-        let mut rows: Vec<&Row> = self.own.iter().chain(&self.legs).chain(&self.deliveries).copied().collect();
+        let mut rows: Vec<&Row> = self.own.clone();
+        // A repeat shares its legs with the first: what became of them is that one's story.
+        if self.fate != Fate::Deduplicated {
+            rows.extend(self.legs.iter().chain(&self.deliveries));
+        }
         rows.sort_by_key(|row| (row.at, row.epoch, row.unit, row.silent, row.attempt, row.row_id));
         let last_merge = self.own.iter().rev().find(|row| row.states.contains(&State::Merged)).map(|row| row.row_id);
         for row in rows {

@@ -1,24 +1,19 @@
-//! The tail: follows what the stages say into the console, and finds what the console has forgotten.
+//! The tail: follows what the stages say into the console.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tidings_operators::params::SideInput;
 use tidings_schemas::block::{Block, Kind};
 use tidings_schemas::ids::EventId;
 use tidings_schemas::lane::{HEADER_EVENT, LaneRecord};
-use tidings_schemas::lifecycle::Row;
 use tidings_schemas::profile::Profile;
 use tidings_sinks::log::{Log, Reader, Record, TopicPartition};
-use tidings_sinks::record::files::Files;
-use tidings_sinks::record::index::RecordIndex;
 
 use crate::assemble;
 use crate::console::Console;
-use crate::explain::rows::{Query, Rows};
 use crate::topology::{Config, Role};
 
 /// Pause between two rounds that brought nothing: what the page may lag behind.
@@ -134,27 +129,5 @@ fn observe(console: &Console, followed: &Followed, record: Record) {
                 console.observe_rows(&rows);
             }
         }
-    }
-}
-
-/// Rows in files that the console has forgotten.
-pub(super) struct FileRows {
-    folder: PathBuf,
-    index: Mutex<RecordIndex>,
-}
-
-impl FileRows {
-    pub(super) fn new(folder: &Path) -> Self {
-        Self { folder: folder.to_owned(), index: Mutex::default() }
-    }
-}
-
-impl Rows for FileRows {
-    fn find(&self, query: &Query) -> Vec<Row> {
-        let Ok(mut index) = self.index.lock() else { return Vec::new() };
-        if let Err(error) = index.refresh(&Files::new(&self.folder)) {
-            tracing::warn!(%error, "the record's files cannot be read");
-        }
-        index.find(query)
     }
 }

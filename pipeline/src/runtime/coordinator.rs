@@ -716,7 +716,7 @@ impl<'a> Generation<'a> {
         self.finished_now = output.now;
         self.finished_ends.extend(ends);
         self.next_timer = output.next_timer;
-        self.digest = Some((epoch, output.digest()));
+        self.digest = Some((epoch, output.digest));
         let delta = std::mem::take(&mut output.delta);
         self.changed |= !delta.is_empty();
         if let Some(keep) = &self.keep {
@@ -736,7 +736,7 @@ impl<'a> Generation<'a> {
             }
             let output = entry.remove();
             if let Some(observer) = &self.around.observer {
-                observer.rows(&output.rows);
+                observer.rows(&output.rows.decode());
             }
             if let Some(say) = &self.say {
                 let _ = say.send(Say::Epoch(Box::new(output)));
@@ -915,7 +915,7 @@ fn compare(output: &EpochOutput, expected: &BTreeMap<Lot, Extent>, digest: Optio
             )));
         }
     }
-    let said = output.digest();
+    let said = output.digest;
     match digest {
         Some(digest) if digest != said => {
             Err(mismatch(format!("it says {said:016x}, the first run said {digest:016x}")))

@@ -64,8 +64,9 @@ use tidings_operators::rules::Rules;
 use tidings_schemas::channel::ChannelSet;
 use tidings_schemas::ids::{KEY_GROUPS, key_group, placement};
 use tidings_schemas::lane::HEADER_EVENT;
-use tidings_schemas::lifecycle::{Row, Stage};
+use tidings_schemas::lifecycle::Stage;
 use tidings_schemas::reason::Reason;
+use tidings_schemas::rows::Rows;
 use tidings_schemas::time::Instant;
 use tidings_sinks::log::{Append, Assignment, Commit, GroupReader, Log, LogError, Record, TopicPartition};
 
@@ -86,9 +87,6 @@ pub const UNRECORDED_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// Batches that may wait to be recorded; the bound of bytes or this one, whichever is met first.
 const UNRECORDED_MAX: usize = 16_384;
-
-/// What a waiting row takes, about.
-const ROW_BYTES: usize = size_of::<Row>() + 256;
 
 /// Batches that the recorder writes with one append.
 const BATCHES_MAX: usize = 64;
@@ -561,13 +559,13 @@ impl Assignment for Shares {
 #[derive(Default)]
 struct Told {
     appends: Vec<Append>,
-    rows: Vec<Row>,
+    rows: Rows,
     through: Through,
 }
 
 impl Told {
     fn bytes(&self) -> usize {
-        self.appends.iter().map(Append::bytes).sum::<usize>() + self.rows.len() * ROW_BYTES
+        self.appends.iter().map(Append::bytes).sum::<usize>() + self.rows.bytes()
     }
 }
 
@@ -628,20 +626,19 @@ impl Recorder {
         while let Ok(mut told) = self.inbox.recv() {
             for more in self.inbox.try_iter().take(BATCHES_MAX - 1) {
                 told.appends.extend(more.appends);
-                told.rows.extend(more.rows);
+                told.rows.append(more.rows);
                 told.through.extend(more.through);
             }
             let bytes = told.bytes();
-            let seen = self.observer.as_ref().map(|observer| (observer, told.rows.clone()));
-            told.appends.extend(self.outlets.blocks(Stage::Critical, 0, told.rows));
+            told.appends.extend(self.outlets.blocks(Stage::Critical, 0, &told.rows));
             if !self.writer.append(&told.appends)? {
                 return Ok(());
             }
             self.progress.move_on(&told.through, |stand, offset| stand.recorded = stand.recorded.max(offset));
             self.progress.stands().unrecorded_bytes -= bytes;
             self.progress.recorded.notify_all();
-            if let Some((observer, rows)) = seen {
-                observer.rows(&rows);
+            if let Some(observer) = &self.observer {
+                observer.rows(&told.rows.decode());
             }
         }
         Ok(())
@@ -800,7 +797,7 @@ impl Member {
             let record = raw(record);
             batch.through.insert(from, record.offset + 1);
             let EpochOutput { said, rows, .. } = self.decide(lot, &record)?;
-            batch.rows.extend(rows);
+            batch.rows.append(rows);
             if said.iter().any(|said| matches!(said.to, To::Lane(..))) {
                 accepted.push(record.timestamp);
             }
@@ -903,7 +900,7 @@ mod tests {
         let lot = Lot { source: 0, partition: 3 };
         let output = set_aside(&plan, &mut chain, Instant(2), lot, &record, |_| panic!("an operator died")).unwrap();
         assert!(matches!(output.said[..], [ref said] if said.to == To::Dlq(Reason::Panicked)));
-        let [row] = &output.rows[..] else { panic!("one row") };
+        let [row] = &output.rows.decode()[..] else { panic!("one row") };
         let event = EventId::new("critical", 3, 7);
         assert_eq!((row.event, row.reason, row.epoch), (event, Some(Reason::Panicked), 0));
     }

@@ -15,7 +15,8 @@ use tidings_operators::harness::output::{EpochOutput, Said, To};
 use tidings_schemas::block::Block;
 use tidings_schemas::ids::lane_partition;
 use tidings_schemas::lane::{HEADER_EPOCH, HEADER_EVENT, HEADER_GENERATION, HEADER_ORDINAL, Mark};
-use tidings_schemas::lifecycle::{Row, Stage};
+use tidings_schemas::lifecycle::Stage;
+use tidings_schemas::rows::Rows;
 use tidings_schemas::topics::Topics;
 use tidings_sinks::lane::wire;
 use tidings_sinks::log::{Append, Headers, Log, LogError, TopicPartition};
@@ -29,9 +30,6 @@ const EPOCHS_MAX: usize = 32;
 /// The shortest and the longest pause between two tries of one append.
 const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(2);
-
-/// Rows in one block: a block stays far below the log's largest record.
-const ROWS_MAX: usize = 4_096;
 
 /// Which records of unsaid epochs already stand in the lanes: found by recovery.
 pub(crate) type Present = BTreeSet<(u64, Vec<u8>)>;
@@ -95,22 +93,17 @@ impl Outlets {
     }
 
     /// The lifecycle blocks of rows: one per partition, none larger than the log takes.
-    pub(crate) fn blocks(&self, stage: Stage, epoch: u64, rows: Vec<Row>) -> Vec<Append> {
+    pub(crate) fn blocks(&self, stage: Stage, epoch: u64, rows: &Rows) -> Vec<Append> {
         let topic = self.topics.lifecycle();
-        let mut by_partition: BTreeMap<TopicPartition, Vec<Row>> = BTreeMap::new();
-        for row in rows {
-            by_partition.entry(self.partition(topic.clone(), &row.user)).or_default().push(row);
-        }
-        let block = |to: &TopicPartition, rows: &[Row]| Append {
-            to: to.clone(),
+        let count = self.partitions.get(&topic).copied().unwrap_or(1);
+        let topic: Arc<str> = topic.into();
+        let block = |(partition, value)| Append {
+            to: TopicPartition { topic: Arc::clone(&topic), partition },
             key: None,
-            value: Some(Block::encode(stage, epoch, rows).into()),
+            value: Some(value),
             headers: Vec::new(),
         };
-        let of_partition = |(to, rows): (&TopicPartition, &Vec<Row>)| -> Vec<Append> {
-            rows.chunks(ROWS_MAX).map(|rows| block(to, rows)).collect()
-        };
-        by_partition.iter().flat_map(of_partition).collect()
+        rows.blocks(stage, epoch, count).into_iter().map(block).collect()
     }
 }
 
@@ -240,7 +233,7 @@ impl Egress {
             appends.push(Append { to, key, value: Some(said.value), headers });
         }
         let count = rows.len() as u64;
-        appends.extend(self.outlets.blocks(Stage::Decide, epoch, rows));
+        appends.extend(self.outlets.blocks(Stage::Decide, epoch, &rows));
         // The epoch's record is complete with this one, in whatever order partitions are read.
         let to = TopicPartition { topic: self.outlets.topics.lifecycle().into(), partition: 0 };
         appends.push(Append { to, key: None, value: Some(Block::closed(epoch, count).into()), headers: Vec::new() });

@@ -406,7 +406,8 @@ impl<'a> World<'a> {
         // Rows come in the order of their ids; a person expects the order of events.
         let place =
             |row: &&Row| (row.unit, self.names.get(&row.event).map(|(number, _)| *number), row.silent, row.channel);
-        let mut rows: Vec<&Row> = output.rows.iter().collect();
+        let rows = output.rows.decode();
+        let mut rows: Vec<&Row> = rows.iter().collect();
         rows.sort_by_key(place);
         for row in rows {
             let newest = Happened::of(row).map(|happened| Newest { epoch: self.epoch, at: row.at, happened });

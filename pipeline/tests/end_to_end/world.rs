@@ -381,9 +381,12 @@ fn spawn(mut command: Command) -> (Killed, Arc<Mutex<String>>) {
 #[expect(clippy::disallowed_methods, reason = "how long to wait for a real server is real time")]
 pub(crate) fn until(what: &str, patience: Duration, story: impl Fn() -> String, mut done: impl FnMut() -> bool) {
     let start = std::time::Instant::now();
+    // What takes long is asked for less and less often: the asking is work for the services as well.
+    let mut pause = Duration::from_millis(20);
     while !done() {
         assert!(start.elapsed() < patience, "waited for {patience:?}: {what}\n{}", story());
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_secs(1));
     }
 }
 

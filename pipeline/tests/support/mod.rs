@@ -127,9 +127,10 @@ struct World {
 }
 
 impl World {
-    fn say(&mut self, mut output: EpochOutput, each: &mut impl FnMut(Seen)) {
-        output.rows.sort_by_key(|row| (row.at, row.epoch, row.unit));
-        each(Seen::Rows(output.rows));
+    fn say(&mut self, output: EpochOutput, each: &mut impl FnMut(Seen)) {
+        let mut rows = output.rows.decode();
+        rows.sort_by_key(|row| (row.at, row.epoch, row.unit));
+        each(Seen::Rows(rows));
         for said in output.said {
             if matches!(said.to, To::Lane(..)) {
                 let lane: LaneRecord = serde_json::from_slice(&said.value).expect("a lane record");

@@ -41,6 +41,9 @@ use crate::retry::{Next, Schedule, Wait};
 
 /// How long a critical message waits for the ledger before it goes out without it.
 const CRITICAL_LEDGER_WAIT: Duration = Duration::from_millis(300);
+/// How long the ledger is asked to take what became of a critical call. Until it has it, a repeat of the event
+/// would wait for the lease and be sent again; beyond it, attempts of an outage would pile up in memory.
+const CRITICAL_SETTLE_MAX: Duration = Duration::from_secs(60);
 /// First and longest pause when ledger or directory don't answer.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
@@ -197,8 +200,17 @@ struct Granted {
 
 enum Step {
     Begin(Vec<Arc<Leg>>),
-    Again { at: Instant, gate: Option<&'static str>, delivery: Box<Delivery> },
-    Call { provider: Arc<dyn Provider>, granted: Vec<(Granted, Content)> },
+    Again {
+        at: Instant,
+        gate: Option<&'static str>,
+        delivery: Box<Delivery>,
+    },
+    Call {
+        provider: Arc<dyn Provider>,
+        granted: Vec<(Granted, Content)>,
+    },
+    /// Said and done, but for the ledger.
+    Settle(Vec<Settle>),
 }
 
 /// Granted deliveries for one provider, with their texts.
@@ -331,6 +343,13 @@ impl Deliverer {
                 self.admit(desk, vec![delivery]).await
             }
             Step::Call { provider, granted } => self.call(desk, &provider, granted).await,
+            Step::Settle(settles) => {
+                let settled = self.settle(desk, settles, false);
+                if !matches!(tokio::time::timeout(CRITICAL_SETTLE_MAX, settled).await, Ok(Some(_))) {
+                    tracing::warn!("the ledger misses critical attempts: a repeat of them would be sent again");
+                }
+                Vec::new()
+            }
         }
     }
 
@@ -681,6 +700,13 @@ impl Deliverer {
 
     /// Step 5: the call, and what came of it.
     async fn call(&self, desk: &Desk, provider: &Arc<dyn Provider>, granted: Vec<(Granted, Content)>) -> Vec<Step> {
+        // What no ledger remembers, the record does: were it to die now, the next owner would take the call for
+        // a first one.
+        let now = self.now();
+        let doubts = granted.iter().filter(|(it, _)| !it.ledgered).map(|(it, _)| {
+            rows::of_doubt(&it.delivery.leg.record, it.delivery.key.delivery, it.entry.newest().number, now)
+        });
+        desk.outbox.say(doubts.collect(), Vec::new()).await;
         let calls: Vec<_> = granted.iter().filter_map(|(it, content)| call(it, content)).collect();
         desk.metrics.calls.fetch_add(calls.len() as u64, Ordering::Relaxed);
         let answer = tokio::time::timeout(call_max(provider), provider.deliver(&calls, self.now())).await;
@@ -751,9 +777,20 @@ impl Deliverer {
             return Vec::new();
         }
         let now = self.now();
-        let Some(kept) = self.settle(desk, &verdicts).await else { return Vec::new() };
+        let critical = verdicts.iter().all(|it| it.granted.delivery.leg.is_critical());
+        let settles: Vec<Settle> = verdicts.iter().map(|it| self.settlement(it)).collect();
         let (mut steps, mut said, mut follow, mut finished) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let kept = match self.settle(desk, settles.clone(), critical).await {
+            Some(kept) => kept,
+            None if critical => {
+                // Nobody waits for it: the ledger is told behind them.
+                steps.push(Step::Settle(settles));
+                vec![true; verdicts.len()]
+            }
+            None => return Vec::new(),
+        };
         for (Verdict { granted, phase, detail }, kept) in verdicts.into_iter().zip(kept) {
+            let kept = kept || !granted.ledgered;
             let Granted { mut delivery, entry, .. } = granted;
             let number = entry.newest().number;
             delivery.fresh = false;
@@ -794,41 +831,42 @@ impl Deliverer {
         steps
     }
 
-    /// Settles until the ledger answers: for each whether it was still ours. `None`: abandoned.
-    async fn settle(&self, desk: &Desk, verdicts: &[Verdict]) -> Option<Vec<bool>> {
-        let settle = |it: &Verdict, refound| Settle {
+    /// What the ledger is to keep of a verdict.
+    fn settlement(&self, it: &Verdict) -> Settle {
+        let number = it.granted.entry.newest().number;
+        Settle {
             key: it.granted.delivery.key.clone(),
             owner: it.granted.owner.clone(),
-            attempt: it.phase.clone().map(|phase| Attempt { number: it.granted.entry.newest().number, phase }),
+            attempt: it.phase.clone().map(|phase| Attempt { number, phase }),
             keep: matches!(&it.phase, Some(Phase::Scheduled { due, .. })
-                if Schedule::resume(it.granted.entry.newest().number, *due, self.now()) != Wait::Memory),
-            refound,
-        };
-        let critical = verdicts.iter().all(|it| it.granted.delivery.leg.is_critical());
-        let (mut pause, mut refound) = (BACKOFF.0, false);
+                if Schedule::resume(number, *due, self.now()) != Wait::Memory),
+            // What was never claimed is written down all the same, so that a repeat meets it.
+            refound: !it.granted.ledgered,
+        }
+    }
+
+    /// Settles until the ledger answers: for each whether it was still ours. `None`: abandoned; `once`: it did
+    /// not answer in time.
+    async fn settle(&self, desk: &Desk, mut settles: Vec<Settle>, once: bool) -> Option<Vec<bool>> {
+        let mut pause = BACKOFF.0;
         loop {
             let incarnation = self.incarnation();
-            // What was never claimed is written down all the same, so that a repeat meets it.
-            let settles: Vec<_> = verdicts.iter().map(|it| settle(it, refound || !it.granted.ledgered)).collect();
             let asked = self.parts.ledger.settle(&incarnation, &settles, self.now());
-            let error = match patiently(critical, asked).await {
-                Ok(kept) => {
-                    return Some(kept.iter().zip(verdicts).map(|(kept, it)| *kept || !it.granted.ledgered).collect());
-                }
-                Err(LedgerError::Lost) => match self.refound(critical).await {
+            let error = match patiently(once, asked).await {
+                Ok(kept) => return Some(kept),
+                Err(LedgerError::Lost) => match self.refound(once).await {
                     Ok(()) => {
-                        refound = true;
+                        settles.iter_mut().for_each(|it| it.refound = true);
                         continue;
                     }
                     Err(error) => error,
                 },
                 Err(error) => error,
             };
-            if critical {
-                tracing::warn!(%error, "the ledger misses critical attempts");
-                return Some(vec![true; verdicts.len()]);
-            }
             tracing::warn!(%error, "settlements wait for the ledger");
+            if once {
+                return None;
+            }
             pause = self.pause(desk, pause).await?;
         }
     }

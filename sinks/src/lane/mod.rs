@@ -14,7 +14,8 @@
 //! 3. What is stale goes back, what is expired ends; unless it was called before: then it is seen to its end
 //!    here. The rest waits at its provider's gate, then is *claimed* in the ledger.
 //! 4. Judge once more, by the profile of step 2: legal stops, opt-outs, expiry. Render.
-//! 5. Call the provider, for less time than the lease.
+//! 5. Call the provider, for less time than the lease. A critical call that the ledger does not know of is said
+//!    to be `unknown` first, durably.
 //! 6. *Settle* in the ledger.
 //! 7. Rows; then what follows: a retry record, a dead letter, an invalid address, a returned leg.
 //! 8. Commit up to the first record that is not settled, with the highest mark below it. Then the ledger
@@ -29,7 +30,8 @@
 //!
 //! # If it dies at step n
 //! Before 3: nothing happened. Between 3 and 6: the lease runs out, the next owner claims the next attempt and
-//! the one before is `unknown`; this is the only way to a second send. In or after 6: the record is read
+//! the one before is `unknown`. Without the ledger the next owner calls again, and 5 has said `unknown` before.
+//! There is no other way to a second send. In or after 6: the record is read
 //! again, meets the entry, and 7 is repeated word for word. After 8: nothing is left to do.
 //!
 //! # Not promised

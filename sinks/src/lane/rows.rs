@@ -90,6 +90,20 @@ pub(crate) fn of_entry(record: &LaneRecord, delivery: DeliveryId, entry: &Entry,
     rows
 }
 
+/// The row of a call that is about to be made without the ledger: nobody will know of it if this process dies.
+pub(crate) fn of_doubt(record: &LaneRecord, delivery: DeliveryId, attempt: u32, now: Instant) -> Row {
+    Row {
+        at: now,
+        states: vec![State::Unknown],
+        unit: Unit::Delivery,
+        delivery,
+        reason: Some(Reason::LedgerUnreachable),
+        attempt,
+        ..of_record(record)
+    }
+    .sealed()
+}
+
 /// The row of one attempt.
 pub(crate) fn of_attempt(record: &LaneRecord, delivery: DeliveryId, attempt: &Attempt, before: bool) -> Row {
     let lost;

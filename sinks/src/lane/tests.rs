@@ -893,10 +893,105 @@ async fn without_the_ledger_critical_goes_out_as_unknown_and_the_rest_waits() {
     let lines = [Line::Lane(Priority::Critical), Line::Lane(Priority::Medium)];
     let process = world.start_with(Arc::new(Down), &lines).await;
     world.done(&lines[..1]).await;
-    assert_eq!(world.said("u1"), ["created rendered sent delivered unknown ledger_unreachable"]);
+    let doubt = "unknown ledger_unreachable";
+    assert_eq!(world.said("u1"), [doubt, "created rendered sent delivered unknown ledger_unreachable"]);
     assert!(world.provider.times("u1")[0] <= 400, "{:?}", world.provider.times("u1"));
     assert!(world.provider.times("u2").is_empty());
     process.stop().await;
+}
+
+/// A ledger that takes no settlement while it sulks.
+struct Sulking(Arc<dyn Ledger>, std::sync::atomic::AtomicBool);
+
+impl Ledger for Sulking {
+    fn incarnation(&self, now: Instant) -> BoxFuture<'_, Result<Incarnation, LedgerError>> {
+        self.0.incarnation(now)
+    }
+    fn claim<'a>(
+        &'a self,
+        by: &'a Incarnation,
+        claims: &'a [Claim],
+        now: Instant,
+    ) -> BoxFuture<'a, Result<Vec<Claimed>, LedgerError>> {
+        self.0.claim(by, claims, now)
+    }
+    fn settle<'a>(
+        &'a self,
+        by: &'a Incarnation,
+        settles: &'a [Settle],
+        now: Instant,
+    ) -> BoxFuture<'a, Result<Vec<bool>, LedgerError>> {
+        if self.1.load(Ordering::SeqCst) {
+            return Box::pin(async { Err(LedgerError::Unreachable("sulks".to_owned())) });
+        }
+        self.0.settle(by, settles, now)
+    }
+    fn look<'a>(
+        &'a self,
+        by: &'a Incarnation,
+        keys: &'a [Key],
+    ) -> BoxFuture<'a, Result<Vec<Option<Entry>>, LedgerError>> {
+        self.0.look(by, keys)
+    }
+    fn passed<'a>(
+        &'a self,
+        by: &'a Incarnation,
+        lane: &'a TopicPartition,
+        through: u64,
+        now: Instant,
+    ) -> BoxFuture<'a, Result<(), LedgerError>> {
+        self.0.passed(by, lane, through, now)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_critical_repeat_meets_a_call_that_the_ledger_heard_of_late() {
+    let world = World::new(Channel::Push).await;
+    world.device("u1", "a").await;
+    let critical = [Line::Lane(Priority::Critical)];
+    let ledger = Arc::new(Sulking(world.ledger.clone(), true.into()));
+    let process = world.start_with(ledger.clone(), &critical).await;
+    let code = world.leg("u1", Priority::Critical);
+    world.say(&code, None);
+    // The message and its rows do not wait for the ledger.
+    world.done(&critical).await;
+    assert_eq!(world.said("u1"), ["created rendered sent delivered"]);
+    ledger.1.store(false, Ordering::SeqCst);
+    world.say(&code, None);
+    world.done(&critical).await;
+    process.stop().await;
+    assert_eq!(world.provider.accepted.lock().unwrap().len(), 1);
+    assert_eq!(world.said("u1"), ["created rendered sent delivered"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn killed_without_the_ledger_a_critical_duplicate_is_an_unknown_all_the_same() {
+    let critical = [Line::Lane(Priority::Critical)];
+    let (mut crashes, mut doubled) = (0, 0);
+    for point in 0.. {
+        let world = World::new(Channel::Push).await;
+        world.device("u1", "a").await;
+        world.say(&world.leg("u1", Priority::Critical), None);
+        let first = world.run(Arc::new(Down), &critical, Crash::at(point), "first", limits()).await;
+        world.until(|| first.crash.is_dead() || world.is_done(&critical)).await;
+        let crashed = first.crash.is_dead();
+        world.kill(first).await;
+        // The ledger is back, and knows nothing of what the first one did.
+        let second = world.start(&critical, Crash::never(), "second", limits()).await;
+        world.done(&critical).await;
+        second.stop().await;
+
+        let said = world.said("u1");
+        let times = world.provider.accepted.lock().unwrap().len();
+        assert!(times > 0, "point {point}: lost");
+        assert!(times == 1 || said.iter().any(|row| row.contains("unknown")), "point {point}: {times} times, {said:?}");
+        doubled += i32::from(times > 1);
+        crashes += i32::from(crashed);
+        if !crashed {
+            break;
+        }
+    }
+    assert!(crashes > 3 && doubled > 0, "{crashes} points were met, {doubled} of them sent twice");
 }
 
 #[tokio::test(start_paused = true)]

@@ -31,6 +31,7 @@
 pub mod clickhouse;
 pub mod fates;
 pub mod files;
+pub mod history;
 pub mod index;
 pub mod writer;
 

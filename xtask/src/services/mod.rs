@@ -25,6 +25,8 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
 use crate::workspace::Workspace;
 use crate::{Refusal, packages};
@@ -259,6 +261,20 @@ impl Services {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Ends them when the command is interrupted: nobody must have to clean up after it.
+    pub(crate) fn end_on_signal(self) -> Result<()> {
+        let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("cannot watch for signals")?;
+        std::thread::spawn(move || {
+            if let Some(signal) = signals.forever().next() {
+                if let Err(error) = self.down(true) {
+                    eprintln!("{error:#}");
+                }
+                std::process::exit(128 + signal);
+            }
+        });
         Ok(())
     }
 

@@ -1,0 +1,316 @@
+//! One row per unit and epoch: what operators said of it, in the order in which it happened.
+//!
+//! What operators say are *drafts*. They gather for one wave down the chain, while all of it lies in
+//! the cache; at the wave's end those of one unit are folded into its row ([`Drafts::settle`]), which is
+//! encoded and named there and then. A unit that a later wave of the epoch speaks of again is read
+//! back, folded and encoded anew; that is rare. Waves follow each other in the order of the day, so
+//! only drafts of one wave have to be put in order.
+//!
+//! All of it lies in a few buffers that epochs share: nothing here is allocated per draft or row.
+
+use std::cmp::Ordering;
+
+use bytes::Bytes;
+use hashbrown::HashTable;
+use tidings_schemas::channel::{Channel, Priority};
+use tidings_schemas::ids::{EventId, GroupId, IntentId, LegId, NotificationId, placement};
+use tidings_schemas::lifecycle::{RowOf, Stage as Writer, State as Did, Unit};
+use tidings_schemas::reason::Reason;
+use tidings_schemas::rows::{Place, Rows, decode, put};
+use tidings_schemas::time::Instant;
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::ordinal::Ordinal;
+use crate::ingest::Path;
+use crate::keyed::{About, Cause};
+
+/// Behind the last draft of a unit.
+const NONE: usize = usize::MAX;
+
+/// Names a call from which drafts come, within its wave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Call(usize);
+
+/// A place in the epoch, and the operator that speaks there; none at the chain's end.
+#[derive(Debug)]
+struct Speaker {
+    ordinal: Ordinal,
+    operator: Option<u16>,
+}
+
+/// What happened to one unit, without what the epoch fills in. Texts and states stand in shared buffers.
+#[derive(Clone, Copy, Debug)]
+struct Draft {
+    next: usize,
+    call: Call,
+    unit: Unit,
+    states: Span,
+    reason: Option<Reason>,
+    until: Option<Instant>,
+    event: EventId,
+    intent: IntentId,
+    notification: NotificationId,
+    group: GroupId,
+    leg: LegId,
+    silent: bool,
+    user: Span,
+    tenant: Span,
+    event_type: Span,
+    category: Span,
+    priority: Option<Priority>,
+    channel: Option<Channel>,
+    created_at: Instant,
+    ready_at: Option<Instant>,
+    operator: Span,
+    caused_by: Span,
+}
+
+/// A part of a shared buffer.
+#[derive(Clone, Copy, Debug, Default)]
+struct Span {
+    start: usize,
+    end: usize,
+}
+
+/// A unit that this epoch speaks of.
+#[derive(Clone, Copy, Debug)]
+struct Told {
+    place: Place,
+    /// The digest of its bytes.
+    digest: u64,
+    /// Its drafts of the wave under way.
+    first: usize,
+    last: usize,
+}
+
+/// The rows of one epoch under construction.
+#[derive(Debug, Default)]
+pub(crate) struct Drafts {
+    epoch: u64,
+    now: Instant,
+    stage: Writer,
+    /// The wave under way.
+    calls: Vec<Speaker>,
+    drafts: Vec<Draft>,
+    texts: String,
+    states: Vec<Did>,
+    touched: Vec<usize>,
+    /// The epoch.
+    by_unit: HashTable<usize>,
+    units: Vec<Told>,
+    bytes: Vec<u8>,
+    /// Room for one unit's drafts and states.
+    of_unit: Vec<usize>,
+    did: Vec<Did>,
+}
+
+impl Drafts {
+    /// Begins an epoch.
+    pub(crate) fn begin(&mut self, epoch: u64, now: Instant, path: Path) {
+        (self.epoch, self.now) = (epoch, now);
+        self.stage = match path {
+            Path::Decide => Writer::Decide,
+            Path::Critical => Writer::Critical,
+        };
+    }
+
+    /// A call of the operator with this number, at this place of the epoch; none is the chain's end.
+    pub(crate) fn call(&mut self, ordinal: &Ordinal, operator: Option<usize>) -> Call {
+        let operator = operator.map(|number| u16::try_from(number).unwrap_or(u16::MAX));
+        self.calls.push(Speaker { ordinal: ordinal.clone(), operator });
+        Call(self.calls.len() - 1)
+    }
+
+    /// Notes what happened to one unit.
+    pub(crate) fn add(
+        &mut self,
+        call: Call,
+        operator: &str,
+        cause: &Cause,
+        unit: Unit,
+        about: &About<'_>,
+        did: &[Did],
+        reason: Option<Reason>,
+        until: Option<Instant>,
+    ) {
+        let id = match unit {
+            Unit::Event => about.event.0,
+            Unit::Leg | Unit::Delivery => about.leg.0,
+        };
+        let draft = Draft {
+            next: NONE,
+            call,
+            unit,
+            states: Span { start: self.states.len(), end: self.states.len() + did.len() },
+            reason,
+            until,
+            event: about.event,
+            intent: about.intent,
+            notification: about.notification,
+            group: about.group,
+            leg: about.leg,
+            silent: about.silent,
+            user: self.text(about.user),
+            tenant: self.text(about.tenant),
+            event_type: self.text(about.event_type),
+            category: self.text(about.category),
+            priority: about.priority,
+            channel: about.channel,
+            created_at: about.created_at,
+            ready_at: about.ready_at,
+            operator: self.text(operator),
+            caused_by: match cause {
+                Cause::Event(event) if *event == about.event => self.text(""),
+                Cause::Event(event) => self.text(event.text().as_str()),
+                Cause::Timer => self.text("timer"),
+                Cause::Profile => self.text("profile"),
+                Cause::Rules => self.text("rules"),
+                Cause::Words(words) => self.text(words),
+            },
+        };
+        self.states.extend_from_slice(did);
+        let number = self.drafts.len();
+        self.drafts.push(draft);
+
+        // Ids are hashes already.
+        let hash = |id: &[u8; 16]| id.first_chunk().copied().map_or(0, u64::from_le_bytes);
+        let units = &mut self.units;
+        let same = |told: &usize| units[*told].place.unit == (unit, id);
+        let told = match self.by_unit.find(hash(&id), same) {
+            Some(told) => *told,
+            None => {
+                let place = Place { unit: (unit, id), placement: placement(about.user), bytes: (0, 0) };
+                units.push(Told { place, digest: 0, first: NONE, last: NONE });
+                let told = units.len() - 1;
+                self.by_unit.insert_unique(hash(&id), told, |told| hash(&units[*told].place.unit.1));
+                told
+            }
+        };
+        let unit = &mut units[told];
+        if unit.first == NONE {
+            unit.first = number;
+            self.touched.push(told);
+        } else {
+            self.drafts[unit.last].next = number;
+        }
+        unit.last = number;
+    }
+
+    fn text(&mut self, text: &str) -> Span {
+        let start = self.texts.len();
+        self.texts.push_str(text);
+        Span { start, end: self.texts.len() }
+    }
+
+    /// Ends a wave: what it said becomes rows.
+    pub(crate) fn settle(&mut self) {
+        for place in 0..self.touched.len() {
+            self.fold(self.touched[place]);
+        }
+        self.touched.clear();
+        self.calls.clear();
+        self.drafts.clear();
+        self.texts.clear();
+        self.states.clear();
+    }
+
+    /// Folds one unit's drafts of this wave into its row: the newest speaks, and what it is silent about
+    /// stays as it was.
+    fn fold(&mut self, told: usize) {
+        let Told { place, first, .. } = self.units[told];
+        self.of_unit.clear();
+        let mut next = first;
+        while let Some(draft) = self.drafts.get(next) {
+            self.of_unit.push(next);
+            next = draft.next;
+        }
+        let (drafts, calls) = (&self.drafts, &self.calls);
+        let order = |one: &usize, two: &usize| {
+            let (of_one, of_two) = (drafts[*one].call, drafts[*two].call);
+            if of_one == of_two { one.cmp(two) } else { calls[of_one.0].cmp(&calls[of_two.0]).then(one.cmp(two)) }
+        };
+        if !self.of_unit.is_sorted_by(|one, two| order(one, two) != Ordering::Greater) {
+            self.of_unit.sort_by(order);
+        }
+        let of_unit = || self.of_unit.iter().map(|number| &drafts[*number]);
+        let (Some(oldest), Some(newest)) = (of_unit().next(), of_unit().next_back()) else { return };
+
+        // What an earlier wave said of it.
+        let older = (place.bytes.1 > 0).then(|| decode(&self.bytes[place.bytes.0..place.bytes.1]));
+        let older = older.and_then(Result::ok);
+        self.did.clear();
+        self.did.extend(older.iter().flat_map(|row| &row.states));
+        for draft in of_unit() {
+            let opened = !self.did.is_empty();
+            let did = &self.states[draft.states.start..draft.states.end];
+            self.did.extend(did.iter().filter(|did| !opened || **did != Did::Created));
+        }
+        let text = |span: Span| &self.texts[span.start..span.end];
+        let group = of_unit().rev().map(|draft| draft.group).find(|group| *group != GroupId::default());
+        let caused_by = of_unit().rev().map(|draft| text(draft.caused_by)).find(|words| !words.is_empty());
+        let row = RowOf {
+            row_id: Default::default(),
+            day: 0,
+            at: self.now,
+            epoch: self.epoch,
+            stage: self.stage,
+            states: &self.did[..],
+            unit: newest.unit,
+            event: newest.event,
+            intent: newest.intent,
+            notification: newest.notification,
+            group: group.or(older.as_ref().map(|row| row.group)).unwrap_or_default(),
+            leg: newest.leg,
+            silent: newest.silent,
+            delivery: Default::default(),
+            user: text(newest.user),
+            tenant: text(newest.tenant),
+            event_type: text(newest.event_type),
+            category: text(newest.category),
+            priority: newest.priority,
+            channel: of_unit().rev().find_map(|draft| draft.channel).or(older.as_ref().and_then(|row| row.channel)),
+            provider: "",
+            code: "",
+            message_id: "",
+            operator: text(newest.operator),
+            reason: of_unit().rev().find_map(|draft| draft.reason).or(older.as_ref().and_then(|row| row.reason)),
+            attempt: 0,
+            until: newest.until,
+            cost_microdollars: 0,
+            created_at: older.as_ref().map_or(oldest.created_at, |row| row.created_at),
+            ready_at: newest.ready_at,
+            caused_by: caused_by.or(older.as_ref().map(|row| &row.caused_by[..])).unwrap_or_default(),
+        };
+        let place = put(&mut self.bytes, &row.sealed(), place.placement);
+        let digest = xxh3_64(&self.bytes[place.bytes.0..place.bytes.1]);
+        self.units[told] = Told { place, digest, first: NONE, last: NONE };
+    }
+
+    /// Ends the epoch: its rows, ordered by unit, and the sum of their digests.
+    pub(crate) fn finish(&mut self) -> (Rows, u64) {
+        self.settle();
+        self.by_unit.clear();
+        self.units.sort_unstable_by_key(|told| told.place.unit);
+        let digest = self.units.iter().fold(0_u64, |sum, told| sum.wrapping_add(told.digest));
+        let room = self.bytes.len();
+        let bytes = Bytes::from(std::mem::replace(&mut self.bytes, Vec::with_capacity(room)));
+        (Rows::new(bytes, self.units.drain(..).map(|told| told.place)), digest)
+    }
+}
+
+impl Speaker {
+    /// The order of the day: a call's rows stand before everything that the call sets in motion.
+    fn cmp(&self, other: &Self) -> Ordering {
+        let (one, two) = (&self.ordinal.0[..], &other.ordinal.0[..]);
+        let both = one.len().min(two.len());
+        one[..both].cmp(&two[..both]).then_with(|| {
+            // The operator's own hop, as in an ordinal: number and port 0. The chain's end has none.
+            let hop = |speaker: &Self| speaker.operator.map(|number| [(number >> 8) as u8, number as u8, 0]);
+            let (own, others) = (hop(self), hop(other));
+            let rest = |bytes: &[u8], hop: Option<[u8; 3]>| -> smallvec::SmallVec<[u8; 16]> {
+                bytes.iter().copied().take(3).chain(hop.into_iter().flatten()).take(3).collect()
+            };
+            rest(&one[both..], own).cmp(&rest(&two[both..], others))
+        })
+    }
+}

@@ -13,7 +13,7 @@ use tidings_pipeline::cutlog::{Counted, Entry};
 use tidings_schemas::block::{Block as RowBlock, Kind};
 use tidings_schemas::ids::{EventId, LegId};
 use tidings_schemas::lane::{HEADER_EPOCH, HEADER_EVENT, HEADER_MARK, HEADER_ORDINAL};
-use tidings_schemas::lifecycle::Row;
+use tidings_schemas::lifecycle::{Row, Unit};
 use tidings_schemas::topics::Topics;
 use tidings_sinks::lane::wire::{self, Read};
 use tidings_sinks::log::{Record, TopicPartition};
@@ -49,11 +49,11 @@ fn broken(promise: &'static str, what: impl Into<String>) -> Verdict {
 /// The first promise that is broken.
 pub fn all(simulation: &Simulation) -> Verdict {
     let seen = Seen::of(simulation)?;
-    liveness(simulation, &seen)?;
+    let fates = Fates::of(seen.rows.values());
+    liveness(simulation, &seen, &fates)?;
     decided_twice(simulation, &seen)?;
     identical_output(&seen)?;
     consent(simulation, &seen)?;
-    let fates = Fates::of(seen.rows.values());
     lost(&seen, &fates)?;
     conservation(&fates)
 }
@@ -120,6 +120,27 @@ impl Seen {
             outputs.push(output);
         }
         Ok(outputs)
+    }
+
+    /// Events that the critical path took over: what becomes of them, it says.
+    fn handed_over(&self) -> BTreeSet<EventId> {
+        let said = self.recomputed.iter().flat_map(|output| &output.said);
+        let handed = said.filter_map(|said| match &said.to {
+            To::HandOver(_, event) => Some(*event),
+            To::Lane(..) | To::Dlq(_) => None,
+        });
+        handed.collect()
+    }
+
+    /// What was said of a unit and of what it became part of, in order, in a few words each.
+    fn about<'a>(&'a self, row: &'a Row) -> impl Iterator<Item = String> + 'a {
+        let same = |it: &&Row| it.event == row.event || (row.unit == Unit::Leg && it.leg == row.leg);
+        let mut rows: Vec<&Row> = self.rows.values().filter(same).collect();
+        rows.sort_by_key(|row| (row.epoch, row.at));
+        rows.into_iter().map(|row| {
+            let Row { epoch, at, unit, event, leg, states, operator, until, reason, caused_by, .. } = row;
+            format!("  {epoch} {at} {unit:?} {event} {leg} {states:?} {operator} {until:?} {reason:?} {caused_by}")
+        })
     }
 
     fn read_rows(&mut self) -> Result<(), String> {
@@ -264,12 +285,7 @@ fn decided_twice(simulation: &Simulation, seen: &Seen) -> Verdict {
 
 /// Every accepted record has a fate.
 fn lost(seen: &Seen, fates: &Fates) -> Verdict {
-    let handed: BTreeSet<EventId> = (seen.recomputed.iter().flat_map(|output| &output.said))
-        .filter_map(|said| match &said.to {
-            To::HandOver(_, event) => Some(*event),
-            _ => None,
-        })
-        .collect();
+    let handed = seen.handed_over();
     for partition in seen.history.keys().filter(|partition| *partition.topic == *EVENTS) {
         for record in seen.records(partition).filter(|record| record.header(HEADER_EVENT).is_none()) {
             let event = EventId::new(&script::sources()[0].id, partition.partition, record.offset);
@@ -333,7 +349,7 @@ fn consent(simulation: &Simulation, seen: &Seen) -> Verdict {
 }
 
 /// Everything that came in was cut, said and kept, and nothing waits beyond its time.
-fn liveness(simulation: &Simulation, seen: &Seen) -> Verdict {
+fn liveness(simulation: &Simulation, seen: &Seen, fates: &Fates) -> Verdict {
     const PROMISE: &str = "liveness";
     let sources = script::sources();
     let Some((_, last)) = seen.counted.cuts.last() else { return broken(PROMISE, "nothing was ever cut") };
@@ -354,7 +370,7 @@ fn liveness(simulation: &Simulation, seen: &Seen) -> Verdict {
         let said = seen.counted.said_through;
         return broken(PROMISE, format!("epoch {} was the last, {said} was said and {kept} kept", last.epoch));
     }
-    let mut waits: BTreeMap<(tidings_schemas::lifecycle::Unit, [u8; 16]), &Row> = BTreeMap::new();
+    let mut waits: BTreeMap<(Unit, [u8; 16]), &Row> = BTreeMap::new();
     for row in seen.rows.values() {
         let newest = waits.entry((row.unit, row.unit_id())).or_insert(row);
         if (newest.epoch, newest.at) <= (row.epoch, row.at) {
@@ -362,8 +378,16 @@ fn liveness(simulation: &Simulation, seen: &Seen) -> Verdict {
         }
     }
     let overdue = |row: &&&Row| row.until.is_some_and(|until| until.after(simulation.options.idle_max * 2) < last.now);
-    if let Some(row) = waits.values().find(overdue) {
-        return broken(PROMISE, format!("waits beyond its time at {}: {row:?}", last.now));
+    // An event that has become a leg waits as long as the leg does.
+    let handed = seen.handed_over();
+    let legs: BTreeSet<EventId> = seen.rows.values().filter(|row| row.unit == Unit::Leg).map(|row| row.event).collect();
+    let parked = |row: &&&Row| match row.unit {
+        Unit::Event => fates.event(row.event) == Some(Fate::Parked) && !legs.contains(&row.event) && !handed.contains(&row.event),
+        Unit::Leg | Unit::Delivery => fates.leg(row.leg) == Some(Fate::Parked),
+    };
+    if let Some(row) = waits.values().filter(parked).find(overdue) {
+        let about: Vec<String> = seen.about(row).collect();
+        return broken(PROMISE, format!("at {} this waits beyond its time:\n{}", last.now, about.join("\n")));
     }
     Ok(())
 }

@@ -24,6 +24,11 @@ fn main() -> ExitCode {
             outcome.steps, outcome.epochs, outcome.said, outcome.generations, outcome.struck
         );
         if let Some(broken) = outcome.broken {
+            let again = run(seed, None, true);
+            println!("{}", again.options);
+            for line in again.trace.iter().rev().take(60).rev() {
+                println!("{line}");
+            }
             eprintln!("seed {seed}: {broken}");
             return ExitCode::FAILURE;
         }

@@ -42,10 +42,10 @@ use crate::store::ProcessStore;
 use crate::workload::{ADDRESSES, Batch, EVENTS, PROFILES, RETURNED, START, batches};
 
 /// Steps after which a world that has not ended never will.
-const STEPS_MAX: u64 = 3_000_000;
+const STEPS_MAX: u64 = 400_000;
 
 /// How long the world goes on after the last batch, so that nights and windows end.
-const AFTERWARDS: Duration = Duration::from_secs(40 * 3_600);
+const AFTERWARDS: Duration = Duration::from_secs(26 * 3_600);
 
 /// What a run came to.
 pub struct Outcome {
@@ -79,13 +79,14 @@ pub fn run(seed: u64, bug: Option<Bug>, with_trace: bool) -> Outcome {
     });
     put(None);
     simulation.processes.clear();
+    let epochs = simulation.counted().map_or(0, |counted| counted.cuts.len());
     let nature = simulation.world.nature();
     Outcome {
         options: simulation.options.clone(),
         broken: broken.err(),
         trace: nature.trace.clone().unwrap_or_default(),
         steps: simulation.steps,
-        epochs: simulation.counted().map(|counted| counted.cuts.len()).unwrap_or(0),
+        epochs,
         said: nature.history.iter().filter(|(at, _)| is_lane(&at.topic)).map(|(_, records)| records.len()).sum(),
         generations: nature.begun.len(),
         struck: nature.struck.clone(),
@@ -311,7 +312,7 @@ impl Simulation {
     /// Lives until all is done.
     fn live(&mut self) -> Result<(), Broken> {
         let mut idle = 0;
-        loop {
+        while !self.done {
             self.steps += 1;
             if self.steps > STEPS_MAX {
                 return Err(self.stuck("it goes on for ever"));
@@ -327,9 +328,6 @@ impl Simulation {
                 self.heal();
             }
             self.finish();
-            if self.done {
-                return Ok(());
-            }
             let now = self.now();
             let awake: Vec<usize> =
                 (0..self.processes.len()).filter(|place| self.processes[*place].frozen_until <= now).collect();
@@ -344,11 +342,12 @@ impl Simulation {
             idle = if progress { 0 } else { idle + 1 };
             if idle > 2 * actors.len() {
                 idle = 0;
-                if !self.sweep()? {
+                if !self.sweep()? && !self.done {
                     self.skip()?;
                 }
             }
         }
+        Ok(())
     }
 
     /// When faults stop: a while after the last batch.

@@ -19,10 +19,12 @@ fn main() -> ExitCode {
                 println!("{line}");
             }
         }
+        if count < 50 || outcome.broken.is_some() {
         println!(
             "{seed}: {} steps {} epochs {} said {} generations {:?}",
             outcome.steps, outcome.epochs, outcome.said, outcome.generations, outcome.struck
         );
+        }
         if let Some(broken) = outcome.broken {
             let again = run(seed, None, true);
             println!("{}", again.options);

@@ -433,7 +433,13 @@ impl Simulation {
             return Ok(());
         }
         match &error {
-            DecideError::CutLog(CutLogError::Superseded(_)) if self.disturbed(&["late append"]) => Ok(()),
+            // An older generation's record, or a late one of its own, took the place: whoever does not
+            // stand where it expects ends, though it be the newest.
+            DecideError::CutLog(CutLogError::Superseded(_))
+                if self.born > 1 || self.disturbed(&["late append", "lost acknowledgement"]) =>
+            {
+                Ok(())
+            }
             DecideError::CutLog(CutLogError::Log(error))
             | DecideError::Log(error)
             | DecideError::Lanes(tidings_pipeline::runtime::egress::PresentError::Log(error))

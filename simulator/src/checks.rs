@@ -247,7 +247,16 @@ fn decided_twice(simulation: &Simulation, seen: &Seen) -> Verdict {
         }
     }
     let mut legs: BTreeMap<LegId, (u64, String)> = BTreeMap::new();
-    let doubt = ["script", "lost acknowledgement", "torn append", "late append", "freeze", "stall", "kill", "death at an append"];
+    let doubt = [
+        "script",
+        "lost acknowledgement",
+        "torn append",
+        "late append",
+        "freeze",
+        "stall",
+        "kill",
+        "death at an append",
+    ];
     let doubtful = simulation.disturbed(&doubt) || simulation.options.alive_max > 1;
     for (partition, records) in seen.history.iter().filter(|(partition, _)| is_lane(&partition.topic)) {
         let (mut through, mut passed) = (0, BTreeSet::new());
@@ -382,7 +391,9 @@ fn liveness(simulation: &Simulation, seen: &Seen, fates: &Fates) -> Verdict {
     let handed = seen.handed_over();
     let legs: BTreeSet<EventId> = seen.rows.values().filter(|row| row.unit == Unit::Leg).map(|row| row.event).collect();
     let parked = |row: &&&Row| match row.unit {
-        Unit::Event => fates.event(row.event) == Some(Fate::Parked) && !legs.contains(&row.event) && !handed.contains(&row.event),
+        Unit::Event => {
+            fates.event(row.event) == Some(Fate::Parked) && !legs.contains(&row.event) && !handed.contains(&row.event)
+        }
         Unit::Leg | Unit::Delivery => fates.leg(row.leg) == Some(Fate::Parked),
     };
     if let Some(row) = waits.values().filter(parked).find(overdue) {

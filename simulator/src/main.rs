@@ -112,7 +112,14 @@ fn many(wanted: &Wanted, clock: &dyn Clock) -> bool {
 
 fn summary(outcome: &Outcome) {
     let Outcome { steps, writes, epochs, said, generations, struck, .. } = outcome;
-    println!("{steps} steps, {writes} writes, {epochs} epochs, {said} lane records, {generations} generations; {struck:?}");
+    println!(
+        "{steps} steps, {writes} writes, {epochs} epochs, {said} lane records, {generations} generations; {struck:?}"
+    );
+}
+
+#[expect(clippy::disallowed_methods, reason = "a binary's own environment: `cargo xtask` names the commit")]
+fn commit() -> String {
+    std::env::var("TIDINGS_COMMIT").unwrap_or_else(|_| "unknown".to_owned())
 }
 
 /// Says what failed, if it did, and how to see it again.
@@ -124,7 +131,7 @@ fn fails(seed: u64, outcome: &Outcome) -> bool {
         println!("{line}");
     }
     summary(outcome);
-    let commit = option_env!("TIDINGS_COMMIT").unwrap_or("unknown");
+    let commit = commit();
     println!("FAILED seed {seed} at commit {commit}: {broken}\nreplay: cargo xtask sim --seed {seed}");
     true
 }
@@ -135,7 +142,9 @@ fn same_twice(seed: u64) -> bool {
     if differs.is_none() && one.trace.len() == two.trace.len() && one.steps == two.steps {
         return true;
     }
-    println!("FAILED seed {seed}: it runs differently the second time: {differs:?}\nreplay: cargo xtask sim --seed {seed} --meta");
+    println!(
+        "FAILED seed {seed}: it runs differently the second time: {differs:?}\nreplay: cargo xtask sim --seed {seed} --meta"
+    );
     false
 }
 

@@ -247,7 +247,16 @@ fn decided_twice(simulation: &Simulation, seen: &Seen) -> Verdict {
         }
     }
     let mut legs: BTreeMap<LegId, (u64, String)> = BTreeMap::new();
-    let doubt = ["lost acknowledgement", "torn append", "late append", "freeze", "stall", "kill", "death at an append"];
+    let doubt = [
+        "script",
+        "lost acknowledgement",
+        "torn append",
+        "late append",
+        "freeze",
+        "stall",
+        "kill",
+        "death at an append",
+    ];
     let doubtful = simulation.disturbed(&doubt) || simulation.options.alive_max > 1;
     for (partition, records) in seen.history.iter().filter(|(partition, _)| is_lane(&partition.topic)) {
         let (mut through, mut passed) = (0, BTreeSet::new());

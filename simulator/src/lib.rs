@@ -4,7 +4,7 @@
 //! cut log, egress, keeper, recovery; what it stands on (log, object store, clock, threads) is
 //! simulated, and fails when the seed says so. In reading order: where every choice comes from
 //! ([`choices`]), what a seed draws ([`options`], [`workload`]), what the stage stands on ([`clock`],
-//! [`log`], [`store`], [`crew`]), how it all moves ([`run`]), and what must hold in the end
+//! [`log`], [`store`], [`crew`]), how it all moves ([`run`], [`exhaustive`]), and what must hold in the end
 //! ([`checks`], and [`oracle`], which decides for itself).
 
 pub mod choices;
@@ -21,3 +21,5 @@ pub mod oracle;
 
 pub mod checks;
 pub mod run;
+
+pub mod exhaustive;

@@ -44,19 +44,38 @@ pub struct Nature {
     pub begun: BTreeMap<u64, BTreeMap<TopicPartition, u64>>,
     /// Durable writes so far: appends and puts.
     pub writes: u64,
+    /// How the writes of these numbers go, whatever the seed says.
+    pub script: BTreeMap<u64, Fate>,
+    /// A process that the script freezes.
+    pub frozen: Option<u64>,
 }
 
 /// How a write goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fate {
+pub enum Fate {
+    /// It happens.
     Done,
+    /// It happens, and the process stands still for a while: the next one finds a zombie.
+    Frozen,
     /// Refused, nothing happened.
     Unreachable,
     /// The first so many happened, and nobody is told.
     Torn(usize),
+    /// It seems lost and happens later.
     Late,
     /// The process dies after the first so many.
     Dies(usize),
+}
+
+impl Fate {
+    /// The same for an append of `count` records.
+    fn within(self, count: usize) -> Self {
+        match self {
+            Self::Torn(first) => Self::Torn(first.min(count)),
+            Self::Dies(first) => Self::Dies(first.min(count)),
+            other => other,
+        }
+    }
 }
 
 /// The world that outlives its processes.
@@ -158,6 +177,10 @@ impl Nature {
 
     fn fate(&mut self, count: usize) -> Fate {
         self.writes += 1;
+        if let Some(fate) = self.script.get(&self.writes) {
+            *self.struck.entry("script").or_default() += 1;
+            return fate.within(count);
+        }
         let faults = self.faults;
         if self.strikes("refused append", faults.unreachable) {
             Fate::Unreachable
@@ -274,6 +297,10 @@ impl Log for ProcessLog {
         let ambiguous = || Err(LogError::Ambiguous("simulated".to_owned()));
         match fate {
             Fate::Done => some(records.len()),
+            Fate::Frozen => {
+                self.world.nature().frozen = Some(number);
+                some(records.len())
+            }
             Fate::Unreachable => {
                 self.world.trace(|| format!("p{number} is refused {}", describe(records)));
                 Err(LogError::Unreachable("simulated".to_owned()))

@@ -36,7 +36,7 @@ use crate::checks::{self, Broken};
 use crate::choices::Rng;
 use crate::clock::Time;
 use crate::crew::{Actor, SimulatedCrew, Stage};
-use crate::log::{CUTS, Life, Nature, ProcessLog, World};
+use crate::log::{CUTS, Fate, Life, Nature, ProcessLog, World};
 use crate::options::{Faults, Options};
 use crate::store::ProcessStore;
 use crate::workload::{ADDRESSES, Batch, EVENTS, PROFILES, RETURNED, START, batches};
@@ -57,6 +57,8 @@ pub struct Outcome {
     pub trace: Vec<String>,
     /// Steps that were made.
     pub steps: u64,
+    /// Durable writes: appends and puts.
+    pub writes: u64,
     /// Epochs that count.
     pub epochs: usize,
     /// Lane records that were said.
@@ -70,9 +72,15 @@ pub struct Outcome {
 /// Runs a seed.
 #[must_use]
 pub fn run(seed: u64, bug: Option<Bug>, with_trace: bool) -> Outcome {
-    let options = Options::draw(seed);
+    run_with(Options::draw(seed), BTreeMap::new(), bug, with_trace)
+}
+
+/// Runs with these options; `script` says how the writes of these numbers go, whatever the seed says.
+#[must_use]
+pub fn run_with(options: Options, script: BTreeMap<u64, Fate>, bug: Option<Bug>, with_trace: bool) -> Outcome {
     put(bug);
     let mut simulation = Simulation::new(options, with_trace);
+    simulation.world.nature().script = script;
     let broken = simulation.live().and_then(|()| {
         put(None);
         checks::all(&simulation)
@@ -86,6 +94,7 @@ pub fn run(seed: u64, bug: Option<Bug>, with_trace: bool) -> Outcome {
         broken: broken.err(),
         trace: nature.trace.clone().unwrap_or_default(),
         steps: simulation.steps,
+        writes: nature.writes,
         epochs,
         said: nature.history.iter().filter(|(at, _)| is_lane(&at.topic)).map(|(_, records)| records.len()).sum(),
         generations: nature.begun.len(),
@@ -129,6 +138,8 @@ pub struct Simulation {
     start_at: Duration,
     /// The epoch of the checkpoint that rotted last.
     damaged: u64,
+    /// Processes in a row that ended before they were ready.
+    failed: u32,
     steps: u64,
     healed: bool,
     end: Instant,
@@ -170,6 +181,8 @@ impl Simulation {
             hidden: Default::default(),
             begun: BTreeMap::new(),
             writes: 0,
+            script: BTreeMap::new(),
+            frozen: None,
         };
         let spec = |(name, partitions): (String, u32)| TopicSpec {
             name,
@@ -196,6 +209,7 @@ impl Simulation {
             born: 0,
             start_at: Duration::ZERO,
             damaged: 0,
+            failed: 0,
             steps: 0,
             healed: false,
             stopping: false,
@@ -321,6 +335,10 @@ impl Simulation {
             let pace = self.world.nature().rng.below(400);
             self.world.time.pass(Duration::from_micros(pace));
             self.feed();
+            let frozen = self.world.nature().frozen.take();
+            if let Some(place) = self.processes.iter().position(|process| Some(process.life.number) == frozen) {
+                self.freeze(place, Duration::from_millis(300));
+            }
             if !self.healed {
                 self.trouble();
             }
@@ -422,6 +440,7 @@ impl Simulation {
             Err(error) => error.to_string(),
         };
         self.world.trace(|| format!("p{number} ends: {words}"));
+        self.failed = if process.status.ready.load(Ordering::Relaxed) { 0 } else { self.failed + 1 };
         let Err(error) = ended else {
             self.done = self.stopping;
             return Ok(());
@@ -437,7 +456,7 @@ impl Simulation {
             // An older generation's record, or a late one of its own, took the place: whoever does not
             // stand where it expects ends, though it be the newest.
             DecideError::CutLog(CutLogError::Superseded(_))
-                if self.born > 1 || self.disturbed(&["late append", "lost acknowledgement"]) =>
+                if self.born > 1 || self.disturbed(&["late append", "lost acknowledgement", "script"]) =>
             {
                 Ok(())
             }
@@ -496,7 +515,9 @@ impl Simulation {
             self.processes.remove(0).life.end();
         }
         self.start();
-        let pause = self.world.nature().rng.below(5_000);
+        // A supervisor waits longer each time, up to ten minutes, until one runs.
+        let longest = 5_000 << self.failed.min(7);
+        let pause = self.world.nature().rng.below(longest);
         self.start_at = self.now() + Duration::from_millis(pause);
     }
 

@@ -15,7 +15,7 @@ use object_store::{
     PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
 
-use crate::log::{Life, World};
+use crate::log::{Fate, Life, World};
 
 /// The store as one process sees it.
 pub struct ProcessStore {
@@ -56,12 +56,25 @@ impl ObjectStore for ProcessStore {
         let (fails_before, dies, after) = {
             let mut nature = self.world.nature();
             nature.writes += 1;
+            let writes = nature.writes;
+            let scripted = nature.script.get(&writes).copied();
             let faults = nature.faults;
             let before = nature.strikes("failed put", faults.put_fails);
             let lost = !before && nature.strikes("lost answer of a put", faults.put_lost);
             let dies = !before && !lost && nature.strikes("death at a put", faults.dies_putting);
             let after = lost || (dies && nature.rng.chance(500_000));
-            (before || (dies && !after), dies, after)
+            match scripted {
+                None => (before || (dies && !after), dies, after),
+                Some(Fate::Done) => (false, false, false),
+                Some(Fate::Frozen) => {
+                    nature.frozen = Some(self.life.number);
+                    (false, false, false)
+                }
+                Some(Fate::Unreachable | Fate::Late) => (true, false, false),
+                Some(Fate::Torn(_)) => (false, false, true),
+                Some(Fate::Dies(0)) => (true, true, false),
+                Some(Fate::Dies(_)) => (false, true, true),
+            }
         };
         let number = self.life.number;
         if dies {

@@ -99,7 +99,8 @@ pub(crate) fn leaving<O: Places>(
     let mut old = item.clone();
     old.group = place.group;
     item.notification = item.formed_id(cx.operator(), subkey.bytes());
-    item.group = place.group;
+    // A notification of one is no group: its event is said, not merged.
+    item.group = if item.activities() > 1 { place.group } else { GroupId::default() };
     let first = if item.silent { "silent" } else { item.channel().map_or("", |channel| channel.as_str()) };
     item.leg = Some(LegId::new(item.notification, first, item.replay));
     // Its events that came with the first leg join the group; a second row of the others is the same.

@@ -258,6 +258,12 @@ impl Drafts {
             self.did.extend(did.iter().filter(|did| !opened || **did != Did::Created));
         }
         let text = |span: Span| &self.texts[span.range()];
+        // A second copy of an event opens a story that is under way: it still waits for what it waited.
+        let opens = |draft: &&Draft| {
+            self.states[draft.states.range()].iter().all(|did| matches!(did, Did::Created | Did::Validated))
+        };
+        let until = of_unit().rfind(|draft| !opens(draft)).map(|draft| draft.until);
+        let until = until.unwrap_or(older.as_ref().and_then(|row| row.until));
         let group = of_unit().rev().map(|draft| draft.group).find(|group| *group != GroupId::default());
         let caused_by = of_unit().rev().map(|draft| text(draft.caused_by)).find(|words| !words.is_empty());
         let row = RowOf {
@@ -287,7 +293,7 @@ impl Drafts {
             operator: text(newest.operator),
             reason: of_unit().rev().find_map(|draft| draft.reason).or(older.as_ref().and_then(|row| row.reason)),
             attempt: 0,
-            until: newest.until,
+            until,
             cost_microdollars: 0,
             created_at: older.as_ref().map_or(oldest.created_at, |row| row.created_at),
             ready_at: newest.ready_at,

@@ -41,7 +41,8 @@ use tidings_schemas::time::Instant;
 use consent::{Known, fresh_until};
 use steps::{Now, Station};
 use thing::Thing;
-pub use told::{Difference, Fate, Told, Unit};
+use told::Story;
+pub use told::{Difference, End, Fate, Told, Unit};
 pub use topology::{NotModelled, Records, Source, Topology, Written};
 
 /// The engine fires at most so many of an operator's timers per key group and epoch and leaves the
@@ -55,6 +56,10 @@ pub struct Slips {
     pub counts_twice: bool,
     /// Retractions take nothing out.
     pub forgets_retractions: bool,
+    /// A changed profile does not reach what is parked.
+    pub forgets_the_parked: bool,
+    /// What was due before an epoch's side inputs is released before they are heard.
+    pub timers_first: bool,
 }
 
 /// What a decision depends on beside events and profiles.
@@ -88,6 +93,9 @@ pub struct Oracle {
     slips: Slips,
     stations: Vec<Station>,
     users: BTreeMap<String, Known>,
+    /// The policies changed since the last epoch.
+    changed: bool,
+    story: Story,
 }
 
 /// What sets a wave off, beside what comes in from above.
@@ -103,7 +111,14 @@ impl Oracle {
     pub fn new(topology: Topology, policies: Policies) -> Self {
         let stations = topology.steps.iter().map(|step| Station::new(&step.kind)).collect();
         let rules = Rules { topology, policies };
-        Self { rules, slips: Slips::default(), stations, users: BTreeMap::new() }
+        Self {
+            rules,
+            slips: Slips::default(),
+            stations,
+            users: BTreeMap::new(),
+            changed: false,
+            story: Story::default(),
+        }
     }
 
     /// The same with deliberate mistakes.
@@ -111,6 +126,12 @@ impl Oracle {
     pub fn with(mut self, slips: Slips) -> Self {
         self.slips = slips;
         self
+    }
+
+    /// Other policies hold from the next epoch on.
+    pub fn change(&mut self, policies: Policies) {
+        self.changed |= self.rules.policies != policies;
+        self.rules.policies = policies;
     }
 
     /// The earliest deadline.
@@ -143,7 +164,18 @@ impl Oracle {
         let nobody = Known::default();
         let changed = |user: &&String| before.get(*user).unwrap_or(&nobody) != &self.users[*user];
         let changed: BTreeSet<String> = self.users.keys().filter(changed).cloned().collect();
-        self.wave(number, now, &mut told, &Trigger::Changed(&changed), None)?;
+        if self.slips.timers_first {
+            let after = std::mem::replace(&mut self.users, before);
+            self.wave(number, now, &mut told, &Trigger::Timers, None)?;
+            self.users = after;
+        }
+        if !self.slips.forgets_the_parked {
+            self.wave(number, now, &mut told, &Trigger::Changed(&changed), None)?;
+        }
+        if std::mem::take(&mut self.changed) {
+            let waiting = self.stations.iter().flat_map(Station::waiting).collect();
+            self.wave(number, now, &mut told, &Trigger::Changed(&waiting), None)?;
+        }
         // 2. Due timers, as a wave down the chain.
         self.wave(number, now, &mut told, &Trigger::Timers, None)?;
         // 3. Records by (source, partition, offset), each down the whole chain.
@@ -152,7 +184,14 @@ impl Oracle {
                 self.wave(number, now, &mut told, &Trigger::Nothing, Some(arrival))?;
             }
         }
+        self.story.add(&told);
         Ok(told)
+    }
+
+    /// What became of an event, as of the newest epoch. None: it was never heard of here.
+    #[must_use]
+    pub fn end(&self, event: EventId) -> Option<End> {
+        self.story.end(event)
     }
 
     /// Takes in a profile or an address; None where it is neither.

@@ -355,6 +355,7 @@ impl Run<'_> {
                     cause: &cause,
                     ordinal: &ordinal,
                     drafts: &mut self.drafts,
+                    texts: &mut self.saying.texts,
                 };
                 end.of(&item, &mut self.saying.values)
             }

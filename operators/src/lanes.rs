@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 use tidings_schemas::channel::{Channel, Op, Priority};
+use tidings_schemas::event::Actor;
 use tidings_schemas::ids::EventId;
 use tidings_schemas::lane::LaneRef;
 use tidings_schemas::lifecycle::{State as Did, Unit};
@@ -79,8 +80,13 @@ impl End<'_> {
     /// Appends the lane record of a leg.
     fn put(&self, item: &Item, channel: Channel, value: &mut Vec<u8>) {
         let newest = item.newest();
-        let actors = item.actor_names();
-        let actors: SmallVec<[&str; NAMES_MAX]> = actors.iter().map(String::as_str).collect();
+        // Most items are of one member: no need to look who is distinct.
+        let alone = item.members.len() == 1 && item.folded.count == 0;
+        let names = if alone { Vec::new() } else { item.actor_names() };
+        let actors: SmallVec<[&str; NAMES_MAX]> = match &newest.actor {
+            Some(Actor { id, name }) if alone => [name.as_deref().unwrap_or(id)].into_iter().collect(),
+            _ => names.iter().map(String::as_str).collect(),
+        };
         let members: SmallVec<[EventId; 4]> = item.members.iter().map(|member| member.event).collect();
         let record = LaneRef {
             notification: item.notification,
@@ -98,7 +104,7 @@ impl End<'_> {
             locale: self.known.profile.locale.as_deref(),
             data: &newest.content.data,
             actors: &actors,
-            actors_count: item.actors_count(),
+            actors_count: if alone { actors.len() as u64 } else { item.actors_count() },
             activities: item.activities(),
             object: item.object.as_deref(),
             members: &members,

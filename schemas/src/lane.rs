@@ -183,10 +183,14 @@ pub struct LaneRef<'a> {
     pub only_address: Option<&'a str>,
 }
 
+/// What a record of common length takes beside its data: room is made for so many at a time.
+const RECORD_BYTES: usize = 1_024;
+
 impl LaneRef<'_> {
     /// Appends the record as JSON.
     pub fn put(&self, to: &mut Vec<u8>) {
         let channel = |to: &mut Vec<u8>, channel: &Channel| json::put_word(to, channel.as_str());
+        to.reserve(RECORD_BYTES + self.data.len());
         to.extend_from_slice(br#"{"v":"#);
         json::put_number(to, u64::from(LANE_VERSION));
         to.extend_from_slice(br#","notification":"#);
@@ -248,9 +252,15 @@ impl LaneRef<'_> {
         to.extend_from_slice(br#","returns":"#);
         json::put_number(to, u64::from(self.returns));
         to.extend_from_slice(br#","created_at":"#);
+        let start = to.len();
         json::put_instant(to, self.created_at);
+        let end = to.len();
         to.extend_from_slice(br#","ready_at":"#);
-        json::put_instant(to, self.ready_at);
+        if self.ready_at == self.created_at {
+            to.extend_from_within(start..end);
+        } else {
+            json::put_instant(to, self.ready_at);
+        }
         to.extend_from_slice(br#","expires_at":"#);
         json::put_option(to, self.expires_at, json::put_instant);
         to.extend_from_slice(br#","fresh_until":"#);

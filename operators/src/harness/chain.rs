@@ -14,17 +14,18 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use tidings_schemas::channel::Priority;
-use tidings_schemas::ids::{KeyGroup, key_group, placement};
+use tidings_schemas::ids::{key_group, placement};
 use tidings_schemas::time::Instant;
 
+use super::delta::Delta;
 use super::drafts::Drafts;
 use super::dropped::{DropCount, Dropped, MayDrop};
 use super::feed::Lot;
 use super::ordinal::Ordinal;
-use super::output::{Delta, EpochOutput, Said, To};
+use super::output::{EpochOutput, To};
 use super::profiles::{PROFILES, Profiles};
+use super::saying::Saying;
 use super::stage::{Env, Flow, Outbox, Stage};
 use super::table::{Image, StateKey, UserKey};
 use crate::ingest::{Arrived, Body, Path};
@@ -78,7 +79,9 @@ pub struct Chain {
     profiles: Profiles,
     rules: Option<[u8; 32]>,
     path: Path,
+    /// Room for what an epoch says: it is used again and again.
     drafts: Drafts,
+    saying: Saying,
     dropped: Dropped,
     /// What waits for each operator; empty between two waves, and kept for its memory.
     inboxes: Vec<Vec<Flow>>,
@@ -88,9 +91,19 @@ pub struct Chain {
 
 impl Chain {
     pub(crate) fn new(nodes: Vec<Node>, sources: Vec<Vec<Target>>, path: Path) -> Self {
-        let (profiles, drafts, dropped) = (Profiles::default(), Drafts::default(), Dropped::default());
         let inboxes = nodes.iter().map(|_| Vec::new()).collect();
-        Self { nodes, sources, profiles, rules: None, path, drafts, dropped, inboxes, flows: Vec::new() }
+        Self {
+            nodes,
+            sources,
+            profiles: Profiles::default(),
+            rules: None,
+            path,
+            drafts: Drafts::default(),
+            saying: Saying::default(),
+            dropped: Dropped::default(),
+            inboxes,
+            flows: Vec::new(),
+        }
     }
 
     /// Puts images of a checkpoint back; `images` are those that this worker owns. `rules` names
@@ -154,24 +167,25 @@ impl Chain {
     /// Runs one epoch. `blocks` are this worker's, one partition's in the order in which they were
     /// sent; partitions in any order.
     pub fn epoch(&mut self, epoch: u64, now: Instant, rules: &Rules, mut blocks: Vec<Block>) -> EpochOutput {
-        let mut drafts = std::mem::take(&mut self.drafts);
+        let (mut drafts, saying) = (std::mem::take(&mut self.drafts), std::mem::take(&mut self.saying));
         drafts.begin(epoch, now, self.path);
-        let delta = std::mem::take(&mut self.dropped).say(&mut drafts);
-        let output = EpochOutput { epoch, now, delta, ..EpochOutput::default() };
-        let mut run = Run { epoch, now, rules, path: self.path, output, drafts, values: Vec::new(), ends: Vec::new() };
+        let dropped = std::mem::take(&mut self.dropped).say(&mut drafts);
+        let mut run = Run { epoch, now, rules, path: self.path, drafts, saying };
         blocks.sort_by_key(|block| block.lot);
         let (side, records): (Vec<_>, Vec<_>) = blocks.into_iter().partition(|block| block.is_side_input());
         self.side_inputs(&mut run, side);
         self.timers(&mut run);
         self.records(&mut run, records);
-        let (mut output, drafts) = run.finish();
-        self.drafts = drafts;
-        output.delta = self.delta();
-        output.next_timer = self.next_timer();
-        output
+        let Run { mut drafts, mut saying, .. } = run;
+        let ((rows, of_rows), (said, of_said)) = (drafts.finish(), saying.finish());
+        (self.drafts, self.saying) = (drafts, saying);
+        let (digest, next_timer) = (of_rows.wrapping_add(of_said), self.next_timer());
+        let mut delta = dropped;
+        delta.join(self.delta());
+        EpochOutput { epoch, now, said, rows, digest, next_timer, delta, ..EpochOutput::default() }
     }
 
-    /// What the epoch changed. Images come in order, so that the map is built in one go.
+    /// What the epoch changed. Images come in order.
     fn delta(&mut self) -> Delta {
         let mut images = Vec::new();
         let mut nodes: Vec<_> = self.nodes.iter_mut().collect();
@@ -236,7 +250,7 @@ impl Chain {
                 match arrived.body {
                     Body::Item(item) => {
                         let (cause, placement) = (Cause::Event(arrived.event), placement(&item.user));
-                        let flow = Flow { ordinal, cause, port: 0, placement, item: *item };
+                        let flow = Flow { ordinal, cause, port: 0, placement, item };
                         deliver(run, &self.profiles, targets, flow, &mut self.inboxes);
                         waiting += 1;
                     }
@@ -319,11 +333,8 @@ struct Run<'a> {
     now: Instant,
     rules: &'a Rules,
     path: Path,
-    output: EpochOutput,
     drafts: Drafts,
-    /// The values of all outputs, one after the other, and where each ends.
-    values: Vec<u8>,
-    ends: Vec<usize>,
+    saying: Saying,
 }
 
 impl Run<'_> {
@@ -331,8 +342,8 @@ impl Run<'_> {
     fn end(&mut self, flow: Flow, known: &Known) {
         let Flow { ordinal, cause, item, port, placement } = flow;
         let to = match port {
-            PORT_CRITICAL => Some(lanes::hand_over(&item, Priority::Critical, &mut self.values)),
-            PORT_HIGH => Some(lanes::hand_over(&item, Priority::High, &mut self.values)),
+            PORT_CRITICAL => Some(lanes::hand_over(&item, Priority::Critical, &mut self.saying.values)),
+            PORT_HIGH => Some(lanes::hand_over(&item, Priority::High, &mut self.saying.values)),
             _ => {
                 let mut end = lanes::End {
                     now: self.now,
@@ -342,44 +353,20 @@ impl Run<'_> {
                     ordinal: &ordinal,
                     drafts: &mut self.drafts,
                 };
-                end.of(&item, &mut self.values)
+                end.of(&item, &mut self.saying.values)
             }
         };
         if let Some(to) = to {
-            self.say(ordinal, to, key_group(placement), Arc::clone(&item.user));
+            self.saying.say(ordinal, to, key_group(placement), Arc::clone(&item.user));
         }
     }
 
     /// A record that is no event: to the dead letters, with a row.
     fn reject(&mut self, ordinal: Ordinal, rejected: &crate::ingest::Rejected) {
         rejected.record(&ordinal, &mut self.drafts);
-        self.values.extend_from_slice(&rejected.letter(self.path));
+        self.saying.values.extend_from_slice(&rejected.letter(self.path));
         let group = key_group(placement(&rejected.user));
-        self.say(ordinal, To::Dlq(rejected.reason), group, Arc::clone(&rejected.user));
-    }
-
-    /// Notes where the value that was just written goes.
-    fn say(&mut self, ordinal: Ordinal, to: To, group: KeyGroup, user: Arc<str>) {
-        let said = Said { group, ordinal, to, user, value: Bytes::new() };
-        let start = self.ends.last().copied().unwrap_or(0);
-        self.output.digest = self.output.digest.wrapping_add(said.digest(&self.values[start..]));
-        self.ends.push(self.values.len());
-        self.output.said.push(said);
-    }
-
-    /// What the epoch says, and the drafts' buffers for the next one.
-    fn finish(self) -> (EpochOutput, Drafts) {
-        let Self { mut output, mut drafts, values, ends, .. } = self;
-        let values = Bytes::from(values);
-        let mut start = 0;
-        for (said, end) in output.said.iter_mut().zip(ends) {
-            said.value = values.slice(start..end);
-            start = end;
-        }
-        let (rows, digest) = drafts.finish();
-        output.rows = rows;
-        output.digest = output.digest.wrapping_add(digest);
-        (output, drafts)
+        self.saying.say(ordinal, To::Dlq(rejected.reason), group, Arc::clone(&rejected.user));
     }
 }
 

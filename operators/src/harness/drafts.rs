@@ -11,6 +11,7 @@
 use std::cmp::Ordering;
 
 use bytes::Bytes;
+use crc32c::crc32c;
 use hashbrown::HashTable;
 use tidings_schemas::channel::{Channel, Priority};
 use tidings_schemas::ids::{EventId, GroupId, IntentId, LegId, NotificationId, placement};
@@ -18,7 +19,7 @@ use tidings_schemas::lifecycle::{RowOf, Stage as Writer, State as Did, Unit};
 use tidings_schemas::reason::Reason;
 use tidings_schemas::rows::{Place, Rows, decode, put};
 use tidings_schemas::time::Instant;
-use xxhash_rust::xxh3::xxh3_64;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::ordinal::Ordinal;
 use crate::ingest::Path;
@@ -68,8 +69,21 @@ struct Draft {
 /// A part of a shared buffer.
 #[derive(Clone, Copy, Debug, Default)]
 struct Span {
-    start: usize,
-    end: usize,
+    start: u32,
+    end: u32,
+}
+
+impl Span {
+    /// From `start` to the end of what is `length` long now. Four gigabytes of one wave's texts would be
+    /// of fifty million drafts.
+    fn until(start: usize, length: usize) -> Self {
+        let bounded = |place| u32::try_from(place).unwrap_or(u32::MAX);
+        Self { start: bounded(start), end: bounded(length) }
+    }
+
+    fn range(self) -> std::ops::Range<usize> {
+        self.start as usize..self.end as usize
+    }
 }
 
 /// A unit that this epoch speaks of.
@@ -141,7 +155,7 @@ impl Drafts {
             next: NONE,
             call,
             unit,
-            states: Span { start: self.states.len(), end: self.states.len() + did.len() },
+            states: Span::until(self.states.len(), self.states.len() + did.len()),
             reason,
             until,
             event: about.event,
@@ -172,17 +186,15 @@ impl Drafts {
         let number = self.drafts.len();
         self.drafts.push(draft);
 
-        // Ids are hashes already.
-        let hash = |id: &[u8; 16]| id.first_chunk().copied().map_or(0, u64::from_le_bytes);
         let units = &mut self.units;
         let same = |told: &usize| units[*told].place.unit == (unit, id);
-        let told = match self.by_unit.find(hash(&id), same) {
+        let told = match self.by_unit.find(id_hash(&id), same) {
             Some(told) => *told,
             None => {
                 let place = Place { unit: (unit, id), placement: placement(about.user), bytes: (0, 0) };
                 units.push(Told { place, digest: 0, first: NONE, last: NONE });
                 let told = units.len() - 1;
-                self.by_unit.insert_unique(hash(&id), told, |told| hash(&units[*told].place.unit.1));
+                self.by_unit.insert_unique(id_hash(&id), told, |told| id_hash(&units[*told].place.unit.1));
                 told
             }
         };
@@ -199,7 +211,7 @@ impl Drafts {
     fn text(&mut self, text: &str) -> Span {
         let start = self.texts.len();
         self.texts.push_str(text);
-        Span { start, end: self.texts.len() }
+        Span::until(start, self.texts.len())
     }
 
     /// Ends a wave: what it said becomes rows.
@@ -242,15 +254,13 @@ impl Drafts {
         self.did.extend(older.iter().flat_map(|row| &row.states));
         for draft in of_unit() {
             let opened = !self.did.is_empty();
-            let did = &self.states[draft.states.start..draft.states.end];
+            let did = &self.states[draft.states.range()];
             self.did.extend(did.iter().filter(|did| !opened || **did != Did::Created));
         }
-        let text = |span: Span| &self.texts[span.start..span.end];
+        let text = |span: Span| &self.texts[span.range()];
         // A second copy of an event opens a story that is under way: it still waits for what it waited.
         let opens = |draft: &&Draft| {
-            self.states[draft.states.start..draft.states.end]
-                .iter()
-                .all(|did| matches!(did, Did::Created | Did::Validated))
+            self.states[draft.states.range()].iter().all(|did| matches!(did, Did::Created | Did::Validated))
         };
         let until = of_unit().rfind(|draft| !opens(draft)).map(|draft| draft.until);
         let until = until.unwrap_or(older.as_ref().and_then(|row| row.until));
@@ -289,8 +299,10 @@ impl Drafts {
             ready_at: newest.ready_at,
             caused_by: caused_by.or(older.as_ref().map(|row| &row.caused_by[..])).unwrap_or_default(),
         };
-        let place = put(&mut self.bytes, &row.sealed(), place.placement);
-        let digest = xxh3_64(&self.bytes[place.bytes.0..place.bytes.1]);
+        let row = row.sealed();
+        let place = put(&mut self.bytes, &row, place.placement);
+        let checksum = crc32c(&self.bytes[place.bytes.0..place.bytes.1]);
+        let digest = xxh3_64_with_seed(&row.row_id.0, u64::from(checksum));
         self.units[told] = Told { place, digest, first: NONE, last: NONE };
     }
 
@@ -298,12 +310,25 @@ impl Drafts {
     pub(crate) fn finish(&mut self) -> (Rows, u64) {
         self.settle();
         self.by_unit.clear();
-        self.units.sort_unstable_by_key(|told| told.place.unit);
+        // Ids are hashes: their beginnings all but decide, and are small.
+        let beginning = |told: &Told| (told.place.unit.0, id_hash(&told.place.unit.1).swap_bytes());
+        let mut order: Vec<_> = self.units.iter().map(beginning).zip(0..).collect();
+        let unit = |number: usize| self.units[number].place.unit;
+        order.sort_unstable_by(|(one, first), (two, second)| {
+            one.cmp(two).then_with(|| unit(*first).cmp(&unit(*second)))
+        });
         let digest = self.units.iter().fold(0_u64, |sum, told| sum.wrapping_add(told.digest));
         let room = self.bytes.len();
         let bytes = Bytes::from(std::mem::replace(&mut self.bytes, Vec::with_capacity(room)));
-        (Rows::new(bytes, self.units.drain(..).map(|told| told.place)), digest)
+        let rows = Rows::new(bytes, order.into_iter().map(|(_, number)| self.units[number].place));
+        self.units.clear();
+        (rows, digest)
     }
+}
+
+/// Ids are hashes already.
+fn id_hash(id: &[u8; 16]) -> u64 {
+    id.first_chunk().copied().map_or(0, u64::from_le_bytes)
 }
 
 impl Speaker {
@@ -311,14 +336,17 @@ impl Speaker {
     fn cmp(&self, other: &Self) -> Ordering {
         let (one, two) = (&self.ordinal.0[..], &other.ordinal.0[..]);
         let both = one.len().min(two.len());
-        one[..both].cmp(&two[..both]).then_with(|| {
-            // The operator's own hop, as in an ordinal: number and port 0. The chain's end has none.
-            let hop = |speaker: &Self| speaker.operator.map(|number| [(number >> 8) as u8, number as u8, 0]);
-            let (own, others) = (hop(self), hop(other));
-            let rest = |bytes: &[u8], hop: Option<[u8; 3]>| -> smallvec::SmallVec<[u8; 16]> {
-                bytes.iter().copied().take(3).chain(hop.into_iter().flatten()).take(3).collect()
-            };
-            rest(&one[both..], own).cmp(&rest(&two[both..], others))
-        })
+        one[..both].cmp(&two[..both]).then_with(|| self.behind(both).cmp(&other.behind(both)))
+    }
+
+    /// What follows the first `from` bytes of its ordinal, as far as the next hop's number and port: the
+    /// operator's own hop has port 0, the chain's end has none.
+    fn behind(&self, from: usize) -> (usize, [u8; 3]) {
+        let rest = &self.ordinal.0[from..];
+        match (rest, self.operator) {
+            ([one, two, port, ..], _) => (3, [*one, *two, *port]),
+            (_, Some(number)) => (3, [(number >> 8) as u8, number as u8, 0]),
+            (_, None) => (0, [0; 3]),
+        }
     }
 }

@@ -32,12 +32,14 @@
 
 pub mod chain;
 pub mod dataflow;
+pub mod delta;
 pub(crate) mod drafts;
 pub mod dropped;
 pub mod feed;
 pub mod ordinal;
 pub mod output;
 pub(crate) mod profiles;
+pub(crate) mod saying;
 pub(crate) mod slab;
 pub(crate) mod stage;
 pub mod table;

@@ -5,6 +5,7 @@
 //! operators that walk them. What an epoch touched is marked where it lies;
 //! `Table::drain_dirty` turns the marks into images.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use hashbrown::HashTable;
@@ -108,15 +109,18 @@ impl Index {
     }
 }
 
+/// A head's bytes: most are few.
+pub type HeadBytes = SmallVec<[u8; 40]>;
+
 /// What a key was at an epoch's end.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Image {
     /// The head: version and bytes; absent where there is none.
-    pub head: Option<(u8, Vec<u8>)>,
+    pub head: Option<(u8, HeadBytes)>,
     /// The body, where this epoch set it: version and bytes, or removed. `None` keeps the older one.
     pub body: Option<Option<(u8, Vec<u8>)>>,
     /// Its timers.
-    pub timers: Vec<(TimerId, Instant)>,
+    pub timers: SmallVec<[(TimerId, Instant); 1]>,
 }
 
 impl Image {
@@ -158,6 +162,8 @@ pub(crate) struct Table<O: Operator> {
     /// Entries touched in this epoch, each once.
     dirty: Vec<Place>,
     timers: Timers,
+    /// The entry that was found last: a call asks for one several times.
+    last: Cell<Place>,
 }
 
 impl<O: Operator> Table<O> {
@@ -170,6 +176,7 @@ impl<O: Operator> Table<O> {
             dirty_users: Vec::new(),
             dirty: Vec::new(),
             timers: Timers::default(),
+            last: Cell::new(0),
         }
     }
 
@@ -189,7 +196,12 @@ impl<O: Operator> Table<O> {
             };
             self.entries.get(place).is_some_and(is)
         };
-        self.entry_index.find(user.entry_hash(subkey), is)
+        if is(self.last.get()) {
+            return Some(self.last.get());
+        }
+        let found = self.entry_index.find(user.entry_hash(subkey), is);
+        found.into_iter().for_each(|place| self.last.set(place));
+        found
     }
 
     fn entry(&self, user: UserKey<'_>, subkey: &Subkey) -> Option<&Entry<O>> {
@@ -235,6 +247,7 @@ impl<O: Operator> Table<O> {
             entries.get(place).map_or(0, hash)
         };
         self.entry_index.insert(user.entry_hash(subkey), place, rehash);
+        self.last.set(place);
         place
     }
 
@@ -474,11 +487,8 @@ impl<O: Operator> Table<O> {
             let (name, group) = (Arc::clone(&known.name), key_group(known.placement));
             let Some(place) = entry else {
                 known.dirty = false;
-                let out = Image {
-                    head: known.state.as_ref().map(|state| encoder.encode(state)),
-                    body: Some(None),
-                    timers: Vec::new(),
-                };
+                let head = known.state.as_ref().map(|state| (O::User::VERSION, encoder.encode(state).into()));
+                let out = Image { head, body: Some(None), ..Image::default() };
                 image(StateKey { group, user: name, subkey: None }, out);
                 self.drop_user_if_gone(user);
                 continue;
@@ -487,8 +497,8 @@ impl<O: Operator> Table<O> {
             entry.dirty = false;
             let set = std::mem::take(&mut entry.body_dirty);
             let out = Image {
-                head: entry.head.as_ref().map(|head| encoder.encode(head)),
-                body: set.then(|| entry.body.as_ref().map(|body| encoder.encode(body))),
+                head: entry.head.as_ref().map(|head| (O::Entry::VERSION, encoder.encode(head).into())),
+                body: set.then(|| entry.body.as_ref().map(|body| (O::Body::VERSION, encoder.encode(body).to_vec()))),
                 timers: entry.timers.iter().map(|timer| (timer.id, timer.at)).collect(),
             };
             image(StateKey { group, user: name, subkey: Some(entry.subkey.clone()) }, out);
@@ -580,11 +590,11 @@ impl<O: Operator> Table<O> {
 struct Encoder(Vec<u8>);
 
 impl Encoder {
-    fn encode<S: State>(&mut self, state: &S) -> (u8, Vec<u8>) {
+    fn encode<S: State>(&mut self, state: &S) -> &[u8] {
         self.0.clear();
         // Serialising into memory fails only for types that do not know their length; none of ours.
         self.0 = postcard::to_extend(state, std::mem::take(&mut self.0)).unwrap_or_default();
-        (S::VERSION, self.0.as_slice().to_vec())
+        &self.0
     }
 }
 

@@ -35,7 +35,7 @@ use std::sync::Arc;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 use serde::{Deserialize, Serialize};
-use tidings_operators::harness::output::Delta;
+use tidings_operators::harness::delta::{Delta, Pending};
 use tidings_operators::harness::table::{Image, StateKey};
 use tidings_schemas::codec::{frame, unframe};
 use tidings_schemas::time::Instant;
@@ -224,16 +224,12 @@ impl Checkpoints {
     }
 
     fn merged(&self, chunks: &[String]) -> Result<Delta, CheckpointError> {
-        let mut state = Delta::new();
+        let mut state = Pending::default();
         for chunk in chunks {
             let images: Vec<(Arc<str>, StateKey, Image)> = self.decode(chunk)?;
-            for (operator, key, image) in images {
-                let key = (operator, key);
-                let before = state.remove(&key);
-                state.insert(key, image.upon(before));
-            }
+            state.add(images.into_iter().map(|(operator, key, image)| ((operator, key), image)).collect());
         }
-        Ok(state)
+        Ok(state.into_delta())
     }
 
     /// Step 5: deletes a manifest that is not kept any more, and its chunks that no kept one names.
@@ -277,11 +273,11 @@ mod tests {
     }
 
     fn image(byte: u8) -> Image {
-        Image { head: Some((1, vec![byte])), body: None, timers: Vec::new() }
+        Image { head: Some((1, [byte].as_slice().into())), ..Image::default() }
     }
 
     fn gone() -> Image {
-        Image { head: None, body: Some(None), timers: Vec::new() }
+        Image { body: Some(None), ..Image::default() }
     }
 
     #[test]

@@ -144,7 +144,9 @@ impl Wiring {
             }
             let operators = wired.inputs.iter().filter(|input| matches!(input, Input::Operator(_))).count();
             let targets = if wired.to_lanes { vec![Target::Lanes] } else { Vec::new() };
-            nodes.push(Node { id: Arc::clone(&wired.id), when, stage, targets, joins: operators > 1 });
+            // A source that enters below others overtakes, within a batch, what the operators above hand on.
+            let joins = operators > 0 && wired.inputs.len() > 1;
+            nodes.push(Node { id: Arc::clone(&wired.id), when, stage, targets, joins });
         }
         Ok(Chain::new(nodes, sources, path))
     }

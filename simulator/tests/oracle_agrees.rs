@@ -23,6 +23,7 @@ const fn seeds_of(stage: Stage) -> u64 {
 }
 
 /// The seeds to run, from `ORACLE_SEEDS=first+count` where one looks further.
+#[expect(clippy::disallowed_methods, reason = "who runs the test says how far it looks")]
 fn seeds(stage: Stage) -> (u64, u64) {
     let asked = std::env::var("ORACLE_SEEDS").ok();
     let asked = asked.as_deref().and_then(|text| text.split_once('+'));
@@ -38,7 +39,7 @@ fn agree(stage: Stage) {
             Err(difference) => panic!("{difference}"),
         }
     }
-    eprintln!("{stage:?}: {lived:?}");
+    assert!(lived.lanes > 1_000 || count < 4, "{stage:?}: a comparison of so little proves little: {lived:?}");
 }
 
 #[test]

@@ -57,7 +57,7 @@ pub(crate) struct Node {
     pub(crate) when: Option<When>,
     pub(crate) stage: Box<dyn Stage>,
     pub(crate) targets: Vec<Target>,
-    /// Whether items of one record can reach it on several ways, so that they must be put in order.
+    /// Whether items can reach it on several ways, so that they must be put in order.
     pub(crate) joins: bool,
 }
 

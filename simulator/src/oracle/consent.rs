@@ -61,9 +61,9 @@ pub(super) fn closed(thing: &Thing, channel: Channel, known: &Known, rules: &Rul
         |consent: &tidings_schemas::profile::Consent| consent.channel == channel && consent.category == thing.category;
     if profile.stops.iter().any(|stop| stop.channel == channel) {
         Some(Reason::LegalStop)
-    } else if profile.channels.get(&channel) == Some(&false) {
-        Some(Reason::OptedOut)
-    } else if !policy.passes_opt_out && !by_type.or(by_category).unwrap_or(true) {
+    } else if profile.channels.get(&channel) == Some(&false)
+        || (!policy.passes_opt_out && !by_type.or(by_category).unwrap_or(true))
+    {
         Some(Reason::OptedOut)
     } else if policy.needs_consent.contains(&channel) && !profile.consents.iter().any(consented) {
         Some(Reason::NoConsent)

@@ -197,7 +197,7 @@ impl Oracle {
                 self.wave(number, now, &mut told, &Trigger::Nothing, Some(arrival))?;
             }
         }
-        self.story.add(&told);
+        self.story.add(&told, now);
         Ok(told)
     }
 

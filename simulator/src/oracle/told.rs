@@ -222,12 +222,12 @@ impl End {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Story {
     fates: BTreeMap<Unit, Fate>,
-    /// The legs of each event, in the order in which they set out.
-    legs: BTreeMap<EventId, Vec<(LegId, bool)>>,
+    /// The legs of each event: whether silent, when it set out.
+    legs: BTreeMap<EventId, BTreeMap<LegId, (bool, Instant)>>,
 }
 
 impl Story {
-    pub(super) fn add(&mut self, told: &Told) {
+    pub(super) fn add(&mut self, told: &Told, now: Instant) {
         for (unit, fate) in &told.fates {
             if *fate != Fate::Open || !self.fates.contains_key(unit) {
                 self.fates.insert(*unit, fate.clone());
@@ -235,12 +235,9 @@ impl Story {
         }
         for (leg, events, silent) in &told.set_out {
             for event in events {
-                let legs = self.legs.entry(*event).or_default();
-                match legs.iter_mut().find(|(known, _)| known == leg) {
-                    // In-app that was asked for may turn silent at night.
-                    Some((_, known)) => *known |= silent,
-                    None => legs.push((*leg, *silent)),
-                }
+                let (known, _) = self.legs.entry(*event).or_default().entry(*leg).or_insert((*silent, now));
+                // In-app that was asked for may turn silent at night.
+                *known |= silent;
             }
         }
     }
@@ -248,7 +245,7 @@ impl Story {
     /// What is known of an event and its legs, in words.
     pub(super) fn describe(&self, event: EventId) -> String {
         let mut text = format!("{:?}", self.fates.get(&Unit::Event(event)));
-        for (leg, silent) in self.legs.get(&event).into_iter().flatten() {
+        for (leg, (silent, _)) in self.legs.get(&event).into_iter().flatten() {
             let _ = write!(text, "; {leg} silent {silent} {:?}", self.fates.get(&Unit::Leg(*leg)));
         }
         text
@@ -261,15 +258,17 @@ impl Story {
         if let Some(end) = own.filter(|end| *end != End::Parked) {
             return Some(end);
         }
-        let legs = self.legs.get(&event).map_or(&[][..], Vec::as_slice);
-        let ends: Vec<_> = legs.iter().map(|(leg, silent)| (self.fates.get(&Unit::Leg(*leg)), silent)).collect();
-        let ends: Vec<_> = ends.iter().filter_map(|(fate, silent)| Some((End::of((*fate)?)?, **silent))).collect();
+        let mut legs: Vec<_> = self.legs.get(&event).into_iter().flatten().collect();
+        // Of legs that set out in one instant the record does not know the order: the lesser id is first.
+        legs.sort_by_key(|(leg, set_out)| (**set_out, **leg));
+        let end = |leg: &LegId| self.fates.get(&Unit::Leg(*leg)).and_then(End::of);
+        let ends: Vec<_> = legs.iter().filter_map(|(leg, (silent, _))| Some((end(leg)?, *silent))).collect();
         let order =
             [(End::Notified, Some(false)), (End::Parked, None), (End::Merged, None), (End::Notified, Some(true))];
         let is = |(end, silent): &(End, Option<bool>)| {
             ends.iter().any(|(other, quiet)| other == end && silent.is_none_or(|silent| silent == *quiet))
         };
-        let first = ends.iter().find(|(_, silent)| !silent).or(ends.first());
+        let first = ends.first();
         order.iter().find(|one| is(one)).map(|(end, _)| *end).or(first.map(|(end, _)| *end)).or(own)
     }
 }

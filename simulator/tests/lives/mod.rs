@@ -657,8 +657,9 @@ fn adds_up(oracle: &Oracle, rows: &[Row]) -> Result<(), String> {
                 })
                 .collect();
             return Err(format!(
-                "the end of {event}\n  expected: {expected:?}\n  found:    {found:?}\n{}",
-                format!("{}\n  oracle: {}", rows.join("\n"), oracle.describe(event))
+                "the end of {event}\n  expected: {expected:?}\n  found:    {found:?}\n{}\n  oracle: {}",
+                rows.join("\n"),
+                oracle.describe(event)
             ));
         }
     }

@@ -295,7 +295,8 @@ mod tests {
             assert!(manifest.chunks.len() <= CHUNKS_MAX);
         }
         let state = checkpoints.state(&manifest).unwrap();
-        let heads: Vec<_> = state.iter().map(|((_, key), image)| (key.user.to_string(), image.head.clone())).collect();
+        let head = |image: &Image| image.head.as_ref().map(|(version, bytes)| (*version, bytes.to_vec()));
+        let heads: Vec<_> = state.iter().map(|((_, key), image)| (key.user.to_string(), head(image))).collect();
         let expected =
             [("u0", 39), ("u1", 40), ("u2", 38)].map(|(user, byte)| (user.to_owned(), Some((1, vec![byte]))));
         assert_eq!(heads, expected);

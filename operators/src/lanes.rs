@@ -14,7 +14,7 @@ use tidings_schemas::lane::LaneRef;
 use tidings_schemas::lifecycle::{State as Did, Unit};
 use tidings_schemas::policy::QuietRule;
 use tidings_schemas::reason::Reason;
-use tidings_schemas::time::Instant;
+use tidings_schemas::time::{Instant, InstantTexts};
 
 use crate::harness::drafts::Drafts;
 use crate::harness::ordinal::Ordinal;
@@ -39,6 +39,7 @@ pub(crate) struct End<'a> {
     pub(crate) cause: &'a Cause,
     pub(crate) ordinal: &'a Ordinal,
     pub(crate) drafts: &'a mut Drafts,
+    pub(crate) texts: &'a mut InstantTexts,
 }
 
 impl End<'_> {
@@ -78,7 +79,7 @@ impl End<'_> {
     }
 
     /// Appends the lane record of a leg.
-    fn put(&self, item: &Item, channel: Channel, value: &mut Vec<u8>) {
+    fn put(&mut self, item: &Item, channel: Channel, value: &mut Vec<u8>) {
         let newest = item.newest();
         // Most items are of one member: no need to look who is distinct.
         let alone = item.members.len() == 1 && item.folded.count == 0;
@@ -119,7 +120,7 @@ impl End<'_> {
             replay: item.replay,
             only_address: item.only_address.as_deref(),
         };
-        record.put(value);
+        record.put(value, self.texts);
     }
 }
 

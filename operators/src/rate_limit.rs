@@ -30,6 +30,7 @@ use tidings_schemas::reason::Reason;
 use tidings_schemas::time::Instant;
 use tidings_schemas::units::Rate;
 
+use crate::deliberate::{self, Bug};
 use crate::item::Item;
 use crate::keyed::{Cx, Known, Operator, State, Subkey, TimerId};
 use crate::params::{Mistake, Names, Position, Report, Step, key};
@@ -470,6 +471,9 @@ fn count(cx: &mut Cx<'_, RateLimit>, held: &AllHeld) {
                 sends.pop_front();
             }
             sends.push_back(now);
+            if deliberate::has(Bug::CountedTwice) {
+                sends.push_back(now);
+            }
         }
         cx.set_timer(counter, FORGET, now.after(span));
     }

@@ -196,8 +196,9 @@ fn came_back(cx: &mut Cx<'_, Route>, mut item: Box<Item>, cause: ReturnCause) {
                 returned: None,
                 ..(*item).clone()
             });
-            // The leg that failed ends in the one that takes its place.
-            cx.record_leg(&item, &[Did::Returned, Did::FailedOver], Some(Reason::Undeliverable), None);
+            // The leg that failed ends here: `returned` alone would read as if it still came back.
+            let did = [Did::Returned, Did::Suppressed, Did::FailedOver];
+            cx.record_leg(&item, &did, Some(Reason::Undeliverable), None);
             leave(cx, next);
         }
         ReturnCause::Replay => {

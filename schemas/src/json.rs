@@ -2,7 +2,7 @@
 //! straight into a shared buffer.
 
 use crate::ids::IdText;
-use crate::time::Instant;
+use crate::time::{Instant, InstantTexts};
 
 /// Whether one of these eight bytes is a quote, a backslash or a control character.
 const fn special(bytes: [u8; 8]) -> bool {
@@ -49,9 +49,9 @@ pub(crate) fn put_id(to: &mut Vec<u8>, id: IdText) {
 }
 
 /// Appends an instant.
-pub(crate) fn put_instant(to: &mut Vec<u8>, instant: Instant) {
+pub(crate) fn put_instant(to: &mut Vec<u8>, instant: Instant, texts: &mut InstantTexts) {
     to.push(b'"');
-    instant.put(to);
+    texts.put(instant, to);
     to.push(b'"');
 }
 

@@ -8,7 +8,9 @@ mod lives;
 use std::time::Duration;
 
 use lives::{Life, Lived, Stage, check};
-use tidings_simulator::oracle::Slips;
+use tidings_operators::calendar::Calendar;
+use tidings_pipeline::topology::{FixedEnvironment, Loader, OperatorKinds, ProviderKinds, SourceText};
+use tidings_simulator::oracle::{Slips, Topology};
 
 /// Seeds of each stage in CI: some seconds in all. A crowd is large, the whole is where faults are.
 const fn seeds_of(stage: Stage) -> u64 {
@@ -101,4 +103,28 @@ fn each_mistake_is_noticed() {
     ] {
         caught(mistake, Stage::Limits, |life| (life, slips));
     }
+}
+
+#[test]
+fn the_example_is_understood_and_a_branch_is_refused() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/topology.yaml");
+    let text = std::fs::read_to_string(path).expect("the example");
+    let loader = Loader {
+        operators: &OperatorKinds::standard(),
+        providers: &ProviderKinds::standard(),
+        calendar: &Calendar::bundled(),
+        environment: &FixedEnvironment { variables: Default::default(), files: Default::default() },
+    };
+    let mut config = loader.check(SourceText::new("topology.yaml", &text)).expect("it is right").config;
+    let provided = config.topology.sinks.keys().copied().collect();
+    Topology::of_config(&config.topology, provided).expect("the oracle models the default topology");
+    let skipped = config.topology.operators.remove(3);
+    let refused = Topology::of_config(&config.topology, provided).expect_err("a chain with a gap");
+    assert_eq!(
+        refused.to_string(),
+        format!(
+            "the oracle does not model operator `aggregate`: it reads `{}`, which is not the one before it",
+            skipped.id
+        )
+    );
 }

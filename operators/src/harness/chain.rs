@@ -28,6 +28,7 @@ use super::profiles::{PROFILES, Profiles};
 use super::saying::Saying;
 use super::stage::{Env, Flow, Outbox, Stage};
 use super::table::{Image, StateKey, UserKey};
+use crate::deliberate::{self, Bug};
 use crate::ingest::{Arrived, Body, Path};
 use crate::keyed::{Cause, Known, PORT_CRITICAL, PORT_HIGH};
 use crate::lanes;
@@ -171,7 +172,9 @@ impl Chain {
         drafts.begin(epoch, now, self.path);
         let dropped = std::mem::take(&mut self.dropped).say(&mut drafts);
         let mut run = Run { epoch, now, rules, path: self.path, drafts, saying };
-        blocks.sort_by_key(|block| block.lot);
+        if !deliberate::has(Bug::ArrivalOrder) {
+            blocks.sort_by_key(|block| block.lot);
+        }
         let (side, records): (Vec<_>, Vec<_>) = blocks.into_iter().partition(|block| block.is_side_input());
         self.side_inputs(&mut run, side);
         self.timers(&mut run);
@@ -352,6 +355,7 @@ impl Run<'_> {
                     cause: &cause,
                     ordinal: &ordinal,
                     drafts: &mut self.drafts,
+                    texts: &mut self.saying.texts,
                 };
                 end.of(&item, &mut self.saying.values)
             }

@@ -230,42 +230,41 @@ impl Drafts {
     /// stays as it was.
     fn fold(&mut self, told: usize) {
         let Told { place, first, .. } = self.units[told];
-        self.of_unit.clear();
-        let mut next = first;
-        while let Some(draft) = self.drafts.get(next) {
-            self.of_unit.push(next);
-            next = draft.next;
-        }
-        let (drafts, calls) = (&self.drafts, &self.calls);
-        let order = |one: &usize, two: &usize| {
-            let (of_one, of_two) = (drafts[*one].call, drafts[*two].call);
-            if of_one == of_two { one.cmp(two) } else { calls[of_one.0].cmp(&calls[of_two.0]).then(one.cmp(two)) }
-        };
-        if !self.of_unit.is_sorted_by(|one, two| order(one, two) != Ordering::Greater) {
-            self.of_unit.sort_by(order);
-        }
-        let of_unit = || self.of_unit.iter().map(|number| &drafts[*number]);
+        self.order(first);
+        let of_unit = || self.of_unit.iter().map(|number| &self.drafts[*number]);
         let (Some(oldest), Some(newest)) = (of_unit().next(), of_unit().next_back()) else { return };
 
         // What an earlier wave said of it.
         let older = (place.bytes.1 > 0).then(|| decode(&self.bytes[place.bytes.0..place.bytes.1]));
-        let older = older.and_then(Result::ok);
+        let (mut channel, mut reason, mut group, mut caused_by) = (None, None, GroupId::default(), "");
+        let mut until = older.as_ref().and_then(|row| row.until);
         self.did.clear();
-        self.did.extend(older.iter().flat_map(|row| &row.states));
+        if let Some(older) = &older {
+            (channel, reason, group, caused_by) = (older.channel, older.reason, older.group, &older.caused_by);
+            self.did.extend_from_slice(&older.states);
+        }
         for draft in of_unit() {
-            let opened = !self.did.is_empty();
+            channel = draft.channel.or(channel);
+            reason = draft.reason.or(reason);
+            if draft.group != GroupId::default() {
+                group = draft.group;
+            }
+            if draft.caused_by.start < draft.caused_by.end {
+                caused_by = &self.texts[draft.caused_by.range()];
+            }
             let did = &self.states[draft.states.range()];
-            self.did.extend(did.iter().filter(|did| !opened || **did != Did::Created));
+            // A second copy of an event opens a story that is under way: it still waits for what it waited.
+            if !did.iter().all(|did| matches!(did, Did::Created | Did::Validated)) {
+                until = draft.until;
+            }
+            let opened = !self.did.is_empty();
+            for did in did {
+                if !opened || *did != Did::Created {
+                    self.did.push(*did);
+                }
+            }
         }
         let text = |span: Span| &self.texts[span.range()];
-        // A second copy of an event opens a story that is under way: it still waits for what it waited.
-        let opens = |draft: &&Draft| {
-            self.states[draft.states.range()].iter().all(|did| matches!(did, Did::Created | Did::Validated))
-        };
-        let until = of_unit().rfind(|draft| !opens(draft)).map(|draft| draft.until);
-        let until = until.unwrap_or(older.as_ref().and_then(|row| row.until));
-        let group = of_unit().rev().map(|draft| draft.group).find(|group| *group != GroupId::default());
-        let caused_by = of_unit().rev().map(|draft| text(draft.caused_by)).find(|words| !words.is_empty());
         let row = RowOf {
             row_id: Default::default(),
             day: 0,
@@ -277,7 +276,7 @@ impl Drafts {
             event: newest.event,
             intent: newest.intent,
             notification: newest.notification,
-            group: group.or(older.as_ref().map(|row| row.group)).unwrap_or_default(),
+            group,
             leg: newest.leg,
             silent: newest.silent,
             delivery: Default::default(),
@@ -286,18 +285,18 @@ impl Drafts {
             event_type: text(newest.event_type),
             category: text(newest.category),
             priority: newest.priority,
-            channel: of_unit().rev().find_map(|draft| draft.channel).or(older.as_ref().and_then(|row| row.channel)),
+            channel,
             provider: "",
             code: "",
             message_id: "",
             operator: text(newest.operator),
-            reason: of_unit().rev().find_map(|draft| draft.reason).or(older.as_ref().and_then(|row| row.reason)),
+            reason,
             attempt: 0,
             until,
             cost_microdollars: 0,
             created_at: older.as_ref().map_or(oldest.created_at, |row| row.created_at),
             ready_at: newest.ready_at,
-            caused_by: caused_by.or(older.as_ref().map(|row| &row.caused_by[..])).unwrap_or_default(),
+            caused_by,
         };
         let row = row.sealed();
         let place = put(&mut self.bytes, &row, place.placement);
@@ -306,12 +305,31 @@ impl Drafts {
         self.units[told] = Told { place, digest, first: NONE, last: NONE };
     }
 
+    /// Gathers the drafts that hang on `first` in `of_unit`, in the order of the day. They nearly always
+    /// come in it.
+    fn order(&mut self, first: usize) {
+        self.of_unit.clear();
+        let (mut next, mut sorted, mut before) = (first, true, None);
+        while let Some(draft) = self.drafts.get(next) {
+            let call = draft.call;
+            let late = |before: Call| before != call && self.calls[before.0].cmp(&self.calls[call.0]).is_gt();
+            sorted &= !before.is_some_and(late);
+            before = Some(call);
+            self.of_unit.push(next);
+            next = draft.next;
+        }
+        if !sorted {
+            let speaker = |number: &usize| &self.calls[self.drafts[*number].call.0];
+            self.of_unit.sort_by(|one, two| speaker(one).cmp(speaker(two)));
+        }
+    }
+
     /// Ends the epoch: its rows, ordered by unit, and the sum of their digests.
     pub(crate) fn finish(&mut self) -> (Rows, u64) {
         self.settle();
         self.by_unit.clear();
         // Ids are hashes: their beginnings all but decide, and are small.
-        let beginning = |told: &Told| (told.place.unit.0, id_hash(&told.place.unit.1).swap_bytes());
+        let beginning = |told: &Told| (told.place.unit.0 as u64) << 62 | id_hash(&told.place.unit.1).swap_bytes() >> 2;
         let mut order: Vec<_> = self.units.iter().map(beginning).zip(0..).collect();
         let unit = |number: usize| self.units[number].place.unit;
         order.sort_unstable_by(|(one, first), (two, second)| {
@@ -325,6 +343,9 @@ impl Drafts {
         (rows, digest)
     }
 }
+
+// `Drafts::finish` has two bits for a unit.
+const _: () = assert!(Unit::ALL.len() <= 4);
 
 /// Ids are hashes already.
 fn id_hash(id: &[u8; 16]) -> u64 {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tidings_schemas::ids::KeyGroup;
+use tidings_schemas::time::InstantTexts;
 
 use super::ordinal::Ordinal;
 use super::output::{Said, To};
@@ -14,6 +15,8 @@ use super::output::{Said, To};
 pub(crate) struct Saying {
     /// The values. Whoever says something appends it, and then says where it goes.
     pub(crate) values: Vec<u8>,
+    /// Texts that values repeat.
+    pub(crate) texts: InstantTexts,
     outputs: Vec<Option<Output>>,
     places: Vec<Place>,
     digest: u64,

@@ -16,6 +16,7 @@ use tidings_schemas::time::Instant;
 
 use super::slab::{Place, Slab, Tag};
 use super::timers::{Due, Timer, Timers};
+use crate::deliberate::{self, Bug};
 use crate::keyed::{Operator, State, Subkey, TimerId};
 
 /// Sub-tables of one index: growing one moves a 256th of all keys, and stalls for as long.
@@ -482,7 +483,11 @@ impl<O: Operator> Table<O> {
     /// Images of all that this epoch touched, in key order; the marks are taken off.
     pub(crate) fn drain_dirty(&mut self, mut image: impl FnMut(StateKey, Image)) {
         let mut encoder = Encoder::default();
-        for (user, entry) in self.touched() {
+        let mut touched = self.touched();
+        if deliberate::has(Bug::ForgottenDirtyKey) && touched.len() > 1 {
+            touched.pop();
+        }
+        for (user, entry) in touched {
             let Some(known) = self.users.get_mut(user) else { continue };
             let (name, group) = (Arc::clone(&known.name), key_group(known.placement));
             let Some(place) = entry else {
@@ -578,8 +583,10 @@ impl<O: Operator> Table<O> {
         entry.timers.clear();
         for (id, at) in &image.timers {
             entry.timers.push(Timer { id: *id, at: *at, set_in: 0, listed: Some(*at) });
-            self.timers.list(*at, tag, *id);
-            self.timers.next = Some(self.timers.next.map_or(*at, |next| next.min(*at)));
+            if !deliberate::has(Bug::TimerLostOnRestore) {
+                self.timers.list(*at, tag, *id);
+                self.timers.next = Some(self.timers.next.map_or(*at, |next| next.min(*at)));
+            }
         }
         Ok(())
     }

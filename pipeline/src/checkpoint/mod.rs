@@ -112,7 +112,13 @@ impl Checkpoints {
     /// When the runtime for the store's calls cannot be started.
     pub fn new(store: Arc<dyn ObjectStore>) -> std::io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        Ok(Self { store, runtime: Arc::new(runtime) })
+        Ok(Self::on(store, Arc::new(runtime)))
+    }
+
+    /// Checkpoints in `store`, whose calls run on `runtime`.
+    #[must_use]
+    pub const fn on(store: Arc<dyn ObjectStore>, runtime: Arc<tokio::runtime::Runtime>) -> Self {
+        Self { store, runtime }
     }
 
     /// Checkpoints in a folder of this machine, which is made where it is missing.

@@ -9,12 +9,25 @@
 //! Where the specification is silent, the engine's choice is one legitimate choice. Those that the
 //! oracle follows:
 //! - Subkeys, which ids hash, are the fields of the key in order, each ended by a zero byte; a leg that
-//!   waits alone has its leg id as the subkey.
+//!   waits alone has its leg id as the subkey. What deliver gave back always waits alone.
 //! - A type without channels has push, email, in_app at high and medium priority; email, in_app at low.
-//! - `schedule` checks expiry of whatever passes it, `close` and `leave` of each member by itself.
-//! - An event that a window gathered alone keeps the name that it came with.
-//! - Whoever waits already is joined, not overtaken, even if there is budget.
-//! - A cap of zero is an opt-out by another name.
+//! - `schedule` checks expiry of whatever passes it; an operator that lets go, or judges again what it
+//!   holds, of each member by itself. A group is too late when all of it is.
+//! - An event that a window gathered alone keeps the name that it came with; what is left of a place
+//!   gets the place's, and is no group if it is one.
+//! - Type and category of a group are its newest member's, as its content is; its priority is the most
+//!   urgent that ever joined; its object is what all agree on.
+//! - `in_app` as a quiet rule or as overflow goes on with the in-app candidate, where there is one.
+//! - A candidate that a limit or an opt-out brought to the front asks the quiet hours; the first one, at
+//!   `rate_limit`, does not ask again what `quiet_hours` has just answered.
+//! - Whoever waits already is joined, not overtaken, even if there is budget; both are tried at once.
+//! - A user's cap counts from when it is set. A cap of zero is an opt-out by another name.
+//! - A leg that failed over is suppressed (undeliverable), and so its event is what the next one is.
+//!
+//! # Not modelled
+//! The critical path (what is handed to it is only named), chains that branch, `digest`, `escalate` and
+//! `fan_out`, comparisons by order in `when`, dedup keys that are fractions, and who goes first when more
+//! timers of one key group are due than an epoch may fire. Each is refused by [`NotModelled`].
 
 mod condition;
 mod consent;
@@ -194,6 +207,12 @@ impl Oracle {
         self.story.end(event)
     }
 
+    /// What is known of an event and its legs, for a person who looks into a difference.
+    #[must_use]
+    pub fn describe(&self, event: EventId) -> String {
+        self.story.describe(event)
+    }
+
     /// Takes in a profile or an address; None where it is neither.
     fn side_input(&mut self, record: &Record) -> Option<()> {
         let key = std::str::from_utf8(record.key.as_deref()?).ok()?;
@@ -347,6 +366,7 @@ fn end(told: &mut Told, rules: &Rules, known: &Known, now: Instant, thing: Thing
         return told.fate(Unit::Leg(leg), Fate::Expired);
     }
     told.fate(Unit::Leg(leg), Fate::Queued);
+    told.set_out.push((leg, thing.members.iter().map(|member| member.event).collect(), thing.silent));
     let names = thing.actors().into_iter().take(3);
     let actors = names.map(|actor| actor.name.clone().unwrap_or_else(|| actor.id.clone())).collect();
     told.lanes.push(LaneRecord {

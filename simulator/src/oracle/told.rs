@@ -97,7 +97,10 @@ impl Told {
         let mut fate = Fate::Open;
         for state in &row.states {
             fate = match state {
-                State::Parked => Fate::Parked { until: row.until, reason: row.reason },
+                // What an event once was for a reason, it may wait for another.
+                State::Parked => {
+                    Fate::Parked { until: row.until, reason: row.reason.filter(|_| row.unit == RowUnit::Leg) }
+                }
                 State::Rejected => Fate::Rejected(row.reason),
                 State::Deduplicated => Fate::Deduplicated,
                 State::Retracted => Fate::Retracted,
@@ -233,11 +236,22 @@ impl Story {
         for (leg, events, silent) in &told.set_out {
             for event in events {
                 let legs = self.legs.entry(*event).or_default();
-                if !legs.contains(&(*leg, *silent)) {
-                    legs.push((*leg, *silent));
+                match legs.iter_mut().find(|(known, _)| known == leg) {
+                    // In-app that was asked for may turn silent at night.
+                    Some((_, known)) => *known |= silent,
+                    None => legs.push((*leg, *silent)),
                 }
             }
         }
+    }
+
+    /// What is known of an event and its legs, in words.
+    pub(super) fn describe(&self, event: EventId) -> String {
+        let mut text = format!("{:?}", self.fates.get(&Unit::Event(event)));
+        for (leg, silent) in self.legs.get(&event).into_iter().flatten() {
+            let _ = write!(text, "; {leg} silent {silent} {:?}", self.fates.get(&Unit::Leg(*leg)));
+        }
+        text
     }
 
     /// MODEL §5: its own end; else a spoken leg queued, one parked, one merged, the silent one queued;

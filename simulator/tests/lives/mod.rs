@@ -389,7 +389,7 @@ impl Life {
         if dice.one_in(40) {
             event.as_object_mut().unwrap().remove("id");
         }
-        let kept = (self.operators[1].0 == "dedup" && stage == Stage::Whole && dice.one_in(12))
+        let kept = (self.operators[1].1["window"] == "24h" && stage == Stage::Whole && dice.one_in(12))
             .then(|| EventId::new("other path", 0, number));
         let drawn = (0, u32::try_from(dice.roll(3)).unwrap(), user, Some(event.to_string()), kept);
         if kept.is_some() {
@@ -658,7 +658,7 @@ fn adds_up(oracle: &Oracle, rows: &[Row]) -> Result<(), String> {
                 .collect();
             return Err(format!(
                 "the end of {event}\n  expected: {expected:?}\n  found:    {found:?}\n{}",
-                rows.join("\n")
+                format!("{}\n  oracle: {}", rows.join("\n"), oracle.describe(event))
             ));
         }
     }

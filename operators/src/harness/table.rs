@@ -612,3 +612,70 @@ pub(crate) fn decode<S: State>(version: u8, bytes: &[u8]) -> Result<S, String> {
         S::migrate(version, bytes)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dedup::Dedup;
+
+    const ID: TimerId = TimerId(0);
+
+    /// Fires what is due at `now` in `epoch`; the keys, in order.
+    fn fired(table: &mut Table<Dedup>, epoch: u64, now: i64, per_group: usize) -> String {
+        let mut keys = String::new();
+        for due in table.due(Instant(now), per_group) {
+            if table.fires(&due, epoch) {
+                table.clear_timer(UserKey::of(&due.user), &due.subkey, due.id);
+                keys.push_str(std::str::from_utf8(due.subkey.bytes()).unwrap().trim_end_matches('\0'));
+            }
+        }
+        table.drain_dirty(|_, _| ());
+        keys
+    }
+
+    #[test]
+    fn a_timer_fires_once_when_it_was_last_set_to() {
+        let (mut table, name) = (Table::<Dedup>::new(), Arc::from("u1"));
+        let user = UserKey::of(&name);
+        for (key, at) in [("a", 10), ("b", 10), ("c", 20), ("d", 30), ("e", 40), ("a", 25), ("d", 15), ("e", 12)] {
+            table.set_timer(user, &Subkey::of(&[key]), ID, Instant(at), 1);
+        }
+        table.clear_timer(user, &Subkey::of(&["b"]), ID);
+        table.set_timer(user, &Subkey::of(&["e"]), ID, Instant(40), 1);
+        assert_eq!(fired(&mut table, 2, 9, 9), "");
+        assert_eq!(table.next_timer(), Some(Instant(15)), "neither what was moved nor what was taken back");
+        assert_eq!(fired(&mut table, 3, 15, 9), "d");
+        assert_eq!(fired(&mut table, 4, 30, 9), "ca");
+        assert_eq!(table.next_timer(), Some(Instant(40)));
+        assert_eq!(fired(&mut table, 5, 99, 9), "e");
+        assert_eq!((fired(&mut table, 6, 99, 9).as_str(), table.next_timer()), ("", None));
+        assert!(!table.has_entries(user), "what is empty is forgotten");
+    }
+
+    #[test]
+    fn a_timer_set_for_the_past_fires_in_the_next_epoch() {
+        let (mut table, name) = (Table::<Dedup>::new(), Arc::from("u1"));
+        table.set_timer(UserKey::of(&name), &Subkey::of(&["a"]), ID, Instant(5), 7);
+        assert_eq!(fired(&mut table, 7, 10, 9), "");
+        assert_eq!(table.next_timer(), Some(Instant(5)));
+        assert_eq!((fired(&mut table, 8, 10, 9), fired(&mut table, 9, 10, 9)), ("a".to_owned(), String::new()));
+    }
+
+    #[test]
+    fn what_is_beyond_a_groups_bound_stays_due_unless_it_is_taken_back() {
+        let (mut table, name) = (Table::<Dedup>::new(), Arc::from("u1"));
+        let user = UserKey::of(&name);
+        for key in ["f", "e", "d", "c", "b", "a"] {
+            table.set_timer(user, &Subkey::of(&[key]), ID, Instant(5), 1);
+        }
+        assert_eq!(fired(&mut table, 2, 10, 2), "ab");
+        assert_eq!(table.next_timer(), Some(Instant(5)));
+        table.clear_timer(user, &Subkey::of(&["c"]), ID);
+        table.set_timer(user, &Subkey::of(&["d"]), ID, Instant(11), 2);
+        table.set_timer(user, &Subkey::of(&["z"]), ID, Instant(4), 2);
+        assert_eq!(fired(&mut table, 3, 10, 2), "ze");
+        assert_eq!(fired(&mut table, 4, 10, 2), "f");
+        assert_eq!(fired(&mut table, 5, 11, 2), "d");
+        assert_eq!(table.next_timer(), None);
+    }
+}

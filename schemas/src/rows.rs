@@ -91,7 +91,7 @@ impl Rows {
     /// Puts them in the order in which two runs are compared: by unit. The sort finds what is in order
     /// already, so that this merges what workers have ordered.
     pub fn sort(&mut self) {
-        self.places.sort_by(|(_, one), (_, two)| one.unit.cmp(&two.unit));
+        self.places.sort_by_key(|(_, place)| place.unit);
     }
 
     fn of_place(&self, (buffer, place): &(usize, Place)) -> &[u8] {

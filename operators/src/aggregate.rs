@@ -121,7 +121,7 @@ impl Operator for Aggregate {
         Self { params }
     }
 
-    fn on_event(&self, cx: &mut Cx<'_, Self>, _: u8, mut item: Item) {
+    fn on_event(&self, cx: &mut Cx<'_, Self>, _: u8, mut item: Box<Item>) {
         if item.is_control() {
             retract(cx, &mut item);
             return cx.emit(0, item);
@@ -135,13 +135,13 @@ impl Operator for Aggregate {
         let mut gathered = match cx.take_body(&subkey).flatten() {
             None => item.clone(),
             Some(mut gathered) => {
-                for member in gathered.absorb(item.clone()) {
+                for member in gathered.absorb((*item).clone()) {
                     // Folded: counted in the text, and no longer retractable, so its story ends here.
                     let mut about = (*gathered).clone();
                     about.group = window.group;
                     cx.record_member(&about, &member, &[Did::Merged], Some(Reason::Merged), None);
                 }
-                *gathered
+                gathered
             }
         };
         gathered.group = window.group;
@@ -151,12 +151,12 @@ impl Operator for Aggregate {
             return flush(cx, &subkey, gathered);
         }
         cx.record_events(&item, &[Did::Parked], None, deadline);
-        cx.set_body(&subkey, Some(Box::new(gathered)));
+        cx.set_body(&subkey, Some(gathered));
     }
 
     fn on_timer(&self, cx: &mut Cx<'_, Self>, subkey: &Subkey, _: TimerId) {
         if let Some((_, Some(item))) = cx.remove(subkey) {
-            flush(cx, subkey, *item);
+            flush(cx, subkey, item);
         }
     }
 }
@@ -178,7 +178,7 @@ impl Aggregate {
         subkey
     }
 
-    fn open(&self, cx: &mut Cx<'_, Self>, subkey: &Subkey, item: Item) {
+    fn open(&self, cx: &mut Cx<'_, Self>, subkey: &Subkey, item: Box<Item>) {
         let deadline = cx.now().after(self.params.window.0);
         let group = GroupId::new(cx.operator(), cx.user_id(), subkey.bytes(), item.first_event());
         *cx.entry_mut(subkey) = WindowV1 { opened_at: cx.now(), group };
@@ -187,7 +187,7 @@ impl Aggregate {
             return cx.emit(0, item);
         }
         cx.record_events(&item, &[Did::Parked], None, Some(deadline));
-        cx.set_body(subkey, Some(Box::new(item)));
+        cx.set_body(subkey, Some(item));
     }
 
     /// Moves a sliding window's deadline; returns when it closes.
@@ -202,7 +202,7 @@ impl Aggregate {
 
 /// Says what a window gathered: nothing if nothing is left, a single event as it came, more as one
 /// notification that names them all.
-fn flush(cx: &mut Cx<'_, Aggregate>, subkey: &Subkey, mut item: Item) {
+fn flush(cx: &mut Cx<'_, Aggregate>, subkey: &Subkey, mut item: Box<Item>) {
     for member in item.take_out_expired(cx.now()) {
         cx.record_member(&item, &member, &[Did::Expired], Some(Reason::Expired), None);
     }

@@ -149,7 +149,7 @@ pub trait Operator: Send + Sized + 'static {
     fn new(params: Self::Params) -> Self;
 
     /// An item arrived on `port`.
-    fn on_event(&self, cx: &mut Cx<'_, Self>, port: u8, item: Item);
+    fn on_event(&self, cx: &mut Cx<'_, Self>, port: u8, item: Box<Item>);
 
     /// A timer of an entry is due. It is gone when this is called.
     fn on_timer(&self, cx: &mut Cx<'_, Self>, subkey: &Subkey, timer: TimerId) {
@@ -269,7 +269,7 @@ pub struct Cx<'a, O: Operator> {
     pub(crate) rules: &'a Rules,
     pub(crate) path: Path,
     pub(crate) table: &'a mut Table<O>,
-    pub(crate) emitted: &'a mut Vec<(u8, Item)>,
+    pub(crate) emitted: &'a mut Vec<(u8, Box<Item>)>,
     pub(crate) drafts: &'a mut Drafts,
     pub(crate) cause: &'a Cause,
     pub(crate) place: &'a Ordinal,
@@ -399,7 +399,7 @@ impl<O: Operator> Cx<'_, O> {
     }
 
     /// Hands `item` on to whoever is connected to output `port`.
-    pub fn emit(&mut self, port: u8, item: Item) {
+    pub fn emit(&mut self, port: u8, item: Box<Item>) {
         self.emitted.push((port, item));
     }
 

@@ -38,3 +38,5 @@ pub mod lanes;
 
 pub mod harness;
 pub mod script;
+
+pub mod deliberate;

@@ -30,6 +30,7 @@ use tidings_schemas::reason::Reason;
 use tidings_schemas::time::Instant;
 use tidings_schemas::units::Rate;
 
+use crate::deliberate::{self, Bug};
 use crate::item::Item;
 use crate::keyed::{Cx, Known, Operator, State, Subkey, TimerId};
 use crate::params::{Mistake, Names, Position, Report, Step, key};
@@ -223,7 +224,7 @@ impl Operator for RateLimit {
         Self { levels: params.levels }
     }
 
-    fn on_event(&self, cx: &mut Cx<'_, Self>, _: u8, mut item: Item) {
+    fn on_event(&self, cx: &mut Cx<'_, Self>, _: u8, mut item: Box<Item>) {
         if item.is_control() {
             parked::retract(cx, &mut item);
             return cx.emit(0, item);
@@ -255,7 +256,7 @@ impl Operator for RateLimit {
 impl RateLimit {
     /// Judges a leg that just came: its first candidate, then the next, as the policy says. `asked`:
     /// whether quiet hours were asked about the first; about the others nobody was.
-    fn judge(&self, cx: &mut Cx<'_, Self>, mut item: Item, mut asked: bool) {
+    fn judge(&self, cx: &mut Cx<'_, Self>, mut item: Box<Item>, mut asked: bool) {
         let mut last = None;
         while let Some(channel) = item.channel() {
             let held = self.held(cx, &item, channel);
@@ -323,7 +324,7 @@ impl RateLimit {
         }
     }
 
-    fn release_one(&self, cx: &mut Cx<'_, Self>, subkey: &Subkey, place: PlaceV1, mut item: Item) {
+    fn release_one(&self, cx: &mut Cx<'_, Self>, subkey: &Subkey, place: PlaceV1, mut item: Box<Item>) {
         let Some(channel) = item.channel() else { return };
         let held = self.held(cx, &item, channel);
         let waits = matches!(cx.rules().overflow(&item.event_type, item.priority), Overflow::Merge | Overflow::Defer);
@@ -366,7 +367,7 @@ impl RateLimit {
             cx.record_leg(&item, &[Did::Parked], Some(Reason::RateLimited), Some(until));
         }
         *cx.entry_mut(subkey) = EntryV1::Place(PlaceV1 { until, ..place });
-        cx.set_body(subkey, Some(Box::new(item)));
+        cx.set_body(subkey, Some(item));
         cx.set_timer(subkey, TRY, at);
     }
 
@@ -384,7 +385,7 @@ impl RateLimit {
             }
             if item.channel() == before {
                 *cx.entry_mut(&subkey) = EntryV1::Place(place);
-                cx.set_body(&subkey, Some(Box::new(item)));
+                cx.set_body(&subkey, Some(item));
             } else {
                 let item = parked::leaving(cx, &subkey, &place, item);
                 self.judge(cx, item, false);
@@ -470,6 +471,9 @@ fn count(cx: &mut Cx<'_, RateLimit>, held: &AllHeld) {
                 sends.pop_front();
             }
             sends.push_back(now);
+            if deliberate::has(Bug::CountedTwice) {
+                sends.push_back(now);
+            }
         }
         cx.set_timer(counter, FORGET, now.after(span));
     }
@@ -495,7 +499,7 @@ fn only_in_app(item: &mut Item, channel: Channel, reason: Reason) {
 fn wait(
     cx: &mut Cx<'_, RateLimit>,
     place: &Subkey,
-    item: Item,
+    item: Box<Item>,
     (until, at): (Instant, Instant),
     did: &[Did],
     reason: Reason,

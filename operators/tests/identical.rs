@@ -10,8 +10,9 @@ use bytes::Bytes;
 use crossbeam_channel::bounded;
 use tidings_operators::harness::chain::{Block, Chain};
 use tidings_operators::harness::dataflow::{Assigned, Command, Cut, Report, Transport, WorkerIo, start};
+use tidings_operators::harness::delta::{Delta, Pending};
 use tidings_operators::harness::feed::{Feed, Lot, RawRecord};
-use tidings_operators::harness::output::{Delta, EpochOutput, merge};
+use tidings_operators::harness::output::EpochOutput;
 use tidings_operators::ingest::{Path, ingest};
 use tidings_operators::registry::Wiring;
 use tidings_operators::rules::Rules;
@@ -250,8 +251,9 @@ fn a_restore_onto_any_number_of_workers_goes_on_as_if_nothing_had_happened() {
         let (nothing, start) = (Delta::new(), BTreeMap::new());
         let reference = run(2, Transport::Memory, &input, &cuts, &nothing, &start, 1);
         let middle = usize::try_from(EPOCHS / 3 + seed).unwrap();
-        let mut state = Delta::new();
-        reference[..middle].iter().for_each(|output| merge(&mut state, output.delta.clone()));
+        let mut state = Pending::default();
+        reference[..middle].iter().for_each(|output| state.add(output.delta.clone()));
+        let mut state = state.into_delta();
         state.retain(|_, image| !image.is_gone());
         let from = cuts[middle - 1].ends.clone();
         for count in [1, 3, 4] {

@@ -15,6 +15,7 @@ mod deliver;
 mod give_way;
 mod providers;
 mod tail;
+mod templates;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -51,14 +52,16 @@ use crate::runtime::critical::{Critical, CriticalPlan, CriticalStatus, CriticalS
 use crate::sources::file::FileFeeder;
 use crate::topology::{Config, Log as LogPlace, Place, Record as RecordPlace};
 
+pub use templates::TemplateStatus;
+
 /// How long an append of outputs may wait for company. Kafka sends a batch sooner when it is full.
 const LINGER: Duration = Duration::from_millis(2);
 
 /// How long calls of Kafka wait for the brokers: longer than an election of a leader takes.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How long a stop waits for calls under way: what a provider may take to answer, twice. Beyond it their outcome
-/// is unknown.
+/// How long a stop waits for calls under way. Providers answer within a second, as a rule; a supervisor waits for
+/// half a minute. Beyond it the outcome of a call is unknown.
 const DRAIN_MAX: Duration = Duration::from_secs(20);
 
 /// How long a stop waits for the record to have what was said: long enough for one that keeps up. What it
@@ -120,6 +123,8 @@ pub struct Standing {
     pub critical: Arc<CriticalStatus>,
     /// Deliver, by channel and line.
     pub lanes: Arc<std::sync::Mutex<BTreeMap<String, Arc<LaneMetrics>>>>,
+    /// Templates.
+    pub templates: Arc<TemplateStatus>,
     /// Rows written.
     pub record: Arc<std::sync::Mutex<Option<Arc<tidings_sinks::record::writer::RecordCounts>>>>,
     /// Whether decide runs here.
@@ -610,10 +615,18 @@ fn metrics(standing: &Standing) -> String {
     put("tidings_checkpoint_failures_total", "counter", "Checkpoints that could not be written.", "", failures);
     let critical = &standing.critical;
     put("tidings_critical_records_total", "counter", "Records of the critical path.", "", of(&critical.handled));
+    let templates = &standing.templates;
+    put("tidings_template_reloads_total", "counter", "Changed templates taken into use.", "", of(&templates.reloads));
+    put("tidings_template_problems", "gauge", "What keeps templates unused.", "", of(&templates.problems));
     let Ok(lanes) = standing.lanes.lock() else { return text };
     for (group, lane) in lanes.iter() {
         let labels = format!("{{group=\"{group}\"}}");
         put("tidings_lane_in_flight", "gauge", "Lane records in flight.", &labels, of(&lane.in_flight));
+    }
+    for (group, lane) in lanes.iter() {
+        let labels = format!("{{group=\"{group}\"}}");
+        let help = "Waits for a token of a provider's rate or a channel's cap.";
+        put("tidings_delivery_paced_total", "counter", help, &labels, of(&lane.paced));
     }
     for (group, lane) in lanes.iter() {
         for (status, value) in [("success", &lane.delivered), ("failed", &lane.failed)] {

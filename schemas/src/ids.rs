@@ -167,6 +167,21 @@ fn parse_hex(prefix: &'static str, text: &str) -> Result<[u8; 16], InvalidId> {
     Ok(out)
 }
 
+/// Reads the sixteen bytes of an id: in one go, which sixteen numbers one after the other are not.
+struct IdBytes;
+
+impl de::Visitor<'_> for IdBytes {
+    type Value = [u8; 16];
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the sixteen bytes of an id")
+    }
+
+    fn visit_bytes<E: de::Error>(self, bytes: &[u8]) -> Result<[u8; 16], E> {
+        bytes.try_into().map_err(|_| E::invalid_length(bytes.len(), &self))
+    }
+}
+
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident, $prefix:literal) => {
         $(#[$doc])*
@@ -221,7 +236,7 @@ macro_rules! id {
                 if serializer.is_human_readable() {
                     serializer.serialize_str(self.text().as_str())
                 } else {
-                    self.0.serialize(serializer)
+                    serializer.serialize_bytes(&self.0)
                 }
             }
         }
@@ -232,7 +247,7 @@ macro_rules! id {
                     let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
                     text.parse().map_err(de::Error::custom)
                 } else {
-                    <[u8; 16]>::deserialize(deserializer).map(Self)
+                    deserializer.deserialize_bytes(IdBytes).map(Self)
                 }
             }
         }

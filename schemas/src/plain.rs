@@ -10,7 +10,7 @@ use std::borrow::Cow;
 use serde::de::DeserializeOwned;
 
 use crate::channel::{Channel, Op, Priority};
-use crate::event::{Actor, Event, ID_BYTES_MAX, KEY_BYTES_MAX, Object, RECORD_BYTES_MAX, normal_type};
+use crate::event::{Actor, Event, ID_BYTES_MAX, KEY_BYTES_MAX, Object, RECORD_BYTES_MAX, each_once, normal_type};
 use crate::time::Instant;
 
 /// Levels of objects and lists within one value of `data` that are read here. serde_json reads 127,
@@ -126,13 +126,28 @@ impl<'a> PlainEvent<'a> {
             && !self.channels.as_ref().is_some_and(Vec::is_empty)
     }
 
+    /// What [`Event::checked`] makes of an event that fits.
     fn normal(mut self) -> Self {
         if self.event_type.bytes().any(|byte| matches!(byte, b'.' | b'-' | b' ' | b'A'..=b'Z')) {
             self.event_type = Cow::Owned(normal_type(&self.event_type));
         }
+        [&mut self.channels, &mut self.fallback_channels].into_iter().flatten().for_each(each_once);
         self
     }
 }
+
+/// What ends the characters of a text that stand for themselves: a quote, a backslash, a control character.
+const SPECIAL: [bool; 256] = {
+    let mut special = [false; 256];
+    special[b'"' as usize] = true;
+    special[b'\\' as usize] = true;
+    let mut control = 0;
+    while control < 0x20 {
+        special[control] = true;
+        control += 1;
+    }
+    special
+};
 
 /// A place in a text. Every method answers `None` where the text does not go on as expected, or in
 /// a way that is left to the general reader.
@@ -166,7 +181,7 @@ impl<'a> Scan<'a> {
     /// than characters that stand for themselves.
     fn verbatim(&self) -> Option<&'a str> {
         let bytes = &self.text.as_bytes()[self.at..];
-        let end = bytes.iter().position(|byte| matches!(byte, b'"' | b'\\' | 0..0x20))?;
+        let end = bytes.iter().position(|byte| SPECIAL[usize::from(*byte)])?;
         (bytes[end] == b'"').then(|| &self.text[self.at..self.at + end])
     }
 
@@ -365,6 +380,7 @@ mod tests {
             r#"{"type":"t","user_id":"u","data":{ "a" : 0 , "b" : false , "c" : null, "d":12345678901234567890 }}"#,
             r#"{"type":"t","user_id":"u","data":{"a":"\n","é":"é","":1}}"#,
             r#"{"type":"t","user_id":"u","actor":{"name":null,"id":"a"},"data":{}}"#,
+            r#"{"type":"t","user_id":"u","channels":["sms","push","sms"],"fallback_channels":["email","email"]}"#,
         ] {
             let read = plain(record);
             assert!(read.is_some(), "{record}");

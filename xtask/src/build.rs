@@ -1,4 +1,4 @@
-//! `demo` and `bench`: build one program, then become it.
+//! `demo`, `bench` and `sim`: build one program, then become it.
 //!
 //! Becoming it (exec) instead of starting it means that Ctrl-C, the terminal and the exit code are the program's own.
 
@@ -49,6 +49,25 @@ pub(crate) fn bench(arguments: &[&str]) -> Result<ExitCode> {
     let down = services.down(true);
     measured.and(down)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// `cargo xtask sim …`
+pub(crate) fn sim(arguments: &[&str]) -> Result<ExitCode> {
+    become_it(simulator()?.args(arguments))
+}
+
+/// The simulator, built. Its deliberate bugs are built in and asleep, so that what proves that it finds
+/// them is the same program.
+pub(crate) fn simulator() -> Result<Command> {
+    packages::ensure(packages::BUILD, "building tidings")?;
+    let features = ["--features", "deliberate-bugs"];
+    run(cargo().args(["build", "--release", "--package", "tidings-simulator"]).args(features))?;
+    let mut command = Command::new(Workspace::load()?.target.join("release/tidings-simulator"));
+    let commit = Command::new("git").args(["rev-parse", "--short", "HEAD"]).output();
+    if let Ok(commit) = commit {
+        command.env("TIDINGS_COMMIT", String::from_utf8_lossy(&commit.stdout).trim());
+    }
+    Ok(command)
 }
 
 fn become_it(command: &mut Command) -> Result<ExitCode> {

@@ -20,12 +20,14 @@ const USAGE: &str = "\
 usage: cargo xtask COMMAND
 
   demo [ARGS]            build tidings and run `tidings demo ARGS`: everything embedded, a page in the browser
-  test [--only STEP]     everything that CI runs: tidy fmt clippy doc services test deny
+  test [--only STEP]     everything that CI runs: tidy fmt clippy doc services test sim deny
   services up|down|status [--dir DIR] [--wipe]
                          real Kafka, Redis and ClickHouse on free ports, without a container engine
   bench [NAME] [--json]  the benchmarks, in release, with services of their own where none are named or up
   tidy                   the house rules that are code
-  sim, kill              not built yet";
+  sim [--seed S] [--seeds N] [--minutes M] [--meta] [--bugs] [--exhaustive [RUNS]]
+                         the seeded simulator: the decide stage under every fault, in release
+  kill                   not built yet";
 
 /// An error that decides the exit code; all others exit with 1.
 #[derive(Debug)]
@@ -73,7 +75,8 @@ fn run(arguments: &[&str]) -> anyhow::Result<ExitCode> {
         "test" => test::command(rest),
         "services" => services::command(rest),
         "tidy" => tidy::command(rest),
-        "sim" | "kill" => {
+        "sim" => build::sim(rest),
+        "kill" => {
             eprintln!("`cargo xtask {command}` does not exist yet: it comes with the proof of the promises");
             Ok(ExitCode::from(64))
         }

@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 
 use crate::services::{self, Endpoints, Services};
 use crate::workspace::{Workspace, cargo, run};
-use crate::{Refusal, packages, tidy};
+use crate::{Refusal, build, packages, tidy};
 
 /// In the order in which they run.
 const STEPS: &[Step] = &[
@@ -37,6 +37,13 @@ const STEPS: &[Step] = &[
                 command.envs(endpoints.test_variables());
             }
             run(&mut command)
+        },
+    },
+    Step {
+        name: "sim",
+        run: |_| {
+            run(build::simulator()?.args(["--minutes", "1"]))?;
+            run(build::simulator()?.arg("--bugs"))
         },
     },
     Step { name: "deny", run: |_| deny() },

@@ -18,15 +18,17 @@ use tidings_schemas::channel::Priority;
 use tidings_schemas::ids::{key_group, placement};
 use tidings_schemas::time::Instant;
 
+use super::delta::Delta;
 use super::drafts::Drafts;
 use super::dropped::{DropCount, Dropped, MayDrop};
 use super::feed::Lot;
 use super::ordinal::Ordinal;
-use super::output::{Delta, EpochOutput, To};
+use super::output::{EpochOutput, To};
 use super::profiles::{PROFILES, Profiles};
 use super::saying::Saying;
 use super::stage::{Env, Flow, Outbox, Stage};
 use super::table::{Image, StateKey, UserKey};
+use crate::deliberate::{self, Bug};
 use crate::ingest::{Arrived, Body, Path};
 use crate::keyed::{Cause, Known, PORT_CRITICAL, PORT_HIGH};
 use crate::lanes;
@@ -170,7 +172,9 @@ impl Chain {
         drafts.begin(epoch, now, self.path);
         let dropped = std::mem::take(&mut self.dropped).say(&mut drafts);
         let mut run = Run { epoch, now, rules, path: self.path, drafts, saying };
-        blocks.sort_by_key(|block| block.lot);
+        if !deliberate::has(Bug::ArrivalOrder) {
+            blocks.sort_by_key(|block| block.lot);
+        }
         let (side, records): (Vec<_>, Vec<_>) = blocks.into_iter().partition(|block| block.is_side_input());
         self.side_inputs(&mut run, side);
         self.timers(&mut run);
@@ -179,12 +183,12 @@ impl Chain {
         let ((rows, of_rows), (said, of_said)) = (drafts.finish(), saying.finish());
         (self.drafts, self.saying) = (drafts, saying);
         let (digest, next_timer) = (of_rows.wrapping_add(of_said), self.next_timer());
-        let mut delta = self.delta();
-        delta.extend(dropped);
+        let mut delta = dropped;
+        delta.join(self.delta());
         EpochOutput { epoch, now, said, rows, digest, next_timer, delta, ..EpochOutput::default() }
     }
 
-    /// What the epoch changed. Images come in order, so that the map is built in one go.
+    /// What the epoch changed. Images come in order.
     fn delta(&mut self) -> Delta {
         let mut images = Vec::new();
         let mut nodes: Vec<_> = self.nodes.iter_mut().collect();
@@ -249,7 +253,7 @@ impl Chain {
                 match arrived.body {
                     Body::Item(item) => {
                         let (cause, placement) = (Cause::Event(arrived.event), placement(&item.user));
-                        let flow = Flow { ordinal, cause, port: 0, placement, item: *item };
+                        let flow = Flow { ordinal, cause, port: 0, placement, item };
                         deliver(run, &self.profiles, targets, flow, &mut self.inboxes);
                         waiting += 1;
                     }

@@ -237,6 +237,7 @@ impl Drafts {
         // What an earlier wave said of it.
         let older = (place.bytes.1 > 0).then(|| decode(&self.bytes[place.bytes.0..place.bytes.1]));
         let (mut channel, mut reason, mut group, mut caused_by) = (None, None, GroupId::default(), "");
+        let mut until = older.as_ref().and_then(|row| row.until);
         self.did.clear();
         if let Some(older) = &older {
             (channel, reason, group, caused_by) = (older.channel, older.reason, older.group, &older.caused_by);
@@ -251,8 +252,13 @@ impl Drafts {
             if draft.caused_by.start < draft.caused_by.end {
                 caused_by = &self.texts[draft.caused_by.range()];
             }
+            let did = &self.states[draft.states.range()];
+            // A second copy of an event opens a story that is under way: it still waits for what it waited.
+            if !did.iter().all(|did| matches!(did, Did::Created | Did::Validated)) {
+                until = draft.until;
+            }
             let opened = !self.did.is_empty();
-            for did in &self.states[draft.states.range()] {
+            for did in did {
                 if !opened || *did != Did::Created {
                     self.did.push(*did);
                 }
@@ -286,7 +292,7 @@ impl Drafts {
             operator: text(newest.operator),
             reason,
             attempt: 0,
-            until: newest.until,
+            until,
             cost_microdollars: 0,
             created_at: older.as_ref().map_or(oldest.created_at, |row| row.created_at),
             ready_at: newest.ready_at,

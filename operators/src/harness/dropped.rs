@@ -11,9 +11,9 @@ use std::sync::Arc;
 use tidings_schemas::lifecycle::{State as Did, Unit};
 use tidings_schemas::reason::Reason;
 
+use super::delta::Delta;
 use super::drafts::Drafts;
 use super::ordinal::Ordinal;
-use super::output::Delta;
 use super::table::{Image, StateKey, decode};
 use crate::item::Item;
 use crate::keyed::{About, Cause};
@@ -100,7 +100,7 @@ impl Dropped {
             }
         }
         drafts.settle();
-        let gone = Image { head: None, body: Some(None), timers: Vec::new() };
+        let gone = Image { body: Some(None), ..Image::default() };
         self.keys.into_iter().map(|key| (key, gone.clone())).collect()
     }
 }

@@ -15,9 +15,9 @@ use tidings_schemas::rows::Rows;
 use tidings_schemas::time::Instant;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+use super::delta::Delta;
 use super::feed::{Extent, Lot};
 use super::ordinal::Ordinal;
-use super::table::{Image, StateKey};
 
 /// Where an output goes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -63,17 +63,6 @@ impl To {
     }
 }
 
-/// What a worker's state changed in one epoch.
-pub type Delta = BTreeMap<(Arc<str>, StateKey), Image>;
-
-/// Puts the `newer` images upon the older ones.
-pub fn merge(older: &mut Delta, newer: Delta) {
-    for (key, image) in newer {
-        let before = older.remove(&key);
-        older.insert(key, image.upon(before));
-    }
-}
-
 /// All that one worker has to say of one epoch.
 #[derive(Clone, Debug, Default)]
 pub struct EpochOutput {
@@ -104,7 +93,7 @@ impl EpochOutput {
         self.said.extend(behind);
         self.rows.append(other.rows);
         self.digest = self.digest.wrapping_add(other.digest);
-        self.delta.extend(other.delta);
+        self.delta.join(other.delta);
         self.next_timer = match (self.next_timer, other.next_timer) {
             (Some(one), Some(two)) => Some(one.min(two)),
             (one, two) => one.or(two),

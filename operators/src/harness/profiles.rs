@@ -100,7 +100,7 @@ impl Profiles {
             let known = self.find(of_user).filter(|known| **known != Known::default());
             let head = known.map(|known| {
                 let parts = (&*known.profile, &*known.reachability);
-                (VERSION, postcard::to_stdvec(&parts).unwrap_or_default())
+                (VERSION, postcard::to_stdvec(&parts).unwrap_or_default().into())
             });
             if head.is_none()
                 && let Ok(found) = self.users.find_entry(UserKey::hash(of_user.placement), |other| other.is(of_user))
@@ -108,7 +108,7 @@ impl Profiles {
                 found.remove();
             }
             let group = key_group(of_user.placement);
-            image(StateKey { group, user, subkey: None }, Image { head, body: Some(None), timers: Vec::new() });
+            image(StateKey { group, user, subkey: None }, Image { head, body: Some(None), ..Image::default() });
         }
     }
 

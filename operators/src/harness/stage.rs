@@ -27,7 +27,7 @@ pub(crate) struct Flow {
     pub(crate) port: u8,
     /// Of the item's user.
     pub(crate) placement: u64,
-    pub(crate) item: Item,
+    pub(crate) item: Box<Item>,
 }
 
 /// What the calls of one operator see.
@@ -70,7 +70,7 @@ pub(crate) struct Keyed<O: Operator> {
     number: usize,
     operator: O,
     table: Table<O>,
-    emitted: Vec<(u8, Item)>,
+    emitted: Vec<(u8, Box<Item>)>,
 }
 
 impl<O: Operator> Keyed<O> {

@@ -5,6 +5,7 @@
 //! operators that walk them. What an epoch touched is marked where it lies;
 //! `Table::drain_dirty` turns the marks into images.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use hashbrown::HashTable;
@@ -15,6 +16,7 @@ use tidings_schemas::time::Instant;
 
 use super::slab::{Place, Slab, Tag};
 use super::timers::{Due, Timer, Timers};
+use crate::deliberate::{self, Bug};
 use crate::keyed::{Operator, State, Subkey, TimerId};
 
 /// Sub-tables of one index: growing one moves a 256th of all keys, and stalls for as long.
@@ -108,15 +110,18 @@ impl Index {
     }
 }
 
+/// A head's bytes: most are few.
+pub type HeadBytes = SmallVec<[u8; 40]>;
+
 /// What a key was at an epoch's end.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Image {
     /// The head: version and bytes; absent where there is none.
-    pub head: Option<(u8, Vec<u8>)>,
+    pub head: Option<(u8, HeadBytes)>,
     /// The body, where this epoch set it: version and bytes, or removed. `None` keeps the older one.
     pub body: Option<Option<(u8, Vec<u8>)>>,
     /// Its timers.
-    pub timers: Vec<(TimerId, Instant)>,
+    pub timers: SmallVec<[(TimerId, Instant); 1]>,
 }
 
 impl Image {
@@ -158,6 +163,8 @@ pub(crate) struct Table<O: Operator> {
     /// Entries touched in this epoch, each once.
     dirty: Vec<Place>,
     timers: Timers,
+    /// The entry that was found last: a call asks for one several times.
+    last: Cell<Place>,
 }
 
 impl<O: Operator> Table<O> {
@@ -170,6 +177,7 @@ impl<O: Operator> Table<O> {
             dirty_users: Vec::new(),
             dirty: Vec::new(),
             timers: Timers::default(),
+            last: Cell::new(0),
         }
     }
 
@@ -189,7 +197,12 @@ impl<O: Operator> Table<O> {
             };
             self.entries.get(place).is_some_and(is)
         };
-        self.entry_index.find(user.entry_hash(subkey), is)
+        if is(self.last.get()) {
+            return Some(self.last.get());
+        }
+        let found = self.entry_index.find(user.entry_hash(subkey), is);
+        found.into_iter().for_each(|place| self.last.set(place));
+        found
     }
 
     fn entry(&self, user: UserKey<'_>, subkey: &Subkey) -> Option<&Entry<O>> {
@@ -235,6 +248,7 @@ impl<O: Operator> Table<O> {
             entries.get(place).map_or(0, hash)
         };
         self.entry_index.insert(user.entry_hash(subkey), place, rehash);
+        self.last.set(place);
         place
     }
 
@@ -469,16 +483,17 @@ impl<O: Operator> Table<O> {
     /// Images of all that this epoch touched, in key order; the marks are taken off.
     pub(crate) fn drain_dirty(&mut self, mut image: impl FnMut(StateKey, Image)) {
         let mut encoder = Encoder::default();
-        for (user, entry) in self.touched() {
+        let mut touched = self.touched();
+        if deliberate::has(Bug::ForgottenDirtyKey) && touched.len() > 1 {
+            touched.pop();
+        }
+        for (user, entry) in touched {
             let Some(known) = self.users.get_mut(user) else { continue };
             let (name, group) = (Arc::clone(&known.name), key_group(known.placement));
             let Some(place) = entry else {
                 known.dirty = false;
-                let out = Image {
-                    head: known.state.as_ref().map(|state| encoder.encode(state)),
-                    body: Some(None),
-                    timers: Vec::new(),
-                };
+                let head = known.state.as_ref().map(|state| (O::User::VERSION, encoder.encode(state).into()));
+                let out = Image { head, body: Some(None), ..Image::default() };
                 image(StateKey { group, user: name, subkey: None }, out);
                 self.drop_user_if_gone(user);
                 continue;
@@ -487,8 +502,8 @@ impl<O: Operator> Table<O> {
             entry.dirty = false;
             let set = std::mem::take(&mut entry.body_dirty);
             let out = Image {
-                head: entry.head.as_ref().map(|head| encoder.encode(head)),
-                body: set.then(|| entry.body.as_ref().map(|body| encoder.encode(body))),
+                head: entry.head.as_ref().map(|head| (O::Entry::VERSION, encoder.encode(head).into())),
+                body: set.then(|| entry.body.as_ref().map(|body| (O::Body::VERSION, encoder.encode(body).to_vec()))),
                 timers: entry.timers.iter().map(|timer| (timer.id, timer.at)).collect(),
             };
             image(StateKey { group, user: name, subkey: Some(entry.subkey.clone()) }, out);
@@ -568,8 +583,10 @@ impl<O: Operator> Table<O> {
         entry.timers.clear();
         for (id, at) in &image.timers {
             entry.timers.push(Timer { id: *id, at: *at, set_in: 0, listed: Some(*at) });
-            self.timers.list(*at, tag, *id);
-            self.timers.next = Some(self.timers.next.map_or(*at, |next| next.min(*at)));
+            if !deliberate::has(Bug::TimerLostOnRestore) {
+                self.timers.list(*at, tag, *id);
+                self.timers.next = Some(self.timers.next.map_or(*at, |next| next.min(*at)));
+            }
         }
         Ok(())
     }
@@ -580,11 +597,11 @@ impl<O: Operator> Table<O> {
 struct Encoder(Vec<u8>);
 
 impl Encoder {
-    fn encode<S: State>(&mut self, state: &S) -> (u8, Vec<u8>) {
+    fn encode<S: State>(&mut self, state: &S) -> &[u8] {
         self.0.clear();
         // Serialising into memory fails only for types that do not know their length; none of ours.
         self.0 = postcard::to_extend(state, std::mem::take(&mut self.0)).unwrap_or_default();
-        (S::VERSION, self.0.as_slice().to_vec())
+        &self.0
     }
 }
 

@@ -178,13 +178,16 @@ impl Intake {
     }
 
     /// Step 1: strict preference with a guaranteed minimum. The most urgent source may fill the whole
-    /// read-ahead; each of the others gets at least its share.
+    /// read-ahead, whatever the others hold; each of the others gets at least its share. So a worker holds a
+    /// full read-ahead of each rank at most.
     fn read_ahead(&mut self) -> Result<Step, String> {
         let mut ahead = Vec::new();
         let mut full = false;
         for place in 0..self.inlets.len() {
-            let total: usize = self.inlets.iter().map(|inlet| inlet.buffer.len()).sum();
             let inlet = &self.inlets[place];
+            // What is less urgent takes no room: it may wait for a cut that comes only after this one's.
+            let as_urgent = self.inlets.iter().filter(|it| it.assigned.rank <= inlet.assigned.rank);
+            let total: usize = as_urgent.map(|inlet| inlet.buffer.len()).sum();
             let share = self.pace.room * usize::from(inlet.assigned.at_least_permille) / 1000;
             let room = self.pace.room.saturating_sub(total).max(share.saturating_sub(inlet.buffer.len()));
             if room > 0 {
@@ -309,6 +312,43 @@ mod tests {
             let record = |offset| RawRecord { offset, key: None, value: None, headers: Vec::new(), timestamp };
             out.extend(self.0.by_ref().take(records_max).map(record));
             Ok(self.0.start)
+        }
+    }
+
+    /// A log whose first fetch comes later.
+    struct Late(Log, bool);
+
+    impl Feed for Late {
+        fn poll(&mut self, records_max: usize, out: &mut Vec<RawRecord>) -> Result<u64, String> {
+            if std::mem::take(&mut self.1) { Ok(0) } else { self.0.poll(records_max, out) }
+        }
+    }
+
+    // Events are not cut before side inputs are read to their end.
+    #[test]
+    fn events_that_fill_the_read_ahead_leave_side_inputs_their_room() {
+        let lots = [0, 1].map(|source| Lot { source, partition: 0 });
+        let (command, commands) = crossbeam_channel::bounded(1);
+        let (reports, reported) = crossbeam_channel::bounded(1);
+        let source = |id: &str, kind| Source { id: id.into(), kind };
+        let events = SourceKind::Events { unknown_to_data: false };
+        let sources = Arc::from([source("profiles", SourceKind::Profiles), source("high", events)]);
+        let assigned = |lot, feed, rank| Assigned { lot, from: 0, feed, rank, at_least_permille: 0 };
+        let feeds: [Box<dyn Feed>; 2] = [Box::new(Late(Log(0..5_000), true)), Box::new(Log(0..1_000_000))];
+        let [profiles, high] = feeds;
+        let assigned = vec![assigned(lots[0], profiles, 0), assigned(lots[1], high, 1)];
+        let mut intake = Intake::new(0, 1, sources, assigned, commands, reports);
+        let rules = Arc::new(crate::script::rules());
+        let (mut read, mut epoch) = (0, 0);
+        while read < 5_000 {
+            intake.step();
+            let Ok(Report::Ahead(0, ahead)) = reported.try_recv() else { panic!("stuck at {read}") };
+            let Some((_, extent)) = ahead.iter().find(|(lot, _)| *lot == lots[0]) else { continue };
+            (read, epoch) = (extent.end, epoch + 1);
+            let (now, ends) = (Instant(20 * i64::try_from(epoch).unwrap()), BTreeMap::from([(lots[0], read)]));
+            let cut = Cut { epoch, now, rules: Arc::clone(&rules), ends };
+            command.send(Command::Release(Arc::new(cut))).unwrap();
+            assert!(matches!(intake.step(), Step::Release(..)));
         }
     }
 

@@ -5,8 +5,10 @@
 //! messages neither a thread, nor a connection's turn, nor a provider's stream. What has one owner by its
 //! nature, because it is files of this machine, is shared: an embedded log or store, an inbox in a folder.
 //!
-//! A rate that is configured for a provider holds for each half by itself. Critical ones are few.
+//! Shared is also what both keep to together: rates and caps ([`Pace`]), for which critical ones never wait,
+//! and the templates, which are read again where they changed.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,16 +16,17 @@ use anyhow::anyhow;
 use tidings_schemas::channel::{Channel, Priority};
 use tidings_schemas::topics::{RetryClass, Topics};
 use tidings_sinks::directory::{Directory, EmbeddedDirectory, Loader, RedisDirectory};
-use tidings_sinks::lane::{Deliverer, LaneMetrics, LaneReader, Limits, Line, Parts, Texts};
+use tidings_sinks::lane::{Deliverer, LaneMetrics, LaneReader, Limits, Line, Pace, Parts, Texts};
 use tidings_sinks::ledger::{EmbeddedLedger, Ledger, RedisLedger};
 use tidings_sinks::log::{Clock as SinkClock, Log};
 use tidings_sinks::providers::Context as ProviderContext;
-use tidings_sinks::render::{TemplateStore, Templates};
+use tidings_sinks::render::TemplateStore;
 use tidings_sinks::retry::Schedule;
 use tidings_sinks::tasks::Tasks;
 use tokio::runtime::{Handle, Runtime};
 
 use super::providers::{self, Built};
+use super::templates::{LOOK_EVERY, Stores};
 use super::{PATIENCE, Settings, Standing};
 use crate::assemble;
 use crate::topology::{Config, Log as LogPlace, Store};
@@ -87,6 +90,12 @@ pub(super) struct Start<'a> {
     pub(super) standing: &'a Standing,
 }
 
+/// What both halves share of a channel.
+struct Shared {
+    texts: BTreeMap<Channel, Arc<TemplateStore>>,
+    caps: BTreeMap<Channel, Arc<Pace>>,
+}
+
 /// What one half has for itself.
 struct Half {
     runtime: Handle,
@@ -107,13 +116,20 @@ impl Start<'_> {
         let is_critical =
             |line: &Line| matches!(line, Line::Lane(Priority::Critical) | Line::Retry(RetryClass::Critical));
         let (critical, bulk): (Vec<_>, Vec<_>) = Line::all().into_iter().partition(is_critical);
+        let (mut stores, mut texts, mut caps) = (Stores::default(), BTreeMap::new(), BTreeMap::new());
+        for (channel, sink) in &self.config.topology.sinks {
+            let folder = sink.templates.as_ref().map(|folder| self.settings.folder.join(folder));
+            texts.insert(*channel, stores.open(folder.as_deref())?);
+            caps.extend(sink.cap.map(|rate| (*channel, Arc::new(Pace::new(rate)))));
+        }
+        let (shared, rates) = (Shared { texts, caps }, providers::rates(self.config));
         let bulk = Half {
             runtime: Handle::current(),
             lines: bulk,
             log: Arc::clone(self.log),
             ledger: self.ledger(&nonce)?,
             directory: self.directory()?,
-            providers: providers::build(self.config, &self.context(), None)?,
+            providers: providers::build(self.config, &self.context(), &rates, None)?,
             limits: Limits::default(),
             process: nonce.as_str().into(),
         };
@@ -131,31 +147,31 @@ impl Start<'_> {
                 Store::Embedded { .. } => Arc::clone(&bulk.directory),
                 Store::Redis(_) => self.directory()?,
             },
-            providers: providers::build(self.config, &self.context(), Some(&bulk.providers))?,
+            providers: providers::build(self.config, &self.context(), &rates, Some(&bulk.providers))?,
             limits: Limits { commit_every: CRITICAL_COMMIT_EVERY, ..Limits::default() },
             process: format!("{nonce}-critical").into(),
         };
         let loader = Loader::new(Arc::clone(self.log), Arc::clone(&bulk.directory), self.topics);
         let stopping = tasks.stopping();
         tasks.spawn("directory", loader.run(stopping));
-        self.half(critical, tasks).await?;
-        self.half(bulk, tasks).await
+        let (stopping, status) = (tasks.stopping(), Arc::clone(&self.standing.templates));
+        tasks.spawn("templates", stores.watch(status, LOOK_EVERY, stopping));
+        self.half(critical, &shared, tasks).await?;
+        self.half(bulk, &shared, tasks).await
     }
 
-    async fn half(&self, half: Half, tasks: &mut Tasks) -> anyhow::Result<()> {
+    async fn half(&self, half: Half, shared: &Shared, tasks: &mut Tasks) -> anyhow::Result<()> {
         for (channel, sink) in &self.config.topology.sinks {
-            let store = match &sink.templates {
-                Some(folder) => TemplateStore::open(&self.settings.folder.join(folder), "en").map_err(problems)?,
-                None => TemplateStore::fixed(Templates::embedded().map_err(problems)?),
-            };
+            let texts = shared.texts.get(channel).ok_or_else(|| anyhow!("sink `{channel}` has no templates"))?;
             let parts = Parts {
                 channel: *channel,
                 topics: self.topics.clone(),
                 log: Arc::clone(&half.log),
                 ledger: Arc::clone(&half.ledger),
                 directory: Arc::clone(&half.directory),
-                render: Arc::new(Texts::new(Arc::new(store))),
+                render: Arc::new(Texts::new(Arc::clone(texts))),
                 providers: providers::choice(&half.providers, &sink.providers)?,
+                cap: shared.caps.get(channel).cloned(),
                 schedule: Schedule::default(),
                 categories: self.config.policies.categories.clone(),
                 clock: Arc::clone(self.clock),
@@ -216,9 +232,4 @@ impl Start<'_> {
             environment,
         }
     }
-}
-
-fn problems(errors: Vec<tidings_sinks::render::TemplateError>) -> anyhow::Error {
-    let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();
-    anyhow!("templates:\n  {}", lines.join("\n  "))
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Select, Sender, bounded};
 use tidings_operators::calendar::Calendar;
+use tidings_operators::deliberate::{self, Bug};
 use tidings_operators::harness::chain::RestoreError;
 use tidings_operators::harness::dataflow::{Assigned, Command, Cut, Report, WorkerIo};
 use tidings_operators::harness::dropped::{DropCount, MayDrop};
@@ -745,7 +746,7 @@ impl<'a> Generation<'a> {
     /// Step 4: hands egress what may be said.
     fn hand_over(&mut self) {
         while let Some(entry) = self.unsaid.first_entry() {
-            if *entry.key() > self.durable {
+            if *entry.key() > self.durable && !deliberate::has(Bug::SaidBeforeTheCut) {
                 break;
             }
             let output = entry.remove();
@@ -848,7 +849,8 @@ impl<'a> Generation<'a> {
 
     /// Step 6, second half: it counts once its cut is durable and all of it was said.
     fn log_checkpoint(&mut self) {
-        let due = |(named, _): &(Named, Manifest)| named.epoch <= self.durable && named.epoch <= self.said_through;
+        let said = |epoch| epoch <= self.said_through || deliberate::has(Bug::CheckpointBeforeSaid);
+        let due = |(named, _): &(Named, Manifest)| named.epoch <= self.durable && said(named.epoch);
         if self.logging.is_none() && self.written.as_ref().is_some_and(due) {
             let Some((named, manifest)) = self.written.take() else { return };
             let (name, epoch) = (named.name.clone(), named.epoch);
@@ -869,7 +871,8 @@ impl<'a> Generation<'a> {
         }
         // Cuts up to the second-newest checkpoint's epoch are not needed by anybody any more. By epoch,
         // never by place: a checkpoint's own place says nothing.
-        if let Some((second, _)) = &self.start.second {
+        let newest = deliberate::has(Bug::DeletedBelowTheNewest);
+        if let Some((second, _)) = if newest { &self.start.checkpoint } else { &self.start.second } {
             let keep = self.start.offsets.split_off(&(second.epoch + 1));
             let trimmed = std::mem::replace(&mut self.start.offsets, keep);
             if let Some((_, last)) = trimmed.last_key_value() {

@@ -10,7 +10,7 @@
 
 use std::collections::BTreeMap;
 
-use tidings_operators::harness::output::Delta;
+use tidings_operators::harness::delta::Delta;
 
 use crate::checkpoint::{CheckpointError, Checkpoints, Manifest};
 use crate::cutlog::{Counted, CutBody, CutLogError, Hash, Named};

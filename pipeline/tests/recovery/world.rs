@@ -12,9 +12,10 @@ use object_store::path::Path as ObjectPath;
 use object_store::{ObjectStore, ObjectStoreExt};
 use tidings_operators::harness::chain::Block;
 use tidings_operators::harness::dataflow::Transport;
+use tidings_operators::harness::delta::Pending;
 use tidings_operators::harness::dropped::MayDrop;
 use tidings_operators::harness::feed::{Lot, RawRecord};
-use tidings_operators::harness::output::{Delta, EpochOutput, To, merge};
+use tidings_operators::harness::output::{EpochOutput, To};
 use tidings_operators::ingest::{Path, ingest};
 use tidings_operators::registry::{Input, Wiring};
 use tidings_operators::rules::Rules;
@@ -294,7 +295,7 @@ impl World {
         let (_, newest) = counted.checkpoints.last_key_value().unwrap();
         let checkpoints = Checkpoints::new(Arc::clone(&self.store) as Arc<dyn ObjectStore>).unwrap();
         let state = checkpoints.state(&checkpoints.manifest(&newest.name).unwrap()).unwrap();
-        state.keys().map(|(operator, _)| operator.to_string()).collect()
+        state.iter().map(|((operator, _), _)| operator.to_string()).collect()
     }
 
     /// Every row, once.
@@ -325,7 +326,7 @@ impl World {
     /// What a plain recomputation along the logged cuts says, on one chain, without timely.
     fn recomputed(&self) -> Vec<EpochOutput> {
         let mut chain = wiring().chain(Path::Decide).unwrap();
-        let (mut topology, mut state) = (blake3::hash(&topology_bytes(&wiring())), Delta::new());
+        let (mut topology, mut state) = (blake3::hash(&topology_bytes(&wiring())), Pending::default());
         let sources = script::sources();
         let mut outputs = Vec::new();
         let mut from: BTreeMap<(usize, u32), u64> = BTreeMap::new();
@@ -351,12 +352,13 @@ impl World {
                 let wiring = without(self.gone);
                 topology = blake3::hash(&topology_bytes(&wiring));
                 chain = wiring.chain(Path::Decide).unwrap();
-                state.retain(|_, image| !image.is_gone());
-                chain.restore_but(state.iter(), self.rules.hash, &MayDrop::Again).unwrap();
+                let mut restored = state.delta().clone();
+                restored.retain(|_, image| !image.is_gone());
+                chain.restore_but(restored.iter(), self.rules.hash, &MayDrop::Again).unwrap();
             }
             let mut output = chain.epoch(cut.epoch, cut.now, &self.rules, blocks);
             output.canonical();
-            merge(&mut state, std::mem::take(&mut output.delta));
+            state.add(std::mem::take(&mut output.delta));
             outputs.push(output);
         }
         outputs

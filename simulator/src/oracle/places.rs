@@ -42,10 +42,9 @@ pub(super) fn park(places: &mut Places, now: &mut Now<'_>, key: &Key, thing: Thi
     if let Some(place) = places.get_mut(key) {
         let merged = Fate::Merged([place.group].into());
         now.events(&thing, &merged);
-        now.leg(&thing, merged.clone());
-        for folded in place.thing.join(thing) {
-            now.member(&folded, merged.clone());
-        }
+        now.leg(&thing, merged);
+        // Whoever is folded was said to be merged when it came.
+        place.thing.join(thing);
         place.changed = true;
         return;
     }
@@ -82,7 +81,8 @@ pub(super) fn leave(now: &mut Now<'_>, key: &Key, place: Place) -> Thing {
             now.events(&thing, &merged);
         }
         thing.notification = thing.formed(now.id, &key.1);
-        thing.group = group;
+        // A notification of one is no group.
+        thing.group = if thing.activities() > 1 { group } else { GroupId::default() };
         let channel = thing.channel().map_or("", |channel| channel.as_str());
         let first = if thing.silent { "silent" } else { channel };
         thing.leg = Some(LegId::new(thing.notification, first, thing.replay));

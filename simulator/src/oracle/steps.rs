@@ -43,6 +43,8 @@ impl Now<'_> {
     }
 
     pub(super) fn leg(&mut self, thing: &Thing, fate: Fate) {
+        let events = thing.members.iter().map(|member| member.event).collect();
+        self.told.set_out.push((thing.leg.unwrap_or_default(), events, thing.silent));
         self.told.fate(Unit::Leg(thing.leg.unwrap_or_default()), fate);
     }
 
@@ -123,6 +125,14 @@ impl Station {
         let mut due: Vec<_> = due.map(|(key, due)| (due.at, key.clone())).collect();
         due.sort();
         due
+    }
+
+    /// Who has legs that wait here.
+    pub(super) fn waiting(&self) -> Vec<String> {
+        match self {
+            Self::Quiet(places) | Self::Limits(_, places, _) => places.keys().map(|key| key.0.clone()).collect(),
+            _ => Vec::new(),
+        }
     }
 
     /// The earliest deadline.

@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use super::gate::{Gate, Paused};
 use super::metrics::LaneMetrics;
 use super::outbox::Outbox;
+use super::pace::{Pace, Turn};
 use super::reader::Ticket;
 use super::wire::{self, DeadLetter, Retry};
 use super::{LaneError, rows};
@@ -120,6 +121,8 @@ pub struct Parts {
     pub render: Arc<dyn Render>,
     /// Who carries it.
     pub providers: Choice,
+    /// How many deliveries the channel makes; what exceeds it waits in the lane.
+    pub cap: Option<Arc<Pace>>,
     /// How often it is tried.
     pub schedule: Schedule,
     /// What categories may pass.
@@ -198,6 +201,8 @@ struct Delivery {
     said: u32,
     /// Never granted here: what the ledger lost may have been called.
     fresh: bool,
+    /// Its places in the lines before rates, while it waits there.
+    turns: Vec<Arc<Turn>>,
 }
 
 struct Granted {
@@ -430,6 +435,7 @@ impl Deliverer {
             known: attempts,
             said: attempts,
             fresh: true,
+            turns: Vec::new(),
         };
         addresses.into_iter().map(delivery).collect()
     }
@@ -486,12 +492,20 @@ impl Deliverer {
         }
         let mut steps = Vec::new();
         let mut admitted = Vec::new();
-        for delivery in self.punctual(desk, deliveries).await {
+        for mut delivery in self.punctual(desk, deliveries).await {
+            if let Err(at) = self.take_token(&mut delivery) {
+                desk.metrics.paced.fetch_add(1, Ordering::Relaxed);
+                steps.push(Step::Again { at, gate: None, delivery: Box::new(delivery) });
+                continue;
+            }
             let provider = delivery.listed.as_ref().and_then(|it| self.parts.providers.of(&it.address));
             let name = provider.map(|provider| provider.name());
             match name.and_then(|name| self.gates.get(name)).map_or(Ok(()), |gate| gate.enter(self.now())) {
                 Ok(()) => admitted.push(delivery),
-                Err(at) => steps.push(Step::Again { at, gate: name, delivery: Box::new(delivery) }),
+                Err(at) => {
+                    self.give_back(&delivery);
+                    steps.push(Step::Again { at, gate: name, delivery: Box::new(delivery) });
+                }
             }
         }
         let (critical, others): (Vec<_>, Vec<_>) = admitted.into_iter().partition(|it| it.leg.is_critical());
@@ -503,6 +517,7 @@ impl Deliverer {
                 let granted = match claimed {
                     Ok(granted) => granted,
                     Err(met) => {
+                        self.give_back(&delivery);
                         steps.extend(self.meet(desk, delivery, met).await);
                         continue;
                     }
@@ -513,7 +528,8 @@ impl Deliverer {
                         slot.1.push((granted, content));
                     }
                     Err((note, detail)) => {
-                        verdicts.push(Verdict { granted, phase: Some(Phase::Dead { note }), detail })
+                        self.give_back(&granted.delivery);
+                        verdicts.push(Verdict { granted, phase: Some(Phase::Dead { note }), detail });
                     }
                 }
             }
@@ -527,6 +543,38 @@ impl Deliverer {
         }
         steps.extend(self.close(desk, verdicts).await);
         steps
+    }
+
+    /// The rates that a delivery keeps to: its provider's, and the channel's.
+    fn paces(&self, delivery: &Delivery) -> impl Iterator<Item = &Arc<Pace>> {
+        let provider = delivery.listed.as_ref().and_then(|it| self.parts.providers.of(&it.address));
+        provider.and_then(|provider| provider.pace()).into_iter().chain(&self.parts.cap)
+    }
+
+    /// Takes a token of every rate, or none and says when to ask again.
+    fn take_token(&self, delivery: &mut Delivery) -> Result<(), Instant> {
+        let (now, priority) = (self.now(), delivery.leg.record.priority);
+        let mut turns = std::mem::take(&mut delivery.turns);
+        let mut taken: Vec<&Arc<Pace>> = Vec::new();
+        let paces: Vec<Arc<Pace>> = self.paces(delivery).cloned().collect();
+        for pace in &paces {
+            let turn = turns.iter().position(|turn| turn.is_of(pace)).map(|place| turns.swap_remove(place));
+            match pace.enter(priority, turn, now) {
+                Ok(()) => taken.push(pace),
+                Err((at, turn)) => {
+                    taken.into_iter().for_each(|pace| pace.give_back(priority));
+                    turns.push(turn);
+                    delivery.turns = turns;
+                    return Err(at);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the tokens of a delivery back that is not called after all.
+    fn give_back(&self, delivery: &Delivery) {
+        self.paces(delivery).for_each(|pace| pace.give_back(delivery.leg.record.priority));
     }
 
     /// Those that are in time, or were called already: those have to be seen to their end here.
@@ -651,7 +699,7 @@ impl Deliverer {
     /// The longest that a call for it may take, and a margin, on the clock.
     fn lease(&self, delivery: &Delivery) -> Duration {
         let provider = delivery.listed.as_ref().and_then(|it| self.parts.providers.of(&it.address));
-        self.clocked(provider.map_or(Duration::ZERO, call_max) + LEASE_MARGIN)
+        self.clocked(provider.map_or(Duration::ZERO, |provider| provider.timeout()) + LEASE_MARGIN)
     }
 
     /// What stands in the ledger already is said again, and what follows from it done again.
@@ -726,7 +774,7 @@ impl Deliverer {
         desk.outbox.say(doubts.collect(), Vec::new()).await;
         let calls: Vec<_> = granted.iter().filter_map(|(it, content)| call(it, content)).collect();
         desk.metrics.calls.fetch_add(calls.len() as u64, Ordering::Relaxed);
-        let answer = tokio::time::timeout(call_max(provider), provider.deliver(&calls, self.now())).await;
+        let answer = tokio::time::timeout(provider.timeout(), provider.deliver(&calls, self.now())).await;
         let mut outcomes = answer.unwrap_or_default();
         // Silence is no answer: it may have been carried out.
         outcomes.resize(granted.len(), Outcome::unknown(Code::ours("timeout")));
@@ -736,10 +784,10 @@ impl Deliverer {
         }
         let mut verdicts = Vec::new();
         for ((granted, _), outcome) in granted.into_iter().zip(outcomes) {
-            if let (Outcome::Paused { reason, code }, Some(gate)) = (&outcome, gate) {
-                if gate.close(reason, self.now()) {
-                    tracing::error!(provider = provider.name(), %reason, %code, "the provider is paused; its deliveries wait");
-                }
+            if let (Outcome::Paused { reason, code }, Some(gate)) = (&outcome, gate)
+                && gate.close(reason, self.now())
+            {
+                tracing::error!(provider = provider.name(), %reason, %code, "the provider is paused; its deliveries wait");
             }
             let detail = match &outcome {
                 Outcome::Permanent { reason, .. } | Outcome::InvalidAddress { reason, .. } => reason.to_string(),
@@ -1059,11 +1107,6 @@ impl Delivery {
         self.profile = Arc::new(known.profile.clone());
         self
     }
-}
-
-/// A call may be two requests; all of it stays below the lease.
-fn call_max(provider: &Arc<dyn Provider>) -> Duration {
-    provider.timeout() * 2
 }
 
 /// A failure that another channel could make good; what the user or the clock decided is none.

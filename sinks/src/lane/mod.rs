@@ -12,7 +12,7 @@
 //!    exceeds the bounds in flight, or is not due, is held, and its partition not fetched.
 //! 2. Look up addresses and profile; a leg becomes one delivery per live address.
 //! 3. What is stale goes back, what is expired ends; unless it was called before: then it is seen to its end
-//!    here. The rest waits at its provider's gate, then is *claimed* in the ledger.
+//!    here. The rest waits at its provider's gate and for a token of its rates, then is *claimed* in the ledger.
 //! 4. Judge once more, by the profile of step 2: legal stops, opt-outs, expiry. Render.
 //! 5. Call the provider, for less time than the lease. A critical call that the ledger does not know of is said
 //!    to be `unknown` first, durably.
@@ -43,6 +43,7 @@ mod deliver;
 mod gate;
 mod metrics;
 mod outbox;
+mod pace;
 mod progress;
 mod reader;
 mod rows;
@@ -58,6 +59,7 @@ use std::time::Duration;
 pub use deliver::{Choice, Deliverer, Parts, Render, Unrendered};
 pub use gate::Paused;
 pub use metrics::{LaneMetrics, Reached};
+pub use pace::Pace;
 pub use reader::LaneReader;
 pub use text::Texts;
 use tidings_schemas::channel::{Channel, Priority};

@@ -28,19 +28,29 @@ const MARK_VERSION: u8 = 1;
 
 /// What a record of a lane or retry topic is.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Read {
+pub enum Read {
     /// A mark.
     Mark(Mark),
     /// A leg.
-    Leg { record: Box<LaneRecord>, epoch: Option<u64>, retry: Option<Retry> },
+    Leg {
+        /// The leg.
+        record: Box<LaneRecord>,
+        /// The epoch that decided it; none on the critical path.
+        epoch: Option<u64>,
+        /// What is said beside it in a retry topic.
+        retry: Option<Retry>,
+    },
 }
 
 /// What a retry record says beside its leg.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Retry {
-    pub(crate) due: Instant,
-    pub(crate) attempt: u32,
-    pub(crate) siblings: Vec<DeliveryId>,
+pub struct Retry {
+    /// When the next attempt is due.
+    pub due: Instant,
+    /// Which attempt that is.
+    pub attempt: u32,
+    /// Deliveries of the same leg to its other addresses.
+    pub siblings: Vec<DeliveryId>,
 }
 
 /// A delivery that was given up, as it stands in the dead-letter queue.
@@ -136,8 +146,11 @@ pub fn address(to: TopicPartition, address: &Address) -> Append {
     Append { to, key: Some(key.into()), value: body(address), headers: Headers::new() }
 }
 
-/// What `record` says; the error is in words.
-pub(crate) fn read(record: &Record) -> Result<Read, String> {
+/// What `record` says.
+///
+/// # Errors
+/// In words, what it should be and is not.
+pub fn read(record: &Record) -> Result<Read, String> {
     let value = record.value.as_deref().unwrap_or_default();
     if record.header(HEADER_MARK).is_some() {
         let json = codec::unframe(MARK_VERSION, value).map_err(|error| format!("a mark: {error}"))?;

@@ -220,7 +220,7 @@ impl Provider for Inbox {
     }
 
     fn timeout(&self) -> Duration {
-        TIMEOUT
+        TIMEOUT * 2 // a connection that has to be made, and the write
     }
 
     fn deliver<'a>(&'a self, calls: &'a [Call], now: Instant) -> BoxFuture<'a, Vec<Outcome>> {

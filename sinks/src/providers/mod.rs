@@ -12,6 +12,7 @@ pub mod fcm;
 mod http;
 pub mod inbox;
 mod jwt;
+pub mod paced;
 #[cfg(test)]
 pub(crate) mod samples;
 pub mod ses;
@@ -31,6 +32,7 @@ use tidings_schemas::ids::{DeliveryId, NotificationId};
 use tidings_schemas::profile::Address;
 use tidings_schemas::time::Instant;
 
+use crate::lane::Pace;
 use crate::outcome::{MassInvalidationGuard, Outcome};
 use crate::render::{Content, Push};
 
@@ -80,6 +82,11 @@ pub trait Provider: Send + Sync {
     /// Most calls that one `deliver` turns into one request; 1 where the provider has no request for
     /// several (run many `deliver` at once instead, they share connections).
     fn batch_max(&self) -> usize;
+
+    /// How fast it may be called; absent where nothing but its own answers limits it.
+    fn pace(&self) -> Option<&Arc<Pace>> {
+        None
+    }
 
     /// How long one `deliver` takes at most, second tries included: a lease outlasts it.
     fn timeout(&self) -> Duration;

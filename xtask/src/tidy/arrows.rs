@@ -1,4 +1,4 @@
-//! Arrows between crates point down: schemas ← operators ← sinks ← pipeline ← benches.
+//! Arrows between crates point down: schemas ← operators ← sinks ← pipeline ← benches, simulator.
 //!
 //! Cargo refuses circles but not an arrow that skips upwards into a new one, and a dev-dependency upwards is refused
 //! by nobody. The engine belongs to `operators` alone, and the tools depend on nothing that they build or check.
@@ -12,7 +12,7 @@ const FLOORS: &[&[&str]] = &[
     &["tidings-operators"],
     &["tidings-sinks", "tidings-gateway"],
     &["tidings-pipeline"],
-    &["tidings-benches"],
+    &["tidings-benches", "tidings-simulator"],
 ];
 /// Beside the house: they must build before anything else does.
 const TOOLS: &[&str] = &["xtask", "clickhouse-server"];
@@ -83,6 +83,8 @@ mod tests {
             ("tidings-sinks", "tidings-pipeline", "below both"),
             ("tidings-sinks", "tidings-gateway", "below both"),
             ("tidings-pipeline", "tidings-benches", "below both"),
+            ("tidings-pipeline", "tidings-simulator", "below both"),
+            ("tidings-benches", "tidings-simulator", "below both"),
             ("tidings-pipeline", "xtask", "run"),
             ("xtask", "tidings-schemas", "run"),
             ("clickhouse-server", "tidings-schemas", "run"),
@@ -98,6 +100,7 @@ mod tests {
             ("tidings-sinks", "tidings-operators"),
             ("tidings-pipeline", "tidings-schemas"),
             ("tidings-benches", "tidings-pipeline"),
+            ("tidings-simulator", "tidings-pipeline"),
             ("tidings-operators", "timely"),
             ("xtask", "anyhow"),
         ] {

@@ -1,0 +1,184 @@
+//! `cargo xtask sim`: runs seeds until one breaks a promise, and says which, and how to see it again.
+
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command talks to the person who typed it")]
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use tidings_operators::deliberate::Bug;
+use tidings_pipeline::runtime::clock::{Clock, SystemClock};
+use tidings_simulator::exhaustive;
+use tidings_simulator::run::{Outcome, run};
+
+/// Seeds within which each deliberate bug must be caught.
+const CAUGHT_WITHIN: u64 = 200;
+
+/// Seeds that once failed: they are run first.
+const REGRESSIONS: &str = include_str!("../regressions.txt");
+
+const USAGE: &str = "\
+usage: cargo xtask sim [--seed S] [--seeds N] [--minutes M] [--meta] [--bugs] [--exhaustive [RUNS]]
+
+  --seed S       this seed, with its trace
+  --seeds N      so many new seeds (100)
+  --minutes M    new seeds for so long
+  --meta         each seed twice, and the whole traces compared
+  --bugs         proves that each deliberate bug is caught within 200 seeds
+  --exhaustive   every crash point of small worlds, alone and in pairs, up to RUNS runs a world (500)";
+
+struct Wanted {
+    seed: Option<u64>,
+    seeds: u64,
+    minutes: Option<u64>,
+    meta: bool,
+    bugs: bool,
+    exhaustive: Option<u64>,
+}
+
+fn wanted() -> Option<Wanted> {
+    let mut wanted = Wanted { seed: None, seeds: 100, minutes: None, meta: false, bugs: false, exhaustive: None };
+    let mut args = std::env::args().skip(1).peekable();
+    while let Some(arg) = args.next() {
+        let mut number = || args.peek().and_then(|text| text.parse().ok()).inspect(|_| drop(args.next()));
+        match arg.as_str() {
+            "--seed" => wanted.seed = Some(number()?),
+            "--seeds" => wanted.seeds = number()?,
+            "--minutes" => wanted.minutes = Some(number()?),
+            "--meta" => wanted.meta = true,
+            "--bugs" => wanted.bugs = true,
+            "--exhaustive" => wanted.exhaustive = Some(number().unwrap_or(500)),
+            _ => return None,
+        }
+    }
+    Some(wanted)
+}
+
+fn main() -> ExitCode {
+    let Some(wanted) = wanted() else {
+        eprintln!("{USAGE}");
+        return ExitCode::from(64);
+    };
+    let clock = SystemClock::default();
+    let ok = if let Some(seed) = wanted.seed {
+        one(seed, wanted.meta)
+    } else if wanted.bugs {
+        bugs()
+    } else if let Some(runs) = wanted.exhaustive {
+        search(runs)
+    } else {
+        many(&wanted, &clock)
+    };
+    if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// One seed, with all that happened.
+fn one(seed: u64, meta: bool) -> bool {
+    let outcome = run(seed, None, true);
+    println!("{}", outcome.options);
+    for line in &outcome.trace {
+        println!("{line}");
+    }
+    summary(&outcome);
+    (!meta || same_twice(seed)) && !fails(seed, &outcome)
+}
+
+/// Old seeds that failed, then new ones.
+fn many(wanted: &Wanted, clock: &dyn Clock) -> bool {
+    let kept = REGRESSIONS.lines().filter_map(|line| line.split('#').next()?.trim().parse().ok());
+    let first = clock.wall().0.cast_unsigned() % 1_000_000_000_000;
+    let until = wanted.minutes.map(|minutes| Duration::from_secs(minutes * 60));
+    let (mut seeds, mut epochs, mut said, mut generations) = (0_u64, 0, 0, 0);
+    for seed in kept.chain(first..) {
+        let over = until.map_or(seeds >= wanted.seeds, |until| clock.elapsed() >= until);
+        if over {
+            break;
+        }
+        let outcome = run(seed, None, false);
+        if fails(seed, &outcome) || (wanted.meta && !same_twice(seed)) {
+            return false;
+        }
+        seeds += 1;
+        epochs += outcome.epochs;
+        said += outcome.said;
+        generations += outcome.generations;
+    }
+    let took = clock.elapsed().as_secs_f64();
+    let rate = seeds as f64 / took.max(0.001);
+    println!(
+        "{seeds} seeds from {first} pass: {generations} generations, {epochs} epochs, {said} lane records; {rate:.1} seeds/s"
+    );
+    true
+}
+
+fn summary(outcome: &Outcome) {
+    let Outcome { steps, writes, epochs, said, generations, struck, .. } = outcome;
+    println!(
+        "{steps} steps, {writes} writes, {epochs} epochs, {said} lane records, {generations} generations; {struck:?}"
+    );
+}
+
+#[expect(clippy::disallowed_methods, reason = "a binary's own environment: `cargo xtask` names the commit")]
+fn commit() -> String {
+    std::env::var("TIDINGS_COMMIT").unwrap_or_else(|_| "unknown".to_owned())
+}
+
+/// Says what failed, if it did, and how to see it again.
+fn fails(seed: u64, outcome: &Outcome) -> bool {
+    let Some(broken) = &outcome.broken else { return false };
+    println!("{}", outcome.options);
+    let again = run(seed, None, true);
+    for line in again.trace.iter().rev().take(40).rev() {
+        println!("{line}");
+    }
+    summary(outcome);
+    let commit = commit();
+    println!("FAILED seed {seed} at commit {commit}: {broken}\nreplay: cargo xtask sim --seed {seed}");
+    true
+}
+
+fn same_twice(seed: u64) -> bool {
+    let (one, two) = (run(seed, None, true), run(seed, None, true));
+    let differs = one.trace.iter().zip(&two.trace).find(|(one, two)| one != two);
+    if differs.is_none() && one.trace.len() == two.trace.len() && one.steps == two.steps {
+        return true;
+    }
+    println!(
+        "FAILED seed {seed}: it runs differently the second time: {differs:?}\nreplay: cargo xtask sim --seed {seed} --meta"
+    );
+    false
+}
+
+/// Each deliberate bug is caught within so many seeds.
+fn bugs() -> bool {
+    if !cfg!(feature = "deliberate-bugs") {
+        eprintln!("this build has no deliberate bugs: build it with `--features deliberate-bugs`");
+        return false;
+    }
+    let mut all = true;
+    for bug in Bug::ALL {
+        let caught = (1..=CAUGHT_WITHIN).find_map(|seed| Some((seed, run(seed, Some(bug), false).broken?)));
+        match caught {
+            Some((seed, broken)) => {
+                let what: String = broken.what.chars().take(90).collect();
+                println!("{bug:?}: caught at seed {seed} by {}: {}", broken.promise, what.lines().next().unwrap_or(""));
+            }
+            None => {
+                println!("{bug:?}: NOT CAUGHT within {CAUGHT_WITHIN} seeds");
+                all = false;
+            }
+        }
+    }
+    all
+}
+
+fn search(runs: u64) -> bool {
+    let searched = exhaustive::search(1..5, runs);
+    println!("{} runs of {} that there are", searched.runs, searched.all);
+    let Some((seed, script, broken)) = searched.broken else { return true };
+    let again = tidings_simulator::run::run_with(exhaustive::small(seed), script.clone(), None, true);
+    for line in again.trace {
+        println!("{line}");
+    }
+    println!("FAILED small world {seed} under {script:?}: {broken}\nreplay: cargo xtask sim --exhaustive {runs}");
+    false
+}

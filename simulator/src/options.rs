@@ -1,0 +1,188 @@
+//! What a seed draws before anything runs: the topology, the size of things, and how much goes wrong.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tidings_operators::registry::Wiring;
+use tidings_operators::script;
+
+use crate::choices::Rng;
+
+/// How often things go wrong, in a million: of appends, of puts, of steps.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Faults {
+    /// An append is refused, and nothing of it happened.
+    pub unreachable: u64,
+    /// An append happened and its acknowledgement is lost.
+    pub lost_ack: u64,
+    /// The first records of an append happened, and nobody is told.
+    pub torn: u64,
+    /// An append seems lost and happens later.
+    pub late: u64,
+    /// The process dies before, in or after an append.
+    pub dies_appending: u64,
+    /// The process dies before or after an object is put.
+    pub dies_putting: u64,
+    /// An object is not put.
+    pub put_fails: u64,
+    /// An object is put, and nobody is told.
+    pub put_lost: u64,
+    /// A read fails for a moment.
+    pub read_fails: u64,
+    /// A process is killed between two steps.
+    pub killed: u64,
+    /// A process stands still for a while, and another one takes over.
+    pub frozen: u64,
+    /// One part of a process stands still for a while.
+    pub stalled: u64,
+    /// The wall clock is set wrong, or right again.
+    pub clock_jumps: u64,
+    /// The newest checkpoint rots.
+    pub damaged: u64,
+    /// What a kept checkpoint covers is compacted and given up.
+    pub trimmed: u64,
+}
+
+/// An operator as `script::straight` takes it.
+pub type Wired = (&'static str, Value, Option<&'static str>);
+
+/// What the seed drew.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The seed.
+    pub seed: u64,
+    /// Operators, from the top down.
+    pub operators: Vec<Wired>,
+    /// Spread of the morning's release.
+    pub spread: Duration,
+    /// Partitions of the events topic.
+    pub event_partitions: u32,
+    /// Partitions of each lane.
+    pub lane_partitions: u32,
+    /// Partitions of the profiles topic.
+    pub profile_partitions: u32,
+    /// Most workers of a generation.
+    pub workers_max: u64,
+    /// Users.
+    pub users: u64,
+    /// Batches of records, spread over the hours.
+    pub batches: u64,
+    /// Records in a batch, at most.
+    pub batch_max: u64,
+    /// How long the world lasts.
+    pub hours: u64,
+    /// Shortest time between cuts.
+    pub epoch_min: Duration,
+    /// Longest time between cuts.
+    pub idle_max: Duration,
+    /// Time between checkpoints.
+    pub checkpoint_every: Duration,
+    /// Faults that strike at most.
+    pub faults_max: u64,
+    /// Generations that may be alive at once.
+    pub alive_max: usize,
+    /// How often.
+    pub faults: Faults,
+}
+
+impl Options {
+    /// The options of `seed`.
+    #[must_use]
+    pub fn draw(seed: u64) -> Self {
+        let mut rng = Rng::new(seed ^ 0x0071_D196_5000_0000);
+        let rng = &mut rng;
+        // Some seeds know no faults of a kind, so that others are not drowned by them.
+        let some = |rng: &mut Rng, most: u64| if rng.chance(450_000) { rng.below(most) } else { 0 };
+        let faults = Faults {
+            unreachable: some(rng, 60_000),
+            lost_ack: some(rng, 40_000),
+            torn: some(rng, 40_000),
+            late: some(rng, 15_000),
+            dies_appending: some(rng, 40_000),
+            dies_putting: some(rng, 100_000),
+            put_fails: some(rng, 100_000),
+            put_lost: some(rng, 100_000),
+            read_fails: some(rng, 5_000),
+            killed: some(rng, 300),
+            frozen: some(rng, 200),
+            stalled: some(rng, 400),
+            clock_jumps: some(rng, 100),
+            damaged: some(rng, 400_000),
+            trimmed: some(rng, 300),
+        };
+        Self {
+            seed,
+            operators: operators(rng),
+            spread: Duration::from_secs(*rng.one(&[0, 600, 3_600])),
+            event_partitions: u32::try_from(rng.between(1, 4)).unwrap_or(1),
+            lane_partitions: u32::try_from(rng.between(1, 3)).unwrap_or(1),
+            profile_partitions: u32::try_from(rng.between(1, 2)).unwrap_or(1),
+            workers_max: rng.between(1, 4),
+            users: rng.between(1, 16),
+            batches: rng.between(2, 24),
+            batch_max: *rng.one(&[3, 10, 40, 90]),
+            hours: rng.between(1, 30),
+            epoch_min: Duration::from_millis(*rng.one(&[1, 20, 200])),
+            idle_max: Duration::from_secs(*rng.one(&[1_200, 3_600, 14_400])),
+            checkpoint_every: Duration::from_millis(*rng.one(&[20, 1_000, 60_000, 1_200_000])),
+            faults_max: *rng.one(&[0, 1, 3, 10, 25]),
+            alive_max: usize::try_from(rng.between(1, 4)).unwrap_or(1),
+            faults,
+        }
+    }
+
+    /// Operators and sources.
+    #[must_use]
+    pub fn wiring(&self) -> Wiring {
+        script::straight(&self.operators)
+    }
+}
+
+fn operators(rng: &mut Rng) -> Vec<Wired> {
+    let window = *rng.one(&["30s", "5m", "1h"]);
+    let aggregate = json!({
+        "window": window, "threshold": rng.between(2, 6), "leading": rng.chance(250_000),
+        "sliding_max": if rng.chance(250_000) { json!("2h") } else { Value::Null },
+    });
+    let rate = |rng: &mut Rng| format!("{}/{}", rng.between(1, 5), *rng.one(&["m", "h", "d"]));
+    let (push, other, all) = (rate(rng), rate(rng), rate(rng));
+    let limits = json!({"levels": [{"per": ["channel", "type"], "push": push, "other": other}, {"per": ["category"], "other": all}]});
+    let social = rng.chance(500_000).then_some(r#"category == "social""#);
+    let mut items: Vec<Wired> = vec![
+        ("dedup", json!({"window": *rng.one(&["10m", "24h"])}), None),
+        ("schedule", json!({}), None),
+        ("preferences", json!({}), None),
+        ("aggregate", aggregate, social),
+    ];
+    let mut legs: Vec<Wired> =
+        vec![("quiet_hours", json!({"spread": *rng.one(&["0s", "10m", "1h"])}), None), ("rate_limit", limits, None)];
+    // Present or not, in an order that is legal: mostly the usual one.
+    items.retain(|_| rng.chance(850_000));
+    legs.retain(|_| rng.chance(850_000));
+    if rng.chance(300_000) {
+        rng.shuffle(&mut items);
+        // What is merged is not scheduled again: `aggregate` stays below `schedule`.
+        items.sort_by_key(|(kind, ..)| *kind == "aggregate");
+        rng.shuffle(&mut legs);
+    }
+    let mut all: Vec<Wired> = vec![("validate", json!({}), None)];
+    all.extend(items);
+    all.push(("route", json!({}), None));
+    all.extend(legs);
+    all
+}
+
+impl fmt::Display for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { seed, users, batches, hours, workers_max, faults_max, faults, .. } = self;
+        writeln!(f, "seed {seed}: {users} users, {batches} batches over {hours} h, up to {workers_max} workers")?;
+        for (kind, params, when) in &self.operators {
+            writeln!(f, "  {kind} {params} {}", when.unwrap_or(""))?;
+        }
+        let times = (self.epoch_min, self.idle_max, self.checkpoint_every);
+        let partitions = (self.event_partitions, self.profile_partitions, self.lane_partitions);
+        writeln!(f, "  epoch, idle, checkpoint {times:?}; partitions of events, profiles, lanes {partitions:?}")?;
+        write!(f, "  up to {faults_max} faults, {} generations at once: {faults:?}", self.alive_max)
+    }
+}

@@ -1,0 +1,733 @@
+//! One seed, from its options to the verdict: who moves next, what goes wrong, and when it is over.
+//!
+//! First the faults strike while the hours of the workload pass (safety). Then they stop, what stood
+//! still goes on, and everything must be decided, said and kept (liveness).
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use object_store::ObjectStoreExt;
+use object_store::memory::InMemory;
+use object_store::path::Path as ObjectPath;
+use tidings_operators::deliberate::{self, Bug};
+use tidings_operators::harness::dataflow::Transport;
+use tidings_operators::rules::Rules;
+use tidings_operators::script;
+use tidings_pipeline::checkpoint::{Checkpoints, Manifest};
+use tidings_pipeline::cutlog::{self, CutLogError, Entry};
+use tidings_pipeline::runtime::coordinator::{DecideError, Status, Surroundings, decide};
+use tidings_pipeline::runtime::crew::Crew;
+use tidings_pipeline::runtime::egress::Outlets;
+use tidings_pipeline::runtime::plan::{Plan, SourcePlan};
+use tidings_schemas::channel::{Channel, Priority};
+use tidings_schemas::time::Instant;
+use tidings_schemas::topics::Topics;
+use tidings_sinks::log::{Log, Retention, TopicPartition, TopicSpec};
+
+use crate::checks::{self, Broken};
+use crate::choices::Rng;
+use crate::clock::Time;
+use crate::crew::{Actor, SimulatedCrew, Stage};
+use crate::log::{CUTS, Fate, Life, Nature, ProcessLog, World};
+use crate::options::{Faults, Options};
+use crate::store::ProcessStore;
+use crate::workload::{ADDRESSES, Batch, EVENTS, PROFILES, RETURNED, START, batches};
+
+/// Steps after which a world that has not ended never will.
+const STEPS_MAX: u64 = 400_000;
+
+/// How long the world goes on after the last batch, so that nights and windows end.
+const AFTERWARDS: Duration = Duration::from_secs(26 * 3_600);
+
+/// What a run came to.
+pub struct Outcome {
+    /// What was drawn.
+    pub options: Options,
+    /// The promise that was broken.
+    pub broken: Option<Broken>,
+    /// What happened, if it was asked for.
+    pub trace: Vec<String>,
+    /// Steps that were made.
+    pub steps: u64,
+    /// Durable writes: appends and puts.
+    pub writes: u64,
+    /// Epochs that count.
+    pub epochs: usize,
+    /// Lane records that were said.
+    pub said: usize,
+    /// Generations that began.
+    pub generations: usize,
+    /// What went wrong, how often.
+    pub struck: BTreeMap<&'static str, u64>,
+}
+
+/// Runs a seed.
+#[must_use]
+pub fn run(seed: u64, bug: Option<Bug>, with_trace: bool) -> Outcome {
+    run_with(Options::draw(seed), BTreeMap::new(), bug, with_trace)
+}
+
+/// Runs with these options; `script` says how the writes of these numbers go, whatever the seed says.
+#[must_use]
+pub fn run_with(options: Options, script: BTreeMap<u64, Fate>, bug: Option<Bug>, with_trace: bool) -> Outcome {
+    put(bug);
+    let mut simulation = Simulation::new(options, with_trace);
+    simulation.world.nature().script = script;
+    let broken = simulation.live().and_then(|()| {
+        put(None);
+        checks::all(&simulation)
+    });
+    put(None);
+    simulation.processes.clear();
+    let epochs = simulation.counted().map_or(0, |counted| counted.cuts.len());
+    let nature = simulation.world.nature();
+    Outcome {
+        options: simulation.options.clone(),
+        broken: broken.err(),
+        trace: nature.trace.clone().unwrap_or_default(),
+        steps: simulation.steps,
+        writes: nature.writes,
+        epochs,
+        said: nature.history.iter().filter(|(at, _)| is_lane(&at.topic)).map(|(_, records)| records.len()).sum(),
+        generations: nature.begun.len(),
+        struck: nature.struck.clone(),
+    }
+}
+
+#[cfg(feature = "deliberate-bugs")]
+fn put(bug: Option<Bug>) {
+    deliberate::put(bug);
+}
+
+#[cfg(not(feature = "deliberate-bugs"))]
+fn put(bug: Option<Bug>) {
+    // A build without them has none to put in; `main` refuses to be asked.
+    debug_assert!(bug.is_none_or(|bug| !deliberate::has(bug)));
+}
+
+/// Whether a topic is a lane.
+#[must_use]
+pub fn is_lane(topic: &str) -> bool {
+    let topics = Topics::default();
+    Channel::ALL.iter().any(|channel| Priority::ALL.iter().any(|priority| topics.lane(*channel, *priority) == topic))
+}
+
+/// A run under way.
+pub struct Simulation {
+    /// What was drawn.
+    pub options: Options,
+    /// What outlives processes.
+    pub world: Arc<World>,
+    /// Policies.
+    pub rules: Arc<Rules>,
+    store: Arc<InMemory>,
+    runtime: Arc<tokio::runtime::Runtime>,
+    batches: std::vec::IntoIter<Batch>,
+    next_batch: Option<Batch>,
+    processes: Vec<Process>,
+    born: u64,
+    /// When the supervisor starts the next process.
+    start_at: Duration,
+    /// The epoch of the checkpoint that rotted last.
+    damaged: u64,
+    /// Processes in a row that ended before they were ready.
+    failed: u32,
+    steps: u64,
+    healed: bool,
+    end: Instant,
+    /// The last process was told to stop.
+    stopping: bool,
+    /// And has.
+    done: bool,
+}
+
+type Ended = Result<(), DecideError>;
+
+/// A process: one run of the stage.
+struct Process {
+    life: Arc<Life>,
+    run: Option<Pin<Box<dyn Future<Output = Ended>>>>,
+    stage: Rc<RefCell<Stage>>,
+    stop: Arc<AtomicBool>,
+    status: Arc<Status>,
+    /// It stands still until then.
+    frozen_until: Duration,
+    /// One of its actors stands still until then.
+    stalled: Option<(Actor, Duration)>,
+    /// Another one was started in its place.
+    replaced: bool,
+}
+
+impl Simulation {
+    fn new(options: Options, with_trace: bool) -> Self {
+        let start: Instant = START.parse().unwrap_or_default();
+        let time = Time::new(start);
+        let nature = Nature {
+            rng: Rng::new(options.seed),
+            faults: options.faults,
+            left: options.faults_max,
+            struck: BTreeMap::new(),
+            trace: with_trace.then(Vec::new),
+            history: BTreeMap::new(),
+            late: Default::default(),
+            hidden: Default::default(),
+            begun: BTreeMap::new(),
+            writes: 0,
+            script: BTreeMap::new(),
+            frozen: None,
+        };
+        let spec = |(name, partitions): (String, u32)| TopicSpec {
+            name,
+            partitions,
+            retention: Retention::Forever,
+            replication: 1,
+            min_insync: 1,
+        };
+        let topics: Vec<_> = topics(&options).into_iter().map(spec).collect();
+        let profiles = (0..options.profile_partitions).map(|partition| at(PROFILES, partition));
+        let side_inputs = profiles.chain([at(ADDRESSES, 0)]).collect();
+        let world = World::new(time, nature, &topics, side_inputs).expect("the simulated log takes any topic");
+        let mut batches = batches(&options).into_iter();
+        let next_batch = batches.next();
+        let hours = Duration::from_secs(options.hours * 3_600);
+        Self {
+            rules: Arc::new(script::rules_of(&script::policies(), options.spread)),
+            world,
+            store: Arc::new(InMemory::new()),
+            runtime: Arc::new(tokio::runtime::Builder::new_current_thread().build().expect("a runtime of one thread")),
+            batches,
+            next_batch,
+            processes: Vec::new(),
+            born: 0,
+            start_at: Duration::ZERO,
+            damaged: 0,
+            failed: 0,
+            steps: 0,
+            healed: false,
+            stopping: false,
+            done: false,
+            end: start.after(hours).after(AFTERWARDS),
+            options,
+        }
+    }
+
+    /// Sources, by number: topic, partitions, whether they are side inputs.
+    #[must_use]
+    pub fn sources(&self) -> [(&'static str, u32, bool); 4] {
+        let Options { event_partitions, profile_partitions, .. } = self.options;
+        [
+            (EVENTS, event_partitions, false),
+            (RETURNED, 1, false),
+            (PROFILES, profile_partitions, true),
+            (ADDRESSES, 1, true),
+        ]
+    }
+
+    /// What the cut log says, of all that was ever written to it.
+    ///
+    /// # Errors
+    /// When it does not make sense.
+    pub fn counted(&self) -> Result<cutlog::Counted, CutLogError> {
+        cutlog::read(self.entries(), false)
+    }
+
+    /// All entries of the cut log, given up or not.
+    #[must_use]
+    pub fn entries(&self) -> Vec<(u64, Entry)> {
+        let nature = self.world.nature();
+        let records = nature.history.get(&at(CUTS, 0)).map(Vec::as_slice).unwrap_or_default();
+        let entry = |record: &tidings_sinks::log::Record| {
+            let bytes = record.value.as_deref().unwrap_or_default();
+            Some((record.offset, Entry::decode(record.offset, bytes).ok()?))
+        };
+        records.iter().filter_map(entry).collect()
+    }
+
+    fn plan(&self, workers: usize) -> Plan {
+        let source = |(number, (topic, partitions, side_input)): (usize, &(&str, u32, bool))| SourcePlan {
+            id: script::sources()[number].id.to_string(),
+            topic: (*topic).to_owned(),
+            partitions: *partitions,
+            rank: 0,
+            at_least_permille: 0,
+            side_input: *side_input,
+        };
+        let partitions = topics(&self.options).into_iter().collect();
+        Plan {
+            wiring: self.options.wiring(),
+            sources: self.sources().iter().enumerate().map(source).collect(),
+            rules: Arc::clone(&self.rules),
+            topology: format!("{:?}", self.options.operators).into_bytes().into(),
+            build: [7; 32],
+            outlets: Outlets { topics: Topics::default(), partitions },
+            workers,
+            transport: Transport::Memory,
+            epoch_min: self.options.epoch_min,
+            idle_max: self.options.idle_max,
+            checkpoint_every: self.options.checkpoint_every,
+        }
+    }
+
+    fn start(&mut self) {
+        let life = Life::new(self.born);
+        self.born += 1;
+        let workers = self.world.nature().rng.between(1, self.options.workers_max);
+        let plan = self.plan(usize::try_from(workers).unwrap_or(1));
+        let log: Arc<dyn Log> = Arc::new(ProcessLog { world: Arc::clone(&self.world), life: Arc::clone(&life) });
+        let store =
+            ProcessStore { inner: Arc::clone(&self.store), world: Arc::clone(&self.world), life: Arc::clone(&life) };
+        let (stop, status) = (Arc::new(AtomicBool::new(false)), Arc::new(Status::default()));
+        let around = Surroundings {
+            may_drop: Default::default(),
+            log,
+            checkpoints: Checkpoints::on(Arc::new(store), Arc::clone(&self.runtime)),
+            clock: Arc::<Time>::clone(&self.world.time),
+            stop: Arc::clone(&stop),
+            status: Arc::clone(&status),
+            observer: None,
+            older: Arc::new(|_, _| Err("a seed has one topology".to_owned())),
+            accept_divergence: false,
+        };
+        let stage = Stage::new(Arc::clone(&self.world));
+        let hired = (Rc::clone(&stage), Arc::clone(&life));
+        let run = async move {
+            let hire = || -> Box<dyn Crew> {
+                Box::new(SimulatedCrew { stage: Rc::clone(&hired.0), life: Arc::clone(&hired.1) })
+            };
+            decide(&plan, &around, hire).await
+        };
+        self.world.trace(|| format!("p{} starts with {workers} workers", life.number));
+        for process in &mut self.processes {
+            process.replaced = true;
+        }
+        self.processes.push(Process {
+            life,
+            run: Some(Box::pin(run)),
+            stage,
+            stop,
+            status,
+            frozen_until: Duration::ZERO,
+            stalled: None,
+            replaced: false,
+        });
+    }
+
+    fn now(&self) -> Duration {
+        self.world.time.elapsed()
+    }
+
+    /// Lives until all is done.
+    fn live(&mut self) -> Result<(), Broken> {
+        let mut idle = 0;
+        while !self.done {
+            self.steps += 1;
+            if self.steps > STEPS_MAX {
+                return Err(self.stuck("it goes on for ever"));
+            }
+            let pace = self.world.nature().rng.below(400);
+            self.world.time.pass(Duration::from_micros(pace));
+            self.feed();
+            let frozen = self.world.nature().frozen.take();
+            if let Some(place) = self.processes.iter().position(|process| Some(process.life.number) == frozen) {
+                self.freeze(place, Duration::from_millis(300));
+            }
+            if !self.healed {
+                self.trouble();
+            }
+            self.supervise();
+            if !self.healed && self.next_batch.is_none() && self.world.time.truth() > self.quiet_at() {
+                self.heal();
+            }
+            self.finish();
+            let now = self.now();
+            let awake: Vec<usize> =
+                (0..self.processes.len()).filter(|place| self.processes[*place].frozen_until <= now).collect();
+            if awake.is_empty() {
+                self.skip()?;
+                continue;
+            }
+            let place = *self.world.nature().rng.one(&awake);
+            let actors = self.processes[place].stage.borrow().actors();
+            let actor = *self.world.nature().rng.one(&actors);
+            let progress = self.step(place, actor)?;
+            idle = if progress { 0 } else { idle + 1 };
+            if idle > 2 * actors.len() {
+                idle = 0;
+                if !self.sweep()? && !self.done {
+                    self.skip()?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// When faults stop: a while after the last batch.
+    fn quiet_at(&self) -> Instant {
+        let start: Instant = START.parse().unwrap_or_default();
+        start.after(Duration::from_secs(self.options.hours * 3_600 + 3 * 3_600))
+    }
+
+    /// Steps everything once; says whether anything moved.
+    fn sweep(&mut self) -> Result<bool, Broken> {
+        let mut moved = false;
+        let mut place = 0;
+        while place < self.processes.len() {
+            if self.processes[place].frozen_until <= self.now() {
+                let before = self.processes.len();
+                let actors = self.processes[place].stage.borrow().actors();
+                for actor in actors {
+                    moved |= self.step(place, actor)?;
+                    if self.processes.len() != before {
+                        return Ok(true);
+                    }
+                }
+            }
+            place += 1;
+        }
+        Ok(moved)
+    }
+
+    /// Steps one actor of one process; says whether it did anything.
+    fn step(&mut self, place: usize, actor: Actor) -> Result<bool, Broken> {
+        let now = self.now();
+        let process = &mut self.processes[place];
+        match process.stalled {
+            Some((stalled, until)) if stalled == actor && until > now => return Ok(false),
+            Some((_, until)) if until <= now => process.stalled = None,
+            _ => {}
+        }
+        let mut moved = false;
+        if actor == Actor::Coordinator {
+            if let Some(run) = &mut process.run {
+                let before = process.stage.borrow().woken();
+                let polled = run.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+                moved = process.stage.borrow().woken() != before;
+                if let Poll::Ready(ended) = polled {
+                    moved = true;
+                    process.run = None;
+                    self.judge(place, ended)?;
+                }
+            }
+        } else if actor_exists(&process.stage.borrow(), actor) {
+            moved = process.stage.borrow_mut().step(actor);
+        }
+        let process = &self.processes[place];
+        let over = process.life.is_over() || (process.run.is_none() && process.stage.borrow().has_ended());
+        if over {
+            let process = self.processes.remove(place);
+            if process.life.is_over() {
+                self.world.trace(|| format!("p{} is dead", process.life.number));
+            }
+            moved = true;
+        }
+        Ok(moved)
+    }
+
+    /// Whether a run may end like this.
+    fn judge(&mut self, place: usize, ended: Ended) -> Result<(), Broken> {
+        let process = &self.processes[place];
+        let number = process.life.number;
+        let words = match &ended {
+            Ok(()) => "well".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        self.world.trace(|| format!("p{number} ends: {words}"));
+        self.failed = if process.status.ready.load(Ordering::Relaxed) { 0 } else { self.failed + 1 };
+        let Err(error) = ended else {
+            self.done = self.stopping;
+            return Ok(());
+        };
+        let generation = process.life.generation();
+        let later = self.world.nature().begun.keys().next_back().copied();
+        let superseded = generation.is_some_and(|mine| later.is_some_and(|later| later > mine));
+        // A starter that another one supersedes may find anything; the dead say nothing.
+        if process.life.is_over() || superseded {
+            return Ok(());
+        }
+        match &error {
+            // An older generation's record, or a late one of its own, took the place: whoever does not
+            // stand where it expects ends, though it be the newest.
+            DecideError::CutLog(CutLogError::Superseded(_))
+                if self.born > 1 || self.disturbed(&["late append", "lost acknowledgement", "script"]) =>
+            {
+                Ok(())
+            }
+            DecideError::CutLog(CutLogError::Log(error))
+            | DecideError::Log(error)
+            | DecideError::Lanes(tidings_pipeline::runtime::egress::PresentError::Log(error))
+            | DecideError::Start(tidings_pipeline::runtime::recovery::StartError::CutLog(CutLogError::Log(error)))
+                if error.is_transient() && !self.healed =>
+            {
+                Ok(())
+            }
+            DecideError::Store(error) if error.is_ambiguous() && !self.healed => Ok(()),
+            DecideError::Worker(words) if words.contains("checkpoint is needed here") && !self.healed => Ok(()),
+            DecideError::Clock { .. } if self.disturbed(&["clock jump"]) && !self.healed => Ok(()),
+            DecideError::Mismatch { .. } => Err(self.broken("identical_output", error.to_string())),
+            _ => Err(self.broken("liveness", format!("p{number} cannot go on: {error}"))),
+        }
+    }
+
+    /// Whether one of these faults ever struck.
+    #[must_use]
+    pub fn disturbed(&self, faults: &[&str]) -> bool {
+        let nature = self.world.nature();
+        faults.iter().any(|fault| nature.struck.contains_key(fault))
+    }
+
+    /// The broken promise.
+    #[must_use]
+    pub fn broken(&self, promise: &'static str, what: String) -> Broken {
+        Broken { promise, what }
+    }
+
+    fn stuck(&self, what: &str) -> Broken {
+        let processes: Vec<String> = self.processes.iter().map(ToString::to_string).collect();
+        let truth = self.world.time.truth();
+        self.broken("liveness", format!("{what}, at {truth}: {}", processes.join("; ")))
+    }
+
+    /// Producers and users, when it is time.
+    fn feed(&mut self) {
+        while let Some(batch) = self.next_batch.take_if(|batch| batch.at <= self.world.time.truth()) {
+            self.next_batch = self.batches.next();
+            self.world.trace(|| format!("{} records come in", batch.records.len()));
+            self.world.append(&batch.records).expect("the simulated log has the sources");
+        }
+    }
+
+    /// Keeps one process running that nobody replaced.
+    fn supervise(&mut self) {
+        let runs = self.processes.iter().any(|process| !process.replaced && process.run.is_some());
+        if runs || self.now() < self.start_at {
+            return;
+        }
+        if self.processes.len() >= self.options.alive_max.max(1) && !self.healed {
+            // One more would be one too many: the oldest is killed, as a supervisor does.
+            self.processes.remove(0).life.end();
+        }
+        self.start();
+        // A supervisor waits longer each time, up to ten minutes, until one runs.
+        let longest = 5_000 << self.failed.min(7);
+        let pause = self.world.nature().rng.below(longest);
+        self.start_at = self.now() + Duration::from_millis(pause);
+    }
+
+    /// What goes wrong between two steps.
+    fn trouble(&mut self) {
+        let now = self.now();
+        let mut nature = self.world.nature();
+        let Nature { faults, .. } = *nature;
+        let Faults { killed, frozen, stalled, clock_jumps, damaged, trimmed, .. } = faults;
+        if !nature.late.is_empty() && nature.rng.chance(20_000) {
+            drop(nature);
+            return self.world.land();
+        }
+        let place = nature.rng.place(self.processes.len());
+        if self.processes.is_empty() {
+            return;
+        }
+        if nature.strikes("kill", killed) {
+            drop(nature);
+            let process = self.processes.remove(place);
+            process.life.end();
+            self.world.trace(|| format!("p{} is killed", process.life.number));
+            // What rots is noticed at a start.
+            if self.world.nature().rng.chance(damaged) {
+                self.damage();
+            }
+        } else if nature.strikes("freeze", frozen) {
+            let most = *nature.rng.one(&[10, 1_000, 30_000, 3_600_000]);
+            let span = Duration::from_millis(nature.rng.between(1, most));
+            drop(nature);
+            self.freeze(place, span);
+        } else if nature.strikes("stall", stalled) {
+            let span = Duration::from_millis(nature.rng.between(1, 20_000));
+            drop(nature);
+            let actors = self.processes[place].stage.borrow().actors();
+            let actor = *self.world.nature().rng.one(&actors);
+            self.processes[place].stalled = Some((actor, now + span));
+            self.world.trace(|| format!("p{place}'s {actor:?} stands still for {span:?}"));
+        } else if nature.strikes("clock jump", clock_jumps) {
+            let by = *nature.rng.one(&[0, 500, -500, 30_000, -30_000, 600_000, -600_000, 7_200_000, -7_200_000]);
+            drop(nature);
+            self.world.time.set_wrong(by);
+            self.world.trace(|| format!("the wall clock is wrong by {by} ms"));
+        } else if nature.strikes("trim", trimmed) {
+            drop(nature);
+            self.trim();
+        }
+    }
+
+    fn freeze(&mut self, place: usize, span: Duration) {
+        let now = self.now();
+        let process = &mut self.processes[place];
+        process.frozen_until = now + span;
+        // The supervisor thinks that it is gone.
+        process.replaced = true;
+        let number = process.life.number;
+        self.world.trace(|| format!("p{number} is frozen for {span:?}"));
+    }
+
+    /// The newest checkpoint rots, if another one that has not is kept beside it.
+    fn damage(&mut self) {
+        let Ok(counted) = self.counted() else { return };
+        let mut newest = counted.checkpoints.values().rev();
+        let (Some(newest), Some(second)) = (newest.next(), newest.next()) else { return };
+        if second.epoch <= self.damaged || newest.epoch <= self.damaged {
+            return;
+        }
+        let (Some(manifest), Some(kept)) = (self.manifest(&newest.name), self.manifest(&second.name)) else { return };
+        let chunk = manifest.chunks.last().filter(|chunk| !kept.chunks.contains(chunk));
+        let name = match chunk {
+            Some(chunk) if self.world.nature().rng.chance(500_000) => chunk.clone(),
+            _ => newest.name.clone(),
+        };
+        self.damaged = newest.epoch;
+        let path = ObjectPath::from(name.as_str());
+        let rot = self.store.put(&path, bytes::Bytes::from_static(b"\x01torn").into());
+        let _ = self.runtime.block_on(rot);
+        let mut nature = self.world.nature();
+        *nature.struck.entry("damage").or_default() += 1;
+        nature.say(&self.world.time, || format!("{name} rots"));
+    }
+
+    fn manifest(&self, name: &str) -> Option<Manifest> {
+        let store = Arc::<InMemory>::clone(&self.store);
+        Checkpoints::on(store, Arc::clone(&self.runtime)).manifest(name).ok()
+    }
+
+    /// Compacts, and gives up, what the second-newest checkpoint covers: nobody may need it.
+    fn trim(&mut self) {
+        let Ok(counted) = self.counted() else { return };
+        let mut kept = counted.checkpoints.values().rev().filter_map(|named| self.manifest(&named.name));
+        let (Some(_), Some(second)) = (kept.next(), kept.next()) else { return };
+        let sources = script::sources();
+        for (number, (topic, partitions, side_input)) in self.sources().into_iter().enumerate() {
+            for partition in 0..partitions {
+                let end = second.ends.get(&*sources[number].id).and_then(|ends| ends.get(&partition)).copied();
+                let (Some(end), partition) = (end, at(topic, partition)) else { continue };
+                if side_input {
+                    self.compact(&partition, end);
+                } else if self.world.nature().rng.chance(500_000) {
+                    let _ = self.world.trim(&partition, end);
+                    self.world.trace(|| format!("{partition} is given up below {end}"));
+                }
+            }
+        }
+    }
+
+    fn compact(&self, partition: &TopicPartition, below: u64) {
+        let mut nature = self.world.nature();
+        let Some(records) = nature.history.get(partition) else { return };
+        let mut newest = BTreeMap::new();
+        for record in records {
+            newest.insert(record.key.clone(), record.offset);
+        }
+        let gone = records.iter().filter(|record| record.offset < below && newest[&record.key] != record.offset);
+        let gone: Vec<_> = gone.map(|record| (partition.clone(), record.offset)).collect();
+        nature.hidden.extend(gone);
+        nature.say(&self.world.time, || format!("{partition} is compacted below {below}"));
+    }
+
+    /// Faults stop; what stood still goes on.
+    fn heal(&mut self) {
+        self.healed = true;
+        self.world.time.set_wrong(0);
+        let now = self.now();
+        for process in &mut self.processes {
+            process.frozen_until = now.min(process.frozen_until);
+            process.stalled = None;
+        }
+        let late = {
+            let mut nature = self.world.nature();
+            nature.faults = Faults::default();
+            nature.say(&self.world.time, || "faults stop".to_owned());
+            nature.late.len()
+        };
+        for _ in 0..late {
+            self.world.land();
+        }
+    }
+
+    /// Nothing can be done now: time passes until something can.
+    fn skip(&mut self) -> Result<(), Broken> {
+        let now = self.now();
+        let of_process = |process: &Process| {
+            let frozen = (process.frozen_until > now).then_some(process.frozen_until);
+            let stalled = process.stalled.map(|(_, until)| until).filter(|until| *until > now);
+            let own = if frozen.is_some() { None } else { process.stage.borrow().next() };
+            [frozen, stalled, own].into_iter().flatten().min()
+        };
+        let start: Instant = START.parse().unwrap_or_default();
+        let batch = self.next_batch.as_ref().map(|batch| batch.at.since(start));
+        let alone = self.processes.iter().all(|process| process.replaced || process.run.is_none());
+        let starts = (alone && self.start_at > now).then_some(self.start_at);
+        let next = self.processes.iter().filter_map(of_process).chain(batch).chain(starts).filter(|at| *at > now).min();
+        match next {
+            Some(at) => {
+                self.world.time.pass(at - now);
+                Ok(())
+            }
+            None if alone => Ok(()),
+            None => Err(self.stuck("nothing will ever happen again")),
+        }
+    }
+
+    /// Tells the last process to stop once nothing is left to be waited for.
+    fn finish(&mut self) {
+        if self.stopping || !self.healed || self.world.time.truth() < self.end {
+            return;
+        }
+        let last = self.processes.iter().find(|process| !process.replaced && process.run.is_some());
+        if let Some(last) = last.filter(|last| last.status.ready.load(Ordering::Relaxed)) {
+            self.stopping = true;
+            last.stop.store(true, Ordering::Relaxed);
+            self.world.trace(|| format!("p{} is told to stop", last.life.number));
+        }
+    }
+}
+
+fn actor_exists(stage: &Stage, actor: Actor) -> bool {
+    stage.actors().contains(&actor)
+}
+
+impl fmt::Display for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Status { epoch, said_through, .. } = &*self.status;
+        let (epoch, said) = (epoch.load(Ordering::Relaxed), said_through.load(Ordering::Relaxed));
+        write!(f, "p{} at epoch {epoch}, said through {said}", self.life.number)
+    }
+}
+
+/// A partition of a topic.
+#[must_use]
+pub fn at(topic: &str, partition: u32) -> TopicPartition {
+    TopicPartition { topic: topic.into(), partition }
+}
+
+fn topics(options: &Options) -> Vec<(String, u32)> {
+    let topics = Topics::default();
+    let mut all = vec![
+        (EVENTS.to_owned(), options.event_partitions),
+        (RETURNED.to_owned(), 1),
+        (PROFILES.to_owned(), options.profile_partitions),
+        (ADDRESSES.to_owned(), 1),
+    ];
+    for channel in Channel::ALL {
+        for priority in Priority::ALL {
+            all.push((topics.lane(*channel, *priority), options.lane_partitions));
+        }
+    }
+    all.extend(Priority::ALL.iter().map(|priority| (topics.events(*priority), 1)));
+    all.extend([(topics.dlq(), 1), (topics.lifecycle(), 2), (topics.cuts(), 1)]);
+    all
+}

@@ -57,6 +57,10 @@ pub(crate) fn put_instant(to: &mut Vec<u8>, instant: Instant, texts: &mut Instan
 
 /// Appends a number.
 pub(crate) fn put_number(to: &mut Vec<u8>, number: u64) {
+    // Nearly all are counts of one.
+    if let Ok(digit @ 0..=9) = u8::try_from(number) {
+        return to.push(b'0' + digit);
+    }
     let mut digits = [0; 20];
     let (mut rest, mut at) = (number, digits.len());
     loop {

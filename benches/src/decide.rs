@@ -17,8 +17,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use tidings_operators::harness::dataflow::{Assigned, Command, Cut, Report, Transport, Waker, WorkerIo, start};
+use tidings_operators::harness::delta::{Delta, Pending};
 use tidings_operators::harness::feed::{Feed, RawRecord};
-use tidings_operators::harness::output::{Delta, EpochOutput, merge};
+use tidings_operators::harness::output::EpochOutput;
 use tidings_operators::ingest::Path;
 use tidings_pipeline::checkpoint::{Checkpoints, Manifest};
 use tidings_pipeline::runtime::clock::{Clock, SystemClock};
@@ -129,14 +130,14 @@ enum Keep {
 }
 
 fn keeper(checkpoints: &Checkpoints, inbox: &Receiver<Keep>, wrote: &Sender<()>) -> Result<Manifest> {
-    let mut pending = Delta::new();
+    let mut pending = Pending::default();
     let mut manifest = Manifest::default();
     while let Ok(keep) = inbox.recv() {
         match keep {
-            Keep::Delta(delta) => merge(&mut pending, delta),
+            Keep::Delta(delta) => pending.add(delta),
             Keep::Write(epoch) => {
                 manifest.epoch = epoch;
-                manifest = checkpoints.write(0, manifest, &pending)?.1;
+                manifest = checkpoints.write(0, manifest, pending.delta())?.1;
                 pending.clear();
                 // Only the first one is waited for.
                 let _ = wrote.try_send(());

@@ -211,10 +211,12 @@ impl Session {
         let tidings = std::env::current_exe()?.with_file_name("tidings");
         let run = p0_latency::run(&tidings, &services, size, self.arguments.workers.unwrap_or(2))?;
         for (flood, latencies) in [("without a flood", &run.quiet), ("under a flood", &run.flooded)] {
-            for (priority, millis) in latencies {
+            for (priority, millis) in &latencies.arrived {
                 let name = format!("p0_latency, {priority} {flood}");
                 self.tell(Figure::latency(name, millis, &self.place))?;
             }
+            let name = format!("p0_latency, Kafka alone {flood}");
+            self.tell(Figure::latency(name, &latencies.acknowledged, &self.place))?;
         }
         self.figure("p0_latency, flood decided".to_owned(), "events/s", &[run.flood_per_second], None)?;
         self.figure("p0_latency, critical unknown".to_owned(), "attempts", &[run.unknown as f64], None)?;

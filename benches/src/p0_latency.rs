@@ -5,8 +5,10 @@
 //! HTTP/2 with TLS. *Probes* are events for users of their own, so that a device token names a probe; they
 //! are sent at fixed times whatever became of the ones before. A probe's time runs from right before its
 //! append, at the producer, to the moment at which the simulated APNs counted it, on one clock that shows
-//! milliseconds. Mails of the flood go to a second set of simulated providers on another thread, so that
-//! what is measured is not the simulation.
+//! milliseconds. All of it is one machine: mails of the flood go to a second set of simulated providers, which
+//! gives way to what is measured, as the flood's producer does; elsewhere they would be other machines. How
+//! long Kafka alone took to acknowledge each probe is measured beside it: a broker that is short of a core shows
+//! there, and a probe meets it four times (two appends, two fetches).
 //!
 //! The flood is events of priority `low`, appended without a pause while no more than [`Size::lead`] of
 //! them wait to be decided: so either decide or the producer beside it takes all it can get, until the last
@@ -26,6 +28,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use bytes::Bytes;
 use serde_json::json;
+use tidings_pipeline::process::give_way;
 use tidings_pipeline::runtime::clock::{Clock, SystemClock};
 use tidings_schemas::channel::Priority;
 use tidings_schemas::ids::lane_partition;
@@ -100,16 +103,25 @@ impl Size {
 /// What was measured.
 #[derive(Debug)]
 pub struct Run {
-    /// By priority, flood off: milliseconds of every probe.
-    pub quiet: BTreeMap<Priority, Vec<f64>>,
-    /// The same under the flood.
-    pub flooded: BTreeMap<Priority, Vec<f64>>,
+    /// Flood off.
+    pub quiet: Latencies,
+    /// Under the flood.
+    pub flooded: Latencies,
     /// Events of the flood that decide cut per second while probes were measured.
     pub flood_per_second: f64,
     /// Critical attempts whose end was not known: the ledger was not asked, or a call was not answered.
     pub unknown: u64,
     /// From SIGTERM, under the flood's backlog, to the end of the process.
     pub stopped_in: Duration,
+}
+
+/// Milliseconds of every probe.
+#[derive(Debug, Default)]
+pub struct Latencies {
+    /// From its append to the provider's acceptance, by priority.
+    pub arrived: BTreeMap<Priority, Vec<f64>>,
+    /// From its append to Kafka's acknowledgement.
+    pub acknowledged: Vec<f64>,
 }
 
 /// Measures with the binary `tidings`, on `services`, which are left without this run's database.
@@ -171,15 +183,17 @@ impl Bench {
     fn new(tidings: &Path, services: &Services, size: Size, clock: Arc<SystemClock>, name: &str) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let messages_max = 10 * (size.probes as usize + WARM_UP_PROBES as usize);
-        let simulated = |messages_max| -> Result<(Runtime, Simulated)> {
-            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let simulated = |messages_max, begin: fn()| -> Result<(Runtime, Simulated)> {
+            let mut builder = tokio::runtime::Builder::new_multi_thread();
+            let runtime = builder.worker_threads(1).on_thread_start(begin).enable_all().build()?;
             let wall = Arc::clone(&clock);
             let config = Config::new(Arc::new(move || wall.wall()));
             let config = Config { keys: Some(folder.path().join("keys")), messages_max, ..config };
             let simulated = runtime.block_on(Simulated::start(config))?;
             Ok((runtime, simulated))
         };
-        let (receiving, swamped) = (simulated(messages_max)?, simulated(100)?);
+        // What stands for other machines must not slow the probes' own down.
+        let (receiving, swamped) = (simulated(messages_max, || ())?, simulated(100, give_way)?);
         // Probes are on their way alone; the flood is filled in by the other handle.
         let log = kafka(services, Duration::ZERO)?;
         Ok(Self {
@@ -209,7 +223,7 @@ impl Bench {
         self.probed(&running, warm)?;
         let mut measured = Run {
             quiet: self.probed(&running, quiet)?,
-            flooded: BTreeMap::new(),
+            flooded: Latencies::default(),
             flood_per_second: 0.0,
             unknown: 0,
             stopped_in: Duration::ZERO,
@@ -350,17 +364,12 @@ impl Bench {
         format!("({} lines)\n{}", lines.len(), lines[lines.len().saturating_sub(40)..].join("\n"))
     }
 
-    fn probed(&self, running: &Running, probes: &[Probe]) -> Result<BTreeMap<Priority, Vec<f64>>> {
+    fn probed(&self, running: &Running, probes: &[Probe]) -> Result<Latencies> {
         self.probed_while(running, probes, || Ok(()))
     }
 
     /// Sends probes at their times and waits for all of them; `look` is called all the while.
-    fn probed_while(
-        &self,
-        running: &Running,
-        probes: &[Probe],
-        look: impl Fn() -> Result<()>,
-    ) -> Result<BTreeMap<Priority, Vec<f64>>> {
+    fn probed_while(&self, running: &Running, probes: &[Probe], look: impl Fn() -> Result<()>) -> Result<Latencies> {
         let sending = self.send(probes);
         let sending = self.runtime.spawn(sending);
         let last = self.size.spacing * u32::try_from(probes.len() / MEASURED.len())?;
@@ -378,22 +387,23 @@ impl Bench {
         }
         let sent = self.runtime.block_on(sending)??;
         self.arrived(probes.iter())?;
-        let mut latencies: BTreeMap<Priority, Vec<f64>> = BTreeMap::new();
+        let acknowledged = sent.iter().map(|(at, ack)| ack.since(*at).as_secs_f64() * 1e3).collect();
+        let mut arrived: BTreeMap<Priority, Vec<f64>> = BTreeMap::new();
         for message in self.receiving.1.messages() {
             let Some(place) = ours.get(message.address.as_str()) else { continue };
-            let (sent_at, arrived_at) = (sent[*place], message.at);
+            let (sent_at, arrived_at) = (sent[*place].0, message.at);
             ensure!(sent_at <= arrived_at, "probe {} arrived before it was sent", probes[*place].user);
-            latencies.entry(probes[*place].priority).or_default().push(arrived_at.since(sent_at).as_secs_f64() * 1e3);
+            arrived.entry(probes[*place].priority).or_default().push(arrived_at.since(sent_at).as_secs_f64() * 1e3);
         }
-        Ok(latencies)
+        Ok(Latencies { arrived, acknowledged })
     }
 
-    /// Sends each at its time, however long the ones before take; when each was.
-    fn send(&self, probes: &[Probe]) -> impl Future<Output = Result<Vec<Instant>>> + Send + use<> {
+    /// Sends each at its time, however long the ones before take; when each was, and was acknowledged.
+    fn send(&self, probes: &[Probe]) -> impl Future<Output = Result<Vec<(Instant, Instant)>>> + Send + use<> {
         let appends: Vec<Append> = probes.iter().map(|probe| self.event(probe)).collect();
         let (log, clock, spacing) = (Arc::clone(&self.log), Arc::clone(&self.clock), self.size.spacing);
         async move {
-            let mut sent = vec![Instant(0); appends.len()];
+            let mut sent = vec![(Instant(0), Instant(0)); appends.len()];
             let mut sending = JoinSet::new();
             let mut tick = tokio::time::interval(spacing / MEASURED.len() as u32);
             for (place, append) in appends.into_iter().enumerate() {
@@ -401,12 +411,12 @@ impl Bench {
                 let (log, clock) = (Arc::clone(&log), Arc::clone(&clock));
                 sending.spawn_blocking(move || {
                     let at = clock.wall();
-                    log.append(&[append]).map(|_| (place, at))
+                    log.append(&[append]).map(|_| (place, (at, clock.wall())))
                 });
             }
             while let Some(done) = sending.join_next().await {
-                let (place, at) = done??;
-                sent[place] = at;
+                let (place, times) = done??;
+                sent[place] = times;
             }
             Ok(sent)
         }
@@ -448,6 +458,7 @@ impl Bench {
 
     /// Appends events until it is over.
     fn flood(&self, log: &dyn Log, before: u64, decided: &AtomicU64, over: &AtomicBool) -> Result<()> {
+        give_way();
         let topic = self.topics.events(Priority::Low);
         let mut written = 0;
         while !over.load(Ordering::Relaxed) {
@@ -530,7 +541,7 @@ fn sum(metrics: &str, wanted: impl Fn(&str) -> bool) -> u64 {
     values.filter_map(|(_, value)| value.parse::<u64>().ok()).sum()
 }
 
-/// The example, in an installation of its own; nobody's limit ends the flood.
+/// The example, in an installation of its own, all stores shared; nobody's limit ends the flood.
 fn topology(prefix: &str) -> Result<String> {
     let (text, _tests) = TOPOLOGY.split_once("\ntests:").context("the example topology has tests")?;
     let partitions =
@@ -542,6 +553,8 @@ fn topology(prefix: &str) -> Result<String> {
             format!("topics: {{ prefix: {prefix}, replication: 1, partitions: {{ {partitions} }} }}"),
         ),
         ("notifications.", format!("{prefix}.")),
+        // A folder has one owner, whose fsyncs everybody waits for; what is measured is a set of machines' store.
+        ("inbox: {}", "inbox: { redis: \"${REDIS}\" }".to_owned()),
         ("{ category: marketing, priority: low }", "{ category: marketing, priority: low, limits: exempt }".to_owned()),
     ] {
         ensure!(text.contains(from), "the example topology has no `{from}` any more");

@@ -41,11 +41,11 @@ pub fn run(setup: &Setup, folder: &Folder, manifest: &Manifest, workers: usize) 
     }
     let elapsed = clock.elapsed() - started;
 
-    let earliest = state.values().flat_map(|image| &image.timers).map(|(_, at)| *at).min();
+    let earliest = state.iter().flat_map(|(_, image)| &image.timers).map(|(_, at)| *at).min();
     let restored = chains.iter().filter_map(Chain::next_timer).min();
     ensure!(earliest == restored, "the state's first timer is due at {earliest:?}, the workers' at {restored:?}");
     let mut hasher = IdHasher::new("bench.state");
-    for entry in &state {
+    for entry in state.iter() {
         hasher.field(&postcard::to_stdvec(&entry)?);
     }
     let hash = u64::from_le_bytes(hasher.finish().first_chunk().copied().unwrap_or_default());

@@ -91,6 +91,7 @@ pub fn run(
         observer: Some(Arc::<Count>::clone(&count)),
         older: Arc::new(|_, _| Err("a bench has one topology".to_owned())),
         accept_divergence: false,
+        may_drop: std::collections::BTreeSet::new(),
     };
     let total: u64 = workload.records.values().map(|records| records.len() as u64).sum();
     let load = |value: &AtomicU64| value.load(Ordering::Relaxed);

@@ -73,7 +73,7 @@ fn every_probe_arrives_once_under_a_flood() {
     };
     let services = p0_latency::Services { kafka, redis, clickhouse };
     let run = p0_latency::run(&binary, &services, p0_latency::Size::QUICK, 2).unwrap();
-    let sizes: Vec<usize> = run.quiet.values().chain(run.flooded.values()).map(Vec::len).collect();
+    let sizes: Vec<usize> = run.quiet.arrived.values().chain(run.flooded.arrived.values()).map(Vec::len).collect();
     assert_eq!(sizes, [p0_latency::Size::QUICK.probes as usize; 4]);
     assert!(run.flood_per_second > 0.0, "{run:?}");
 }

@@ -72,7 +72,7 @@ impl Operator for CoolDown {
         Self { span: params.span.0 }
     }
 
-    fn on_event(&self, cx: &mut Cx<'_, Self>, _: u8, item: Item) {
+    fn on_event(&self, cx: &mut Cx<'_, Self>, _: u8, item: Box<Item>) {
         // A cancel looks for its target below, a returned leg was judged before, critical never waits.
         if item.is_control() || item.returned.is_some() || item.priority == Priority::Critical {
             return cx.emit(0, item);

@@ -18,7 +18,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tidings_schemas::channel::{Op, Priority};
-use tidings_schemas::ids::GroupId;
+use tidings_schemas::ids::{GroupId, NotificationId};
 use tidings_schemas::lifecycle::State as Did;
 use tidings_schemas::reason::Reason;
 use tidings_schemas::time::Instant;
@@ -121,7 +121,7 @@ impl Operator for Aggregate {
         Self { params }
     }
 
-    fn on_event(&self, cx: &mut Cx<'_, Self>, _: u8, mut item: Item) {
+    fn on_event(&self, cx: &mut Cx<'_, Self>, _: u8, mut item: Box<Item>) {
         if item.is_control() {
             retract(cx, &mut item);
             return cx.emit(0, item);
@@ -135,13 +135,13 @@ impl Operator for Aggregate {
         let mut gathered = match cx.take_body(&subkey).flatten() {
             None => item.clone(),
             Some(mut gathered) => {
-                for member in gathered.absorb(item.clone()) {
+                for member in gathered.absorb((*item).clone()) {
                     // Folded: counted in the text, and no longer retractable, so its story ends here.
                     let mut about = (*gathered).clone();
                     about.group = window.group;
                     cx.record_member(&about, &member, &[Did::Merged], Some(Reason::Merged), None);
                 }
-                *gathered
+                gathered
             }
         };
         gathered.group = window.group;
@@ -151,12 +151,12 @@ impl Operator for Aggregate {
             return flush(cx, &subkey, gathered);
         }
         cx.record_events(&item, &[Did::Parked], None, deadline);
-        cx.set_body(&subkey, Some(Box::new(gathered)));
+        cx.set_body(&subkey, Some(gathered));
     }
 
     fn on_timer(&self, cx: &mut Cx<'_, Self>, subkey: &Subkey, _: TimerId) {
         if let Some((_, Some(item))) = cx.remove(subkey) {
-            flush(cx, subkey, *item);
+            flush(cx, subkey, item);
         }
     }
 }
@@ -165,21 +165,20 @@ impl Aggregate {
     /// Events with channels or a fallback of their own are gathered among their like only: merging
     /// must not send anything where its producer did not want it.
     fn subkey(&self, item: &Item) -> Subkey {
-        let channels: Vec<_> = item.channels.iter().map(|channel| channel.as_str()).collect();
-        let fallback: Vec<_> = item.fallback.iter().map(|channel| channel.as_str()).collect();
-        let (channels, fallback) = (channels.join(","), fallback.join(","));
-        let mut fields: Vec<&str> = vec![&item.tenant, &channels, &fallback];
+        let mut subkey = Subkey::of(&[&item.tenant]);
+        subkey.push_list(item.channels.iter().map(|channel| channel.as_str()));
+        subkey.push_list(item.fallback.iter().map(|channel| channel.as_str()));
         for by in &self.params.by {
-            fields.push(match by {
+            subkey.push(match by {
                 By::Type => &item.event_type,
                 By::Category => &item.category,
                 By::Object => item.object.as_ref().map_or("", |object| &object.id),
             });
         }
-        Subkey::of(&fields)
+        subkey
     }
 
-    fn open(&self, cx: &mut Cx<'_, Self>, subkey: &Subkey, item: Item) {
+    fn open(&self, cx: &mut Cx<'_, Self>, subkey: &Subkey, item: Box<Item>) {
         let deadline = cx.now().after(self.params.window.0);
         let group = GroupId::new(cx.operator(), cx.user_id(), subkey.bytes(), item.first_event());
         *cx.entry_mut(subkey) = WindowV1 { opened_at: cx.now(), group };
@@ -188,7 +187,7 @@ impl Aggregate {
             return cx.emit(0, item);
         }
         cx.record_events(&item, &[Did::Parked], None, Some(deadline));
-        cx.set_body(subkey, Some(Box::new(item)));
+        cx.set_body(subkey, Some(item));
     }
 
     /// Moves a sliding window's deadline; returns when it closes.
@@ -203,16 +202,18 @@ impl Aggregate {
 
 /// Says what a window gathered: nothing if nothing is left, a single event as it came, more as one
 /// notification that names them all.
-fn flush(cx: &mut Cx<'_, Aggregate>, subkey: &Subkey, mut item: Item) {
-    let mut late = item.clone();
-    late.members = item.take_out_expired(cx.now());
-    cx.record_events(&late, &[Did::Expired], Some(Reason::Expired), None);
+fn flush(cx: &mut Cx<'_, Aggregate>, subkey: &Subkey, mut item: Box<Item>) {
+    for member in item.take_out_expired(cx.now()) {
+        cx.record_member(&item, &member, &[Did::Expired], Some(Reason::Expired), None);
+    }
     if item.members.is_empty() {
         return;
     }
     item.ready_at = cx.now();
     if item.activities() == 1 {
-        // A notification of one keeps its name; it never was a group.
+        // A notification of one keeps the name that its event came with, which need not be the one that
+        // opened the window; it never was a group.
+        item.notification = NotificationId::of_one(&item.user, item.first_event());
         item.group = GroupId::default();
     } else {
         item.notification = item.formed_id(cx.operator(), subkey.bytes());

@@ -8,10 +8,11 @@
 //! absence is as good as an opt-out. An address that isn't known may be taken for granted
 //! ([`Known::assumed`]): the critical path does so where it would have to wait to know better.
 
+use smallvec::smallvec;
 use tidings_schemas::channel::{Channel, Priority};
 use tidings_schemas::reason::Reason;
 
-use crate::item::Item;
+use crate::item::{Channels, Item, Struck};
 use crate::keyed::Known;
 use crate::rules::Rules;
 
@@ -19,9 +20,9 @@ use crate::rules::Rules;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Candidates {
     /// Channels that may, best first.
-    pub open: Vec<Channel>,
+    pub open: Channels,
     /// Channels that may not, with reason.
-    pub closed: Vec<(Channel, Reason)>,
+    pub closed: Struck,
 }
 
 /// The candidates of `item` for a user of whom `known` is known.
@@ -73,12 +74,12 @@ pub fn closed(item: &Item, channel: Channel, known: &Known, rules: &Rules) -> Op
 
 /// The channels that request, policy and profile name, in order. A channel that the producer named
 /// stays in the producer's order; the type's are put into the user's own.
-fn wanted(item: &Item, known: &Known, rules: &Rules) -> Vec<Channel> {
+fn wanted(item: &Item, known: &Known, rules: &Rules) -> Channels {
     if !item.channels.is_empty() {
         return item.channels.clone();
     }
     let mut channels = match &rules.of_type(&item.event_type).channels {
-        Some(channels) => channels.clone(),
+        Some(channels) => Channels::from_slice(channels),
         None => by_priority(item, rules),
     };
     if let Some(order) = &known.profile.channel_order {
@@ -90,18 +91,18 @@ fn wanted(item: &Item, known: &Known, rules: &Rules) -> Vec<Channel> {
 
 /// A type without channels of its own: what its priority is worth. A text message costs money and
 /// attention, so it is for security only, unless type or producer name it.
-fn by_priority(item: &Item, rules: &Rules) -> Vec<Channel> {
+fn by_priority(item: &Item, rules: &Rules) -> Channels {
     match item.priority {
         Priority::Critical => {
             let sms = rules.of_category(&item.category).is_some_and(|policy| policy.sms_when_critical);
-            let mut channels = vec![Channel::Push, Channel::Email, Channel::InApp];
+            let mut channels: Channels = smallvec![Channel::Push, Channel::Email, Channel::InApp];
             if sms {
                 channels.insert(2, Channel::Sms);
             }
             channels
         }
-        Priority::High | Priority::Medium => vec![Channel::Push, Channel::Email, Channel::InApp],
-        Priority::Low => vec![Channel::Email, Channel::InApp],
+        Priority::High | Priority::Medium => smallvec![Channel::Push, Channel::Email, Channel::InApp],
+        Priority::Low => smallvec![Channel::Email, Channel::InApp],
     }
 }
 
@@ -123,8 +124,9 @@ mod tests {
     #[test]
     fn the_precedence_of_preferences() {
         let like = script::like("u1", "bob", "photo7", 1);
-        let marketing =
-            script::typed("u1", "marketing_campaign", 1, |item| item.channels = vec![Channel::Sms, Channel::Email]);
+        let marketing = script::typed("u1", "marketing_campaign", 1, |item| {
+            item.channels = smallvec![Channel::Sms, Channel::Email]
+        });
         let table = [
             ("{}", &like, "push email"),
             (r#"{"channels":{"push":false}}"#, &like, "email !push:opted_out"),
@@ -154,12 +156,12 @@ mod tests {
     fn without_an_address_or_a_provider_there_is_no_candidate() {
         let like = script::like("u1", "bob", "photo7", 1);
         let answer = candidates(&like, &Known::default(), &script::rules());
-        assert_eq!(answer.closed, [(Channel::Push, Reason::Unreachable), (Channel::Email, Reason::Unreachable)]);
+        assert_eq!(answer.closed[..], [(Channel::Push, Reason::Unreachable), (Channel::Email, Reason::Unreachable)]);
         // The critical path takes for granted what it cannot know; a provider it still needs.
         let assumed = Known { assumed: ChannelSet::ALL, ..Known::default() };
-        assert_eq!(candidates(&like, &assumed, &script::rules()).open, [Channel::Push, Channel::Email]);
-        let webhook = script::typed("u1", "like", 1, |item| item.channels = vec![Channel::Webhook]);
+        assert_eq!(candidates(&like, &assumed, &script::rules()).open[..], [Channel::Push, Channel::Email]);
+        let webhook = script::typed("u1", "like", 1, |item| item.channels = smallvec![Channel::Webhook]);
         let answer = candidates(&webhook, &assumed, &script::rules());
-        assert_eq!(answer.closed, [(Channel::Webhook, Reason::NoProvider)]);
+        assert_eq!(answer.closed[..], [(Channel::Webhook, Reason::NoProvider)]);
     }
 }

@@ -65,7 +65,7 @@ impl Operator for Dedup {
         Self { window: params.window.0 }
     }
 
-    fn on_event(&self, cx: &mut Cx<'_, Self>, _: u8, item: Item) {
+    fn on_event(&self, cx: &mut Cx<'_, Self>, _: u8, item: Box<Item>) {
         let subkey = if item.returned.is_some() { return_key(&item) } else { Subkey::from(&item.dedup_key.0) };
         let event = item.first_event();
         if let Some(FirstV1(first)) = cx.entry(&subkey).cloned() {

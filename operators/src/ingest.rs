@@ -9,14 +9,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use base64::Engine;
-use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use smallvec::smallvec;
 use tidings_schemas::channel::{Channel, Op, Priority};
 use tidings_schemas::cloudevents;
-use tidings_schemas::event::{Event, InvalidEvent};
+use tidings_schemas::event::InvalidEvent;
 use tidings_schemas::ids::{DedupKey, EventId, GroupId, IntentId, NotificationId, placement};
 use tidings_schemas::lane::{HEADER_EVENT, Returned};
 use tidings_schemas::lifecycle::{Stage, State as Did, Unit};
+use tidings_schemas::plain::PlainEvent;
 use tidings_schemas::profile::{Address, Profile};
 use tidings_schemas::reason::Reason;
 use tidings_schemas::time::Instant;
@@ -24,7 +25,7 @@ use tidings_schemas::time::Instant;
 use crate::harness::drafts::Drafts;
 use crate::harness::feed::{Lot, RawRecord};
 use crate::harness::ordinal::Ordinal;
-use crate::item::{Content, Folded, Item, Member};
+use crate::item::{Channels, Content, Folded, Item, Member, Members, Page, Struck};
 use crate::keyed::{About, Cause};
 use crate::rules::Rules;
 use crate::when::{Count, Facts, Text, Value};
@@ -227,13 +228,18 @@ fn text_key(record: &RawRecord) -> Option<&str> {
 
 type Refusal = (Reason, String);
 
-fn parse_event(record: &RawRecord, unknown_to_data: bool) -> Result<Event, Refusal> {
+fn parse_event(record: &RawRecord, unknown_to_data: bool) -> Result<PlainEvent<'_>, Refusal> {
     let Some(value) = &record.value else {
         return Err((Reason::InvalidEvent, "an event without a value; tombstones have no meaning here".to_owned()));
     };
+    if !cloudevents::in_headers(&record.headers)
+        && let Some(event) = PlainEvent::read(value)
+    {
+        return Ok(event);
+    }
     let content_type = record.header("content-type").and_then(|bytes| std::str::from_utf8(bytes).ok());
-    let headers: Vec<(String, Bytes)> = record.headers.clone();
-    cloudevents::parse_record(&headers, content_type, value, unknown_to_data).map_err(|error| {
+    let event = cloudevents::parse_record(&record.headers, content_type, value, unknown_to_data);
+    event.map(PlainEvent::from).map_err(|error| {
         let reason = match &error {
             InvalidEvent::Json(_) => Reason::InvalidJson,
             InvalidEvent::TooLarge(_) => Reason::TooLarge,
@@ -244,74 +250,89 @@ fn parse_event(record: &RawRecord, unknown_to_data: bool) -> Result<Event, Refus
 }
 
 /// The item of one event: type policy fills what the producer left open.
-fn item(event: Event, id: EventId, accepted: Instant, rules: &Rules, path: Path) -> Item {
+fn item(event: PlainEvent<'_>, id: EventId, accepted: Instant, rules: &Rules, path: Path) -> Item {
     let rule = rules.of_type(&event.event_type);
     let priority = match event.priority {
         // A larger value is less urgent: lowering is the producer's right, raising the policy's gift.
         Some(asked) if asked > rule.priority || rule.may_raise => asked,
         _ => rule.priority,
     };
-    let own_key = event.dedup_key.clone().or_else(|| event.id.clone());
-    let by_id = event.id.clone().unwrap_or_else(|| id.to_string());
+    let producer_id: Option<Arc<str>> = event.id.as_deref().map(Arc::from);
+    let producer_key = event.dedup_key.as_deref().map(Arc::from).or_else(|| producer_id.clone());
     let template_id = event.template_id.as_deref().map(Arc::from).or_else(|| rule.template_id.clone());
-    let (tenant, user): (Arc<str>, Arc<str>) = (event.tenant.as_str().into(), event.user_id.as_str().into());
-    let data: Arc<str> = serde_json::to_string(&event.data).unwrap_or_default().into();
+    let page = Page {
+        user: (*event.user_id).into(),
+        tenant: (*event.tenant).into(),
+        event_type: (*event.event_type).into(),
+        category: Arc::clone(&rule.category),
+        dedup_key: DedupKey::default(),
+        producer_key,
+        producer_id,
+        only_address: None,
+    };
     let member = Member {
         event: id,
         intent: IntentId::default(),
-        intent_by_id: IntentId::new(&tenant, &user, None, &by_id),
+        intent_by_id: IntentId::default(),
         cancel_key: event.cancel_key.as_deref().map(Arc::from),
         actor: event.actor,
-        content: Content { data, template_id },
+        subject: None,
+        content: Content { data: event.data.into(), template_id },
         created_at: accepted,
         expires_at: event.expires_at,
     };
-    let fallback = event.fallback_channels.unwrap_or_else(|| rule.fallback.clone());
     let mut item = Item {
-        op: event.op,
-        user,
-        tenant,
-        event_type: event.event_type.as_str().into(),
-        category: Arc::clone(&rule.category),
+        page: Arc::new(page),
+        op: event.op.unwrap_or(Op::Notify),
         priority,
         notification: NotificationId::default(),
         group: GroupId::default(),
-        dedup_key: DedupKey::default(),
-        producer_key: own_key.as_deref().map(Arc::from),
-        producer_id: event.id.as_deref().map(Arc::from),
-        object: event.object,
-        members: vec![member],
+        object: event.object.map(Arc::new),
+        members: smallvec![Arc::new(member)],
         folded: Folded::default(),
-        channels: event.channels.unwrap_or_default(),
-        fallback,
+        channels: event.channels.as_deref().map(Channels::from_slice).unwrap_or_default(),
+        fallback: Channels::from_slice(event.fallback_channels.as_ref().unwrap_or(&rule.fallback)),
         time: event.time.unwrap_or(accepted),
         created_at: accepted,
         ready_at: accepted,
         scheduled_at: event.scheduled_at,
         expires_at: event.expires_at,
-        candidates: Vec::new(),
-        struck: Vec::new(),
+        candidates: Channels::new(),
+        struck: Struck::new(),
         leg: None,
         silent: false,
         counted: false,
         returns: 0,
         returned: None,
         replay: 0,
-        only_address: None,
         matched: 0,
     };
     let expressed = rule.dedup_key.as_ref().and_then(|expression| expression.evaluate(&ItemFacts::new(&item)));
-    let of_type = expressed.is_some().then(|| item.event_type.to_string());
-    let value = expressed.or(own_key).unwrap_or_else(|| id.to_string());
-    item.dedup_key = DedupKey::new(&item.tenant, item.op.as_str(), of_type.as_deref(), &value);
-    // The dedup set is kept per user, so that the key need not name the user.
-    let intent = IntentId::new(&item.tenant, &item.user, of_type.as_deref(), &value);
-    item.members[0].intent = intent;
-    item.notification = match (path, priority) {
-        (Path::Critical, Priority::Critical) => NotificationId::critical(intent),
-        _ => NotificationId::new("validate", &item.user, b"", &mut [id]),
-    };
+    name(&mut item, id, expressed.as_deref(), path);
     item
+}
+
+/// The ids of an event: by its type's expression where that has a value, by the producer's key else.
+fn name(item: &mut Item, id: EventId, expressed: Option<&str>, path: Path) {
+    let page = Arc::make_mut(&mut item.page);
+    let absent = if page.producer_id.is_none() { id.to_string() } else { String::new() };
+    let by_id = page.producer_id.as_deref().unwrap_or(&absent);
+    let value = expressed.or(page.producer_key.as_deref()).unwrap_or(by_id);
+    let of_type = expressed.map(|_| &*page.event_type);
+    page.dedup_key = DedupKey::new(&page.tenant, item.op.as_str(), of_type, value);
+    // The dedup set is kept per user, so that the key need not name the user.
+    let intent = IntentId::new(&page.tenant, &page.user, of_type, value);
+    // Most events have one name, which is hashed once.
+    let one_name = of_type.is_none() && value == by_id;
+    let intent_by_id = if one_name { intent } else { IntentId::new(&page.tenant, &page.user, None, by_id) };
+    item.notification = match (path, item.priority) {
+        (Path::Critical, Priority::Critical) => NotificationId::critical(intent),
+        _ => NotificationId::new("validate", &page.user, b"", &mut [id]),
+    };
+    for member in &mut item.members {
+        let member = Arc::make_mut(member);
+        (member.intent, member.intent_by_id) = (intent, intent_by_id);
+    }
 }
 
 /// A leg that deliver gave back, as the item it was.
@@ -325,17 +346,20 @@ fn parse_returned(record: &RawRecord) -> Result<Item, Refusal> {
     // The lane record names members and actors apart: who did what is not known any more, and not
     // needed, because a returned leg is never merged.
     let names = leg.actors.iter().map(Some).chain(std::iter::repeat(None));
-    let member = |(event, name): (&EventId, Option<&String>)| Member {
-        event: *event,
-        intent: IntentId::default(),
-        intent_by_id: IntentId::default(),
-        cancel_key: None,
-        actor: name.map(|name| tidings_schemas::event::Actor { id: name.clone(), name: Some(name.clone()) }),
-        content: content.clone(),
-        created_at: leg.created_at,
-        expires_at: leg.expires_at,
+    let member = |(event, name): (&EventId, Option<&String>)| {
+        Arc::new(Member {
+            event: *event,
+            intent: IntentId::default(),
+            intent_by_id: IntentId::default(),
+            cancel_key: None,
+            actor: name.map(|name| tidings_schemas::event::Actor { id: name.clone(), name: Some(name.clone()) }),
+            subject: None,
+            content: content.clone(),
+            created_at: leg.created_at,
+            expires_at: leg.expires_at,
+        })
     };
-    let members: Vec<_> = leg.members.iter().zip(names).map(member).collect();
+    let members: Members = leg.members.iter().zip(names).map(member).collect();
     if members.is_empty() {
         return Err((Reason::InvalidEvent, "a returned leg without members".to_owned()));
     }
@@ -346,36 +370,35 @@ fn parse_returned(record: &RawRecord) -> Result<Item, Refusal> {
         hash: leg.notification.0,
     };
     Ok(Item {
+        page: Arc::new(Page {
+            tenant: leg.tenant.as_str().into(),
+            event_type: leg.event_type.as_str().into(),
+            category: leg.category.as_str().into(),
+            only_address: leg.only_address.as_deref().map(Arc::from),
+            ..Page::of(leg.user.as_str().into())
+        }),
         op: Op::Notify,
-        user: leg.user.as_str().into(),
-        tenant: leg.tenant.as_str().into(),
-        event_type: leg.event_type.as_str().into(),
-        category: leg.category.as_str().into(),
         priority: leg.priority,
         notification: leg.notification,
         group: leg.group,
-        dedup_key: DedupKey::default(),
-        producer_key: None,
-        producer_id: None,
-        object: leg.object,
+        object: leg.object.map(Arc::new),
         members,
         folded,
-        channels: leg.request.channels,
-        fallback: leg.fallback_channels,
+        channels: leg.request.channels.into(),
+        fallback: leg.fallback_channels.into(),
         time: record.timestamp,
         created_at: leg.created_at,
         ready_at: leg.ready_at,
         scheduled_at: None,
         expires_at: leg.expires_at,
-        candidates: vec![leg.channel],
-        struck: leg.struck,
+        candidates: smallvec![leg.channel],
+        struck: leg.struck.into(),
         leg: Some(leg.leg),
         silent: leg.silent,
         counted: true,
         returns: leg.returns + 1,
         returned: Some(returned.cause),
         replay: leg.replay,
-        only_address: leg.only_address.as_deref().map(Arc::from),
         matched: 0,
     })
 }
@@ -419,12 +442,7 @@ impl<'a> ItemFacts<'a> {
 
 impl Facts for ItemFacts<'_> {
     fn text(&self, name: Text) -> &str {
-        match name {
-            Text::UserId => &self.item.user,
-            Text::Type => &self.item.event_type,
-            Text::Category => &self.item.category,
-            Text::Tenant => &self.item.tenant,
-        }
+        self.item.page.text(name)
     }
 
     fn count(&self, name: Count) -> u64 {

@@ -5,17 +5,24 @@
 //! notification id; passing an item on keeps its id. A group keeps [`MEMBERS_MAX`] members; one
 //! beyond that is *folded*: counted and hashed, its row written at once, and no longer retractable.
 //! So "Alice and 4,999 others" stays one notification in bounded memory.
+//!
+//! What never changes on the way lies in a shared [`Page`], and members are shared too: a copy of an
+//! item is a small one.
 
 use std::collections::BTreeSet;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
 use tidings_schemas::channel::{Channel, Op, Priority};
 use tidings_schemas::event::{Actor, Event, Object};
 use tidings_schemas::ids::{DedupKey, EventId, GroupId, IdHasher, IntentId, LegId, NotificationId};
 use tidings_schemas::lane::ReturnCause;
 use tidings_schemas::reason::Reason;
 use tidings_schemas::time::Instant;
+
+use crate::when::Text;
 
 /// Members that a group keeps. Beyond it they are folded: the text still counts them, but they can
 /// no longer be retracted. 1,024 members of about 200 bytes are the most that one parked item costs.
@@ -33,6 +40,28 @@ pub struct Content {
     pub template_id: Option<Arc<str>>,
 }
 
+/// What an event is about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Subject {
+    /// Its type.
+    pub event_type: Arc<str>,
+    /// Its category.
+    pub category: Arc<str>,
+    /// To what it was done.
+    pub object: Option<Arc<Object>>,
+}
+
+impl Subject {
+    /// Whether the two are the same to a reader and to a retraction.
+    fn is_like(&self, other: &Self) -> bool {
+        self.event_type == other.event_type && same_object(self.object.as_deref(), other.object.as_deref())
+    }
+}
+
+fn same_object(one: Option<&Object>, two: Option<&Object>) -> bool {
+    one.map(|object| &object.id) == two.map(|object| &object.id)
+}
+
 /// One event within an item.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
@@ -46,6 +75,9 @@ pub struct Member {
     pub cancel_key: Option<Arc<str>>,
     /// Who did it.
     pub actor: Option<Actor>,
+    /// What it is about, where its item's members are about several things: a retraction means this
+    /// one. None: what the item is about.
+    pub subject: Option<Arc<Subject>>,
     /// What it says.
     pub content: Content,
     /// When it was accepted.
@@ -65,11 +97,18 @@ pub struct Folded {
     pub hash: [u8; 16],
 }
 
-/// What flows from operator to operator.
+/// Channels in order. There are few enough to lie in the item itself.
+pub type Channels = SmallVec<[Channel; 8]>;
+
+/// Channels that may not be used, with reason.
+pub type Struck = SmallVec<[(Channel, Reason); 4]>;
+
+/// An item's events. Most have one.
+pub type Members = SmallVec<[Arc<Member>; 1]>;
+
+/// What an item says of itself for all its life. Reads as part of the item.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Item {
-    /// Notify, or a control that takes something out.
-    pub op: Op,
+pub struct Page {
     /// Who is to be told.
     pub user: Arc<str>,
     /// The tenant.
@@ -78,28 +117,39 @@ pub struct Item {
     pub event_type: Arc<str>,
     /// Its category.
     pub category: Arc<str>,
-    /// Its priority.
-    pub priority: Priority,
-    /// What is said.
-    pub notification: NotificationId,
-    /// The group it was formed in, zero if it never was.
-    pub group: GroupId,
     /// What makes two events the same wish.
     pub dedup_key: DedupKey,
     /// The producer's own key behind it, for a hand-over between the two paths.
     pub producer_key: Option<Arc<str>>,
     /// The producer's own id, for the same: a cancel may name it beside a key.
     pub producer_id: Option<Arc<str>>,
+    /// Only to this address.
+    pub only_address: Option<Arc<str>>,
+}
+
+/// What flows from operator to operator.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Item {
+    /// What never changes.
+    pub page: Arc<Page>,
+    /// Notify, or a control that takes something out.
+    pub op: Op,
+    /// Its priority.
+    pub priority: Priority,
+    /// What is said.
+    pub notification: NotificationId,
+    /// The group it was formed in, zero if it never was.
+    pub group: GroupId,
     /// To what it was done, where all members agree.
-    pub object: Option<Object>,
+    pub object: Option<Arc<Object>>,
     /// Its events, in canonical order; never empty.
-    pub members: Vec<Member>,
+    pub members: Members,
     /// Events beyond the bound.
     pub folded: Folded,
     /// Explicit channels, all of them used; empty for the type's default.
-    pub channels: Vec<Channel>,
+    pub channels: Channels,
     /// Channels to use when delivery fails for good.
-    pub fallback: Vec<Channel>,
+    pub fallback: Channels,
     /// When it happened.
     pub time: Instant,
     /// When its oldest member was accepted.
@@ -111,9 +161,9 @@ pub struct Item {
     /// Not after this.
     pub expires_at: Option<Instant>,
     /// Channels that may carry it, best first.
-    pub candidates: Vec<Channel>,
+    pub candidates: Channels,
     /// Channels that may not, with reason.
-    pub struck: Vec<(Channel, Reason)>,
+    pub struck: Struck,
     /// The leg, once `route` made it.
     pub leg: Option<LegId>,
     /// In-app without a badge: neither limited nor counted.
@@ -126,10 +176,45 @@ pub struct Item {
     pub returned: Option<ReturnCause>,
     /// Which replay.
     pub replay: u32,
-    /// Only to this address.
-    pub only_address: Option<Arc<str>>,
     /// Of a control item: how many members it took out so far.
     pub matched: u64,
+}
+
+impl Page {
+    /// A page that says nothing but whose it is.
+    #[must_use]
+    pub fn of(user: Arc<str>) -> Self {
+        let nothing: Arc<str> = Arc::from("");
+        Self {
+            user,
+            tenant: Arc::clone(&nothing),
+            event_type: Arc::clone(&nothing),
+            category: nothing,
+            dedup_key: DedupKey::default(),
+            producer_key: None,
+            producer_id: None,
+            only_address: None,
+        }
+    }
+
+    /// The text that an expression asks for.
+    #[must_use]
+    pub fn text(&self, name: Text) -> &str {
+        match name {
+            Text::UserId => &self.user,
+            Text::Type => &self.event_type,
+            Text::Category => &self.category,
+            Text::Tenant => &self.tenant,
+        }
+    }
+}
+
+impl Deref for Item {
+    type Target = Page;
+
+    fn deref(&self) -> &Page {
+        &self.page
+    }
 }
 
 impl Item {
@@ -148,9 +233,9 @@ impl Item {
     /// Distinct actors: exact among the kept members, plus those folded.
     #[must_use]
     pub fn actors_count(&self) -> u64 {
-        let kept: BTreeSet<&str> =
-            self.members.iter().filter_map(|member| member.actor.as_ref()).map(|actor| actor.id.as_str()).collect();
-        kept.len() as u64 + self.folded.actors
+        let actors = self.members.iter().filter_map(|member| member.actor.as_ref()).map(|actor| actor.id.as_str());
+        let kept = if self.members.len() == 1 { actors.count() } else { actors.collect::<BTreeSet<_>>().len() };
+        kept as u64 + self.folded.actors
     }
 
     /// Names of the first distinct actors.
@@ -196,10 +281,14 @@ impl Item {
             Op::Notify => false,
             Op::Retract => {
                 let actor = self.members.first().and_then(|control| control.actor.as_ref()).map(|actor| &actor.id);
-                self.event_type == item.event_type
+                let (event_type, object) = match &member.subject {
+                    Some(subject) => (&subject.event_type, subject.object.as_deref()),
+                    None => (&item.event_type, item.object.as_deref()),
+                };
+                self.event_type == *event_type
                     && actor.is_some()
                     && actor == member.actor.as_ref().map(|actor| &actor.id)
-                    && self.object.as_ref().map(|object| &object.id) == item.object.as_ref().map(|object| &object.id)
+                    && same_object(self.object.as_deref(), object)
             }
             Op::Cancel => {
                 let Some(control) = self.members.first() else { return false };
@@ -211,21 +300,21 @@ impl Item {
     }
 
     /// The members that `control` names leave; returns them. The caller forms what remains anew.
-    pub fn take_out(&mut self, control: &Self) -> Vec<Member> {
+    pub fn take_out(&mut self, control: &Self) -> Members {
         self.take_out_where(|item, member| control.names(item, member))
     }
 
     /// The members whose `expires_at` is not after `now` leave; returns them.
-    pub fn take_out_expired(&mut self, now: Instant) -> Vec<Member> {
+    pub fn take_out_expired(&mut self, now: Instant) -> Members {
         self.take_out_where(|_, member| member.expires_at.is_some_and(|at| at <= now))
     }
 
-    fn take_out_where(&mut self, leaves: impl Fn(&Self, &Member) -> bool) -> Vec<Member> {
+    fn take_out_where(&mut self, leaves: impl Fn(&Self, &Member) -> bool) -> Members {
         if !self.members.iter().any(|member| leaves(self, member)) {
-            return Vec::new();
+            return Members::new();
         }
         let members = std::mem::take(&mut self.members);
-        let (mut out, mut kept): (Vec<_>, Vec<_>) = members.into_iter().partition(|member| leaves(self, member));
+        let (mut out, mut kept): (Members, Members) = members.into_iter().partition(|member| leaves(self, member));
         if kept.is_empty() && self.folded.count > 0 {
             // Folded members can't be taken out any more, and a notification needs a face.
             kept.extend(out.pop());
@@ -233,12 +322,53 @@ impl Item {
         self.members = kept;
         self.created_at = self.members.iter().map(|member| member.created_at).min().unwrap_or(self.created_at);
         self.expires_at = self.earliest_expiry();
+        self.settle();
         out
     }
 
-    /// Takes in `newer`'s members: content comes from the newest, `created_at` from the oldest, the
-    /// object stays where both agree. Returns the members that were folded.
-    pub fn absorb(&mut self, newer: Self) -> Vec<Member> {
+    fn subject(&self) -> Subject {
+        let (event_type, category) = (Arc::clone(&self.event_type), Arc::clone(&self.category));
+        Subject { event_type, category, object: self.object.clone() }
+    }
+
+    /// Every member says itself what it is about.
+    fn name_subjects(&mut self) {
+        if self.members.iter().any(|member| member.subject.is_none()) {
+            let own = Arc::new(self.subject());
+            for member in &mut self.members {
+                Arc::make_mut(member).subject.get_or_insert_with(|| Arc::clone(&own));
+            }
+        }
+    }
+
+    /// What members of several subjects are about together: type and category are the newest's, as the
+    /// content is; the object is what all agree on.
+    fn settle(&mut self) {
+        let Some(newest) = self.members.last().and_then(|member| member.subject.clone()) else { return };
+        let subjects = || self.members.iter().filter_map(|member| member.subject.as_deref());
+        let alike = subjects().all(|subject| subject.is_like(&newest));
+        let together = subjects().all(|subject| same_object(subject.object.as_deref(), newest.object.as_deref()));
+        // What folded members were about is not known any more.
+        let known = self.folded.count == 0 || same_object(self.object.as_deref(), newest.object.as_deref());
+        self.object = newest.object.clone().filter(|_| together && known);
+        if self.event_type != newest.event_type || self.category != newest.category {
+            let page = Arc::make_mut(&mut self.page);
+            (page.event_type, page.category) = (Arc::clone(&newest.event_type), Arc::clone(&newest.category));
+        }
+        if alike && known {
+            self.members.iter_mut().for_each(|member| Arc::make_mut(member).subject = None);
+        }
+    }
+
+    /// Takes in `newer`'s members: content and type come from the newest, `created_at` from the oldest,
+    /// the object stays where all agree. Returns the members that were folded.
+    pub fn absorb(&mut self, mut newer: Self) -> Vec<Arc<Member>> {
+        let several = |item: &Self| item.members.iter().any(|member| member.subject.is_some());
+        let alike = self.event_type == newer.event_type && same_object(self.object.as_deref(), newer.object.as_deref());
+        if !alike || several(self) || several(&newer) {
+            self.name_subjects();
+            newer.name_subjects();
+        }
         let mut folded = Vec::new();
         for member in newer.members {
             if self.members.len() < MEMBERS_MAX {
@@ -250,7 +380,7 @@ impl Item {
                 if let Some(last) = self.members.last_mut() {
                     std::mem::swap(last, &mut leaves);
                 }
-                let known = |other: &Member| match (&other.actor, &leaves.actor) {
+                let known = |other: &Arc<Member>| match (&other.actor, &leaves.actor) {
                     (Some(one), Some(two)) => one.id == two.id,
                     _ => false,
                 };
@@ -267,9 +397,10 @@ impl Item {
             self.folded.actors += newer.folded.actors;
             self.folded.hash = chain_hash(self.folded.hash, &newer.folded.hash);
         }
-        if self.object.as_ref().map(|object| &object.id) != newer.object.as_ref().map(|object| &object.id) {
+        if !same_object(self.object.as_deref(), newer.object.as_deref()) {
             self.object = None;
         }
+        self.settle();
         self.created_at = self.created_at.min(newer.created_at);
         self.time = self.time.max(newer.time);
         self.expires_at = self.earliest_expiry();
@@ -314,11 +445,11 @@ impl Item {
             tenant: self.tenant.to_string(),
             time: Some(self.time),
             actor: member.actor.clone(),
-            object: self.object.clone(),
+            object: self.object.as_deref().cloned(),
             data: serde_json::from_str(&member.content.data).unwrap_or_default(),
             dedup_key: self.producer_key.as_deref().map(str::to_owned),
-            channels: (!self.channels.is_empty()).then(|| self.channels.clone()),
-            fallback_channels: (!self.fallback.is_empty()).then(|| self.fallback.clone()),
+            channels: (!self.channels.is_empty()).then(|| self.channels.to_vec()),
+            fallback_channels: (!self.fallback.is_empty()).then(|| self.fallback.to_vec()),
             priority: Some(self.priority),
             template_id: member.content.template_id.as_deref().map(str::to_owned),
             scheduled_at: self.scheduled_at,

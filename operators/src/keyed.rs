@@ -24,16 +24,20 @@ use tidings_schemas::time::Instant;
 
 use crate::harness::drafts::{Call, Drafts};
 use crate::harness::ordinal::Ordinal;
-use crate::harness::table::{TimerIndex, UserSlot};
+use crate::harness::profiles::Profiles;
+use crate::harness::table::{Table, UserKey};
 use crate::ingest::Path;
 use crate::item::{Item, Member};
 use crate::params::{Position, Report, SideInput};
 use crate::quiet::{self, Verdict};
 use crate::rules::Rules;
 
+/// What a subkey holds without an allocation: ids, and two or three short words.
+const SUBKEY_INLINE_BYTES: usize = 32;
+
 /// What an operator keeps under one user: a byte string, compared by bytes.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
-pub struct Subkey(pub SmallVec<[u8; 24]>);
+pub struct Subkey(pub SmallVec<[u8; SUBKEY_INLINE_BYTES]>);
 
 impl Clone for Subkey {
     fn clone(&self) -> Self {
@@ -46,12 +50,25 @@ impl Subkey {
     /// The subkey of these fields, each ended by a zero byte (which texts here never hold).
     #[must_use]
     pub fn of(fields: &[&str]) -> Self {
-        let mut bytes = SmallVec::new();
-        for field in fields {
-            bytes.extend_from_slice(field.as_bytes());
-            bytes.push(0);
+        let mut subkey = Self::default();
+        fields.iter().for_each(|field| subkey.push(field));
+        subkey
+    }
+
+    /// Adds a field.
+    pub fn push(&mut self, field: &str) {
+        self.push_list([field]);
+    }
+
+    /// Adds a list as one field.
+    pub fn push_list<'a>(&mut self, parts: impl IntoIterator<Item = &'a str>) {
+        for (place, part) in parts.into_iter().enumerate() {
+            if place > 0 {
+                self.0.push(b',');
+            }
+            self.0.extend_from_slice(part.as_bytes());
         }
-        Self(bytes)
+        self.0.push(0);
     }
 
     /// The bytes.
@@ -132,7 +149,7 @@ pub trait Operator: Send + Sized + 'static {
     fn new(params: Self::Params) -> Self;
 
     /// An item arrived on `port`.
-    fn on_event(&self, cx: &mut Cx<'_, Self>, port: u8, item: Item);
+    fn on_event(&self, cx: &mut Cx<'_, Self>, port: u8, item: Box<Item>);
 
     /// A timer of an entry is due. It is gone when this is called.
     fn on_timer(&self, cx: &mut Cx<'_, Self>, subkey: &Subkey, timer: TimerId) {
@@ -201,8 +218,14 @@ pub struct About<'a> {
 impl<'a> About<'a> {
     /// An event's facts: `member` of `item`.
     #[must_use]
-    pub fn member(item: &'a Item, member: &Member) -> Self {
+    pub fn member(item: &'a Item, member: &'a Member) -> Self {
+        let (event_type, category) = match &member.subject {
+            Some(subject) => (&subject.event_type, &subject.category),
+            None => (&item.event_type, &item.category),
+        };
         Self {
+            event_type,
+            category,
             event: member.event,
             intent: member.intent,
             leg: LegId::default(),
@@ -241,13 +264,12 @@ pub struct Cx<'a, O: Operator> {
     pub(crate) now: Instant,
     pub(crate) epoch: u64,
     pub(crate) operator: &'a Arc<str>,
-    pub(crate) user: &'a Arc<str>,
-    pub(crate) known: &'a Known,
+    pub(crate) user: UserKey<'a>,
+    pub(crate) profiles: &'a Profiles,
     pub(crate) rules: &'a Rules,
     pub(crate) path: Path,
-    pub(crate) slot: &'a mut UserSlot<O>,
-    pub(crate) timers: &'a mut TimerIndex,
-    pub(crate) emitted: &'a mut Vec<(u8, Item)>,
+    pub(crate) table: &'a mut Table<O>,
+    pub(crate) emitted: &'a mut Vec<(u8, Box<Item>)>,
     pub(crate) drafts: &'a mut Drafts,
     pub(crate) cause: &'a Cause,
     pub(crate) place: &'a Ordinal,
@@ -266,7 +288,7 @@ impl<O: Operator> Cx<'_, O> {
     /// The user of this call.
     #[must_use]
     pub fn user_id(&self) -> &Arc<str> {
-        self.user
+        self.user.name
     }
 
     /// The operator's id in the topology: part of every id that it forms.
@@ -277,8 +299,8 @@ impl<O: Operator> Cx<'_, O> {
 
     /// Profile and reachability at the end of this epoch's side inputs.
     #[must_use]
-    pub const fn known(&self) -> &Known {
-        self.known
+    pub fn known(&self) -> &Known {
+        self.profiles.get(self.user)
     }
 
     /// Policies and calendar of this cut.
@@ -296,96 +318,88 @@ impl<O: Operator> Cx<'_, O> {
     /// Which channels may carry `item` now, best first, and which may not and why.
     #[must_use]
     pub fn candidates(&self, item: &Item) -> crate::candidates::Candidates {
-        crate::candidates::candidates(item, self.known, self.rules)
+        crate::candidates::candidates(item, self.known(), self.rules)
     }
 
     /// What the user's quiet hours say about `item` on `channel` now.
     #[must_use]
     pub fn verdict(&self, item: &Item, channel: Channel) -> Verdict {
-        quiet::verdict(self.user, &self.known.profile, self.rules, item.priority, channel, self.now)
+        quiet::verdict(self.user.placement, &self.known().profile, self.rules, item.priority, channel, self.now)
     }
 
     /// The state kept for the user as a whole.
     #[must_use]
     pub fn user(&self) -> Option<&O::User> {
-        self.slot.user()
+        self.table.user(self.user)
     }
 
     /// The same, to be changed; it is written at the epoch's end.
     pub fn user_mut(&mut self) -> &mut O::User {
-        self.slot.user_mut()
+        self.table.user_mut(self.user)
     }
 
     /// Forgets the user's state.
     pub fn clear_user(&mut self) {
-        self.slot.clear_user();
+        self.table.clear_user(self.user);
     }
 
     /// The head of an entry.
     #[must_use]
     pub fn entry(&self, subkey: &Subkey) -> Option<&O::Entry> {
-        self.slot.head(subkey)
+        self.table.head(self.user, subkey)
     }
 
     /// The head of an entry, to be changed; the entry is made where it is absent.
     pub fn entry_mut(&mut self, subkey: &Subkey) -> &mut O::Entry {
-        self.slot.head_mut(subkey)
+        self.table.head_mut(self.user, subkey)
     }
 
     /// The body of an entry.
     #[must_use]
     pub fn body(&self, subkey: &Subkey) -> Option<&O::Body> {
-        self.slot.body(subkey)
+        self.table.body(self.user, subkey)
     }
 
     /// Takes the body out of an entry, to be changed and set again: a body may be large.
     pub fn take_body(&mut self, subkey: &Subkey) -> Option<O::Body> {
-        self.slot.take_body(subkey)
+        self.table.take_body(self.user, subkey)
     }
 
     /// Sets the body of an entry; the entry is made where it is absent.
     pub fn set_body(&mut self, subkey: &Subkey, body: O::Body) {
-        self.slot.set_body(subkey, body);
+        self.table.set_body(self.user, subkey, body);
     }
 
     /// Forgets an entry, its timers too; returns what it was.
     pub fn remove(&mut self, subkey: &Subkey) -> Option<(O::Entry, O::Body)> {
-        for (timer, at) in self.slot.timers_of(subkey) {
-            self.timers.remove(at, self.user, subkey, timer);
-        }
-        self.slot.remove(subkey)
+        self.table.remove(self.user, subkey)
     }
 
     /// The user's subkeys, in order.
     #[must_use]
     pub fn subkeys(&self) -> Vec<Subkey> {
-        self.slot.subkeys()
+        self.table.subkeys(self.user)
     }
 
     /// Sets the entry's timer `id` to `at`, in place of an earlier one. What is due already fires in
     /// the next epoch.
     pub fn set_timer(&mut self, subkey: &Subkey, id: TimerId, at: Instant) {
-        if let Some(before) = self.slot.set_timer(subkey, id, at, self.epoch) {
-            self.timers.remove(before, self.user, subkey, id);
-        }
-        self.timers.insert(at, self.user, subkey, id);
+        self.table.set_timer(self.user, subkey, id, at, self.epoch);
     }
 
     /// Takes the entry's timer `id` back.
     pub fn clear_timer(&mut self, subkey: &Subkey, id: TimerId) {
-        if let Some(at) = self.slot.clear_timer(subkey, id) {
-            self.timers.remove(at, self.user, subkey, id);
-        }
+        self.table.clear_timer(self.user, subkey, id);
     }
 
     /// When the entry's timer `id` is due.
     #[must_use]
     pub fn timer(&self, subkey: &Subkey, id: TimerId) -> Option<Instant> {
-        self.slot.timers_of(subkey).into_iter().find(|(timer, _)| *timer == id).map(|(_, at)| at)
+        self.table.timer(self.user, subkey, id)
     }
 
     /// Hands `item` on to whoever is connected to output `port`.
-    pub fn emit(&mut self, port: u8, item: Item) {
+    pub fn emit(&mut self, port: u8, item: Box<Item>) {
         self.emitted.push((port, item));
     }
 

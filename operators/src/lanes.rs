@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 use tidings_schemas::channel::{Channel, Op, Priority};
+use tidings_schemas::event::Actor;
 use tidings_schemas::ids::EventId;
 use tidings_schemas::lane::LaneRef;
 use tidings_schemas::lifecycle::{State as Did, Unit};
 use tidings_schemas::policy::QuietRule;
 use tidings_schemas::reason::Reason;
-use tidings_schemas::time::Instant;
+use tidings_schemas::time::{Instant, InstantTexts};
 
 use crate::harness::drafts::Drafts;
 use crate::harness::ordinal::Ordinal;
@@ -38,6 +39,7 @@ pub(crate) struct End<'a> {
     pub(crate) cause: &'a Cause,
     pub(crate) ordinal: &'a Ordinal,
     pub(crate) drafts: &'a mut Drafts,
+    pub(crate) texts: &'a mut InstantTexts,
 }
 
 impl End<'_> {
@@ -59,7 +61,8 @@ impl End<'_> {
             self.record(Unit::Event, &about, Did::Suppressed, Some(Reason::Policy));
             return None;
         };
-        if item.expires_at.is_some_and(|at| at <= self.now) {
+        // A group is too late when all of it is: whoever expired before left where it was released.
+        if item.latest_expiry().is_some_and(|at| at <= self.now) {
             self.record(Unit::Leg, &[About::leg(item)], Did::Expired, Some(Reason::Expired));
             return None;
         }
@@ -76,10 +79,15 @@ impl End<'_> {
     }
 
     /// Appends the lane record of a leg.
-    fn put(&self, item: &Item, channel: Channel, value: &mut Vec<u8>) {
+    fn put(&mut self, item: &Item, channel: Channel, value: &mut Vec<u8>) {
         let newest = item.newest();
-        let actors = item.actor_names();
-        let actors: SmallVec<[&str; NAMES_MAX]> = actors.iter().map(String::as_str).collect();
+        // Most items are of one member: no need to look who is distinct.
+        let alone = item.members.len() == 1 && item.folded.count == 0;
+        let names = if alone { Vec::new() } else { item.actor_names() };
+        let actors: SmallVec<[&str; NAMES_MAX]> = match &newest.actor {
+            Some(Actor { id, name }) if alone => [name.as_deref().unwrap_or(id)].into_iter().collect(),
+            _ => names.iter().map(String::as_str).collect(),
+        };
         let members: SmallVec<[EventId; 4]> = item.members.iter().map(|member| member.event).collect();
         let record = LaneRef {
             notification: item.notification,
@@ -97,9 +105,9 @@ impl End<'_> {
             locale: self.known.profile.locale.as_deref(),
             data: &newest.content.data,
             actors: &actors,
-            actors_count: item.actors_count(),
+            actors_count: if alone { actors.len() as u64 } else { item.actors_count() },
             activities: item.activities(),
-            object: item.object.as_ref(),
+            object: item.object.as_deref(),
             members: &members,
             channels: &item.channels,
             fallback: &item.fallback,
@@ -107,24 +115,24 @@ impl End<'_> {
             returns: item.returns,
             created_at: item.created_at,
             ready_at: item.ready_at,
-            expires_at: item.expires_at,
+            expires_at: item.latest_expiry(),
             fresh_until: fresh_until(item, channel, self.now, self.known, self.rules),
             replay: item.replay,
             only_address: item.only_address.as_deref(),
         };
-        record.put(value);
+        record.put(value, self.texts);
     }
 }
 
 fn fresh_until(item: &Item, channel: Channel, now: Instant, known: &Known, rules: &Rules) -> Instant {
     if item.priority == Priority::Critical {
-        return item.expires_at.unwrap_or(Instant::NEVER);
+        return item.latest_expiry().unwrap_or(Instant::NEVER);
     }
     let quiet = match rules.quiet(item.priority, channel) {
         QuietRule::Pass | QuietRule::Silent => None,
         QuietRule::Defer | QuietRule::InApp => quiet::next_start(&known.profile, rules, now),
     };
-    [item.expires_at, quiet].into_iter().flatten().fold(now.after(FRESH_FOR), Instant::min)
+    [item.latest_expiry(), quiet].into_iter().flatten().fold(now.after(FRESH_FOR), Instant::min)
 }
 
 /// A hand-over between the two paths: the event as its producer wrote it, under its own event id, is

@@ -42,7 +42,7 @@ pub trait Places: Operator<Body = Option<Box<Item>>> {
 pub(crate) fn park<O: Places>(
     cx: &mut Cx<'_, O>,
     subkey: &Subkey,
-    item: Item,
+    item: Box<Item>,
     until: Instant,
     did: &[Did],
     reason: Reason,
@@ -53,14 +53,14 @@ pub(crate) fn park<O: Places>(
         let group = GroupId::new(cx.operator(), cx.user_id(), subkey.bytes(), item.first_event());
         cx.record_leg(&item, did, Some(reason), Some(until));
         *cx.entry_mut(subkey) = O::entry(PlaceV1 { since: cx.now(), until, group, changed: false });
-        return cx.set_body(subkey, Some(Box::new(item)));
+        return cx.set_body(subkey, Some(item));
     };
     // The newcomer's leg ends here; its events end in the group.
     let mut joins = item;
     joins.group = place.group;
     cx.record_leg(&joins, &[Did::Merged], Some(Reason::Merged), None);
     cx.record_events(&joins, &[Did::Merged], Some(Reason::Merged), None);
-    drop(waiting.absorb(joins));
+    drop(waiting.absorb(*joins));
     place.changed = true;
     *cx.entry_mut(subkey) = O::entry(place);
     cx.set_body(subkey, Some(waiting));
@@ -68,24 +68,30 @@ pub(crate) fn park<O: Places>(
 
 /// Takes the leg out of the place `subkey`, without those whose time has passed. `None`: nothing is
 /// left of it; the rows are written.
-pub(crate) fn take<O: Places>(cx: &mut Cx<'_, O>, subkey: &Subkey) -> Option<(PlaceV1, Item)> {
+pub(crate) fn take<O: Places>(cx: &mut Cx<'_, O>, subkey: &Subkey) -> Option<(PlaceV1, Box<Item>)> {
     let place = cx.entry(subkey).and_then(O::place).cloned()?;
     let (_, Some(mut item)) = cx.remove(subkey)? else { return None };
-    let mut late = (*item).clone();
-    late.members = item.take_out_expired(cx.now());
-    if late.members.is_empty() {
-        return Some((place, *item));
+    let created_at = item.created_at;
+    let expired = item.take_out_expired(cx.now());
+    if expired.is_empty() {
+        return Some((place, item));
     }
+    let late = Item { members: expired, created_at, ..(*item).clone() };
     if item.members.is_empty() {
         cx.record_leg(&late, &[Did::Expired], Some(Reason::Expired), None);
         return None;
     }
     cx.record_events(&late, &[Did::Expired], Some(Reason::Expired), None);
-    Some((PlaceV1 { changed: true, ..place }, *item))
+    Some((PlaceV1 { changed: true, ..place }, item))
 }
 
 /// The leg as it leaves: under its own name, or as the new notification that its members make.
-pub(crate) fn leaving<O: Places>(cx: &mut Cx<'_, O>, subkey: &Subkey, place: &PlaceV1, mut item: Item) -> Item {
+pub(crate) fn leaving<O: Places>(
+    cx: &mut Cx<'_, O>,
+    subkey: &Subkey,
+    place: &PlaceV1,
+    mut item: Box<Item>,
+) -> Box<Item> {
     item.ready_at = cx.now();
     if !place.changed {
         return item;
@@ -93,7 +99,8 @@ pub(crate) fn leaving<O: Places>(cx: &mut Cx<'_, O>, subkey: &Subkey, place: &Pl
     let mut old = item.clone();
     old.group = place.group;
     item.notification = item.formed_id(cx.operator(), subkey.bytes());
-    item.group = place.group;
+    // A notification of one is no group: its event is said, not merged.
+    item.group = if item.activities() > 1 { place.group } else { GroupId::default() };
     let first = if item.silent { "silent" } else { item.channel().map_or("", |channel| channel.as_str()) };
     item.leg = Some(LegId::new(item.notification, first, item.replay));
     // Its events that came with the first leg join the group; a second row of the others is the same.

@@ -38,7 +38,7 @@ impl Operator for Preferences {
         Self
     }
 
-    fn on_event(&self, cx: &mut Cx<'_, Self>, _: u8, mut item: Item) {
+    fn on_event(&self, cx: &mut Cx<'_, Self>, _: u8, mut item: Box<Item>) {
         if !item.is_control() && item.returned.is_none() {
             let answer = cx.candidates(&item);
             item.candidates = answer.open;

@@ -4,7 +4,6 @@
 use std::time::Duration;
 
 use tidings_schemas::channel::{Channel, Priority};
-use tidings_schemas::ids::placement;
 use tidings_schemas::policy::QuietRule;
 use tidings_schemas::profile::Profile;
 use tidings_schemas::time::Instant;
@@ -38,10 +37,10 @@ pub fn zone<'a>(profile: &Profile, rules: &'a Rules) -> &'a Zone {
     profile.time_zone.as_deref().and_then(|name| calendar.zone(name)).unwrap_or_else(|| calendar.utc())
 }
 
-/// What `profile`'s quiet hours say about `channel` at `priority`, at `now`.
+/// What `profile`'s quiet hours say about `channel` at `priority`, at `now`, for the user of `placement`.
 #[must_use]
 pub fn verdict(
-    user: &str,
+    placement: u64,
     profile: &Profile,
     rules: &Rules,
     priority: Priority,
@@ -55,7 +54,9 @@ pub fn verdict(
         QuietRule::Pass => Verdict::Pass,
         QuietRule::Silent => Verdict::Silent,
         QuietRule::InApp => Verdict::InApp,
-        QuietRule::Defer => Verdict::Defer { until: window.end, release: window.end.after(share(user, rules.spread)) },
+        QuietRule::Defer => {
+            Verdict::Defer { until: window.end, release: window.end.after(share(placement, rules.spread)) }
+        }
     }
 }
 
@@ -65,8 +66,8 @@ pub fn next_start(profile: &Profile, rules: &Rules, now: Instant) -> Option<Inst
     profile.quiet_hours.and_then(|hours| zone(profile, rules).next_quiet_start(hours, now))
 }
 
-/// The user's share of a spread: a hash of the user, so that it is the same every morning.
-fn share(user: &str, spread: Duration) -> Duration {
+/// The user's share of a spread: by the hash of the user, so that it is the same every morning.
+fn share(placement: u64, spread: Duration) -> Duration {
     let span = u64::try_from(spread.as_millis()).unwrap_or(u64::MAX);
-    Duration::from_millis(if span == 0 { 0 } else { placement(user) % span })
+    Duration::from_millis(if span == 0 { 0 } else { placement % span })
 }

@@ -79,7 +79,7 @@ impl Operator for QuietHours {
         Self
     }
 
-    fn on_event(&self, cx: &mut Cx<'_, Self>, _: u8, mut item: Item) {
+    fn on_event(&self, cx: &mut Cx<'_, Self>, _: u8, mut item: Box<Item>) {
         if item.is_control() {
             parked::retract(cx, &mut item);
             return cx.emit(0, item);
@@ -116,7 +116,7 @@ fn judge_all(cx: &mut Cx<'_, QuietHours>) {
 }
 
 /// Judges a leg's first candidate. `waited`: where it stood before.
-fn judge(cx: &mut Cx<'_, QuietHours>, mut item: Item, waited: Option<(&Subkey, PlaceV1)>) {
+fn judge(cx: &mut Cx<'_, QuietHours>, mut item: Box<Item>, waited: Option<(&Subkey, PlaceV1)>) {
     let Some(channel) = item.channel() else { return };
     match cx.verdict(&item, channel) {
         Verdict::Pass => leave(cx, item, waited),
@@ -139,12 +139,12 @@ fn judge(cx: &mut Cx<'_, QuietHours>, mut item: Item, waited: Option<(&Subkey, P
                 // Judged again, and nothing is new: it stays where it was, silently.
                 Some((stood, place)) if *stood == subkey && place.until == until => {
                     *cx.entry_mut(&subkey) = place;
-                    cx.set_body(&subkey, Some(Box::new(item)));
+                    cx.set_body(&subkey, Some(item));
                 }
                 Some((stood, place)) if *stood == subkey => {
                     cx.record_leg(&item, &[Did::Deferred, Did::Parked], Some(Reason::QuietHours), Some(until));
                     *cx.entry_mut(&subkey) = PlaceV1 { until, ..place };
-                    cx.set_body(&subkey, Some(Box::new(item)));
+                    cx.set_body(&subkey, Some(item));
                 }
                 Some((stood, place)) => {
                     let item = parked::leaving(cx, stood, &place, item);
@@ -161,7 +161,7 @@ fn judge(cx: &mut Cx<'_, QuietHours>, mut item: Item, waited: Option<(&Subkey, P
     }
 }
 
-fn leave(cx: &mut Cx<'_, QuietHours>, item: Item, waited: Option<(&Subkey, PlaceV1)>) {
+fn leave(cx: &mut Cx<'_, QuietHours>, item: Box<Item>, waited: Option<(&Subkey, PlaceV1)>) {
     let item = match waited {
         None => item,
         Some((subkey, place)) => parked::leaving(cx, subkey, &place, item),
@@ -169,9 +169,10 @@ fn leave(cx: &mut Cx<'_, QuietHours>, item: Item, waited: Option<(&Subkey, Place
     cx.emit(0, item);
 }
 
-/// Where a leg waits: with its like where it speaks of an object, alone where it does not.
+/// Where a leg waits: with its like where it speaks of an object, alone where it does not, or where
+/// deliver gave it back.
 fn place_of(item: &Item, channel: Channel) -> Subkey {
-    match &item.object {
+    match item.object.as_ref().filter(|_| item.returns == 0) {
         Some(object) => Subkey::of(&[channel.as_str(), &item.tenant, &item.event_type, &object.id]),
         None => Subkey::from(&item.leg.unwrap_or_default().0),
     }

@@ -22,6 +22,7 @@ use std::fmt;
 
 use schemars::{JsonSchema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, de};
+use smallvec::SmallVec;
 use tidings_schemas::channel::Channel;
 use tidings_schemas::lifecycle::State as Did;
 use tidings_schemas::policy::{Limits, Overflow};
@@ -202,6 +203,9 @@ struct Held {
     rate: Rate,
 }
 
+/// As many as the usual levels and a cap.
+type AllHeld = SmallVec<[Held; 5]>;
+
 impl Operator for RateLimit {
     const KIND: &'static str = "rate_limit";
     const POSITION: Position = Position::Legs;
@@ -220,7 +224,7 @@ impl Operator for RateLimit {
         Self { levels: params.levels }
     }
 
-    fn on_event(&self, cx: &mut Cx<'_, Self>, _: u8, mut item: Item) {
+    fn on_event(&self, cx: &mut Cx<'_, Self>, _: u8, mut item: Box<Item>) {
         if item.is_control() {
             parked::retract(cx, &mut item);
             return cx.emit(0, item);
@@ -229,7 +233,8 @@ impl Operator for RateLimit {
         if item.leg.is_none() || item.silent || item.counted || exempt {
             return cx.emit(0, item);
         }
-        self.judge(cx, item);
+        // `quiet_hours` has judged its first candidate.
+        self.judge(cx, item, true);
     }
 
     fn on_timer(&self, cx: &mut Cx<'_, Self>, subkey: &Subkey, timer: TimerId) {
@@ -249,55 +254,59 @@ impl Operator for RateLimit {
 }
 
 impl RateLimit {
-    /// Judges a leg that just came: its first candidate, then the next, as the policy says.
-    fn judge(&self, cx: &mut Cx<'_, Self>, mut item: Item) {
+    /// Judges a leg that just came: its first candidate, then the next, as the policy says. `asked`:
+    /// whether quiet hours were asked about the first; about the others nobody was.
+    fn judge(&self, cx: &mut Cx<'_, Self>, mut item: Box<Item>, mut asked: bool) {
         let mut last = None;
         while let Some(channel) = item.channel() {
             let held = self.held(cx, &item, channel);
-            if held.iter().any(|held| held.rate.max == 0) {
-                // A user's cap of zero is an opt-out by another name: waiting would never end.
+            let verdict = if asked { Verdict::Pass } else { cx.verdict(&item, channel) };
+            (asked, last) = (false, Some((channel, Reason::RateLimited)));
+            if is_closed(&held) {
                 item.strike(channel, Reason::RateLimited);
-                last = Some(channel);
                 continue;
             }
             let overflow = cx.rules().overflow(&item.event_type, item.priority);
-            let waiting = overflow == Overflow::Merge && cx.entry(&place_of(&item, channel, overflow)).is_some();
-            match free_at(cx, &held) {
+            let place = place_of(&item, channel, overflow);
+            match verdict {
+                Verdict::Pass => {}
+                Verdict::Silent => {
+                    item.silent = true;
+                    return cx.emit(0, item);
+                }
+                Verdict::Defer { until, release } => {
+                    let did = [Did::Deferred, Did::Parked];
+                    return wait(cx, &place, item, (until, release), &did, Reason::QuietHours);
+                }
+                Verdict::InApp => {
+                    only_in_app(&mut item, channel, Reason::QuietHours);
+                    last = Some((channel, Reason::QuietHours));
+                    continue;
+                }
+            }
+            // It joins what waits, rather than overtake it.
+            let waiting = overflow == Overflow::Merge && cx.entry(&place).is_some();
+            let free = match free_at(cx, &held) {
                 None if !waiting => {
-                    count(cx, held);
+                    count(cx, &held);
                     item.counted = true;
                     return cx.emit(0, item);
                 }
-                // It joins what waits, rather than overtake it.
-                free => {
-                    let free = free.unwrap_or_else(|| cx.now());
-                    match overflow {
-                        Overflow::Merge | Overflow::Defer => return self.wait(cx, item, channel, overflow, free),
-                        Overflow::Drop => return parked::end(cx, &item, channel, Reason::RateLimited),
-                        Overflow::Next => item.strike(channel, Reason::RateLimited),
-                        Overflow::InApp => {
-                            for candidate in item.candidates.clone() {
-                                if candidate != Channel::InApp || channel == Channel::InApp {
-                                    item.strike(candidate, Reason::RateLimited);
-                                }
-                            }
-                        }
-                    }
+                free => free.unwrap_or_else(|| cx.now()),
+            };
+            match overflow {
+                Overflow::Merge | Overflow::Defer => {
+                    let did = [Did::RateLimited, Did::Parked];
+                    return wait(cx, &place, item, (free, free), &did, Reason::RateLimited);
                 }
+                Overflow::Drop => return parked::end(cx, &item, channel, Reason::RateLimited),
+                Overflow::Next => item.strike(channel, Reason::RateLimited),
+                Overflow::InApp => only_in_app(&mut item, channel, Reason::RateLimited),
             }
-            last = Some(channel);
         }
-        if let Some(channel) = last {
-            parked::end(cx, &item, channel, Reason::RateLimited);
+        if let Some((channel, reason)) = last {
+            parked::end(cx, &item, channel, reason);
         }
-    }
-
-    fn wait(&self, cx: &mut Cx<'_, Self>, item: Item, channel: Channel, overflow: Overflow, free: Instant) {
-        let subkey = place_of(&item, channel, overflow);
-        let due = cx.timer(&subkey, TRY);
-        let until = due.map_or(free, |due| due.min(free));
-        parked::park(cx, &subkey, item, until, &[Did::RateLimited, Did::Parked], Reason::RateLimited);
-        cx.set_timer(&subkey, TRY, until);
     }
 
     /// Lets leave what can, oldest first; sets the timers of what cannot.
@@ -315,44 +324,51 @@ impl RateLimit {
         }
     }
 
-    fn release_one(&self, cx: &mut Cx<'_, Self>, subkey: &Subkey, place: PlaceV1, mut item: Item) {
+    fn release_one(&self, cx: &mut Cx<'_, Self>, subkey: &Subkey, place: PlaceV1, mut item: Box<Item>) {
         let Some(channel) = item.channel() else { return };
+        let held = self.held(cx, &item, channel);
+        let waits = matches!(cx.rules().overflow(&item.event_type, item.priority), Overflow::Merge | Overflow::Defer);
         // What waited for budget must ask the clock again.
-        let next = match cx.verdict(&item, channel) {
-            Verdict::Defer { release, .. } => Some(release),
-            Verdict::InApp => {
-                if !item.candidates.contains(&Channel::InApp) {
-                    return parked::end(cx, &item, channel, Reason::QuietHours);
-                }
-                for candidate in item.candidates.clone().into_iter().filter(|candidate| *candidate != Channel::InApp) {
-                    item.strike(candidate, Reason::QuietHours);
-                }
+        let verdict = cx.verdict(&item, channel);
+        let (until, at) = match (verdict, free_at(cx, &held)) {
+            // A cap of zero ends the wait; so does what the policy does with overflow, where it waited
+            // for the morning.
+            _ if is_closed(&held) => {
                 let item = parked::leaving(cx, subkey, &place, item);
-                return self.judge(cx, item);
+                return self.judge(cx, item, true);
             }
-            Verdict::Silent => {
+            (Verdict::Pass, Some(_)) if !waits => {
+                let item = parked::leaving(cx, subkey, &place, item);
+                return self.judge(cx, item, true);
+            }
+            (Verdict::Pass, None) => {
+                let mut item = parked::leaving(cx, subkey, &place, item);
+                count(cx, &held);
+                item.counted = true;
+                return cx.emit(0, item);
+            }
+            (Verdict::Silent, _) => {
                 item.silent = true;
                 let item = parked::leaving(cx, subkey, &place, item);
                 return cx.emit(0, item);
             }
-            Verdict::Pass => free_at(cx, &self.held(cx, &item, channel)),
-        };
-        match next {
-            None => {
-                let mut item = parked::leaving(cx, subkey, &place, item);
-                count(cx, self.held(cx, &item, channel));
-                item.counted = true;
-                cx.emit(0, item);
-            }
-            Some(at) => {
-                if at != place.until {
-                    cx.record_leg(&item, &[Did::Parked], Some(Reason::RateLimited), Some(at));
+            (Verdict::InApp, _) => {
+                if !item.candidates.contains(&Channel::InApp) {
+                    return parked::end(cx, &item, channel, Reason::QuietHours);
                 }
-                *cx.entry_mut(subkey) = EntryV1::Place(PlaceV1 { until: at, ..place });
-                cx.set_body(subkey, Some(Box::new(item)));
-                cx.set_timer(subkey, TRY, at);
+                only_in_app(&mut item, channel, Reason::QuietHours);
+                let item = parked::leaving(cx, subkey, &place, item);
+                return self.judge(cx, item, false);
             }
+            (Verdict::Defer { until, release }, _) => (until, release),
+            (Verdict::Pass, Some(at)) => (at, at),
+        };
+        if until != place.until {
+            cx.record_leg(&item, &[Did::Parked], Some(Reason::RateLimited), Some(until));
         }
+        *cx.entry_mut(subkey) = EntryV1::Place(PlaceV1 { until, ..place });
+        cx.set_body(subkey, Some(item));
+        cx.set_timer(subkey, TRY, at);
     }
 
     /// The profile or the rules changed: ends what is not wanted any more, moves what lost its first
@@ -369,18 +385,18 @@ impl RateLimit {
             }
             if item.channel() == before {
                 *cx.entry_mut(&subkey) = EntryV1::Place(place);
-                cx.set_body(&subkey, Some(Box::new(item)));
+                cx.set_body(&subkey, Some(item));
             } else {
                 let item = parked::leaving(cx, &subkey, &place, item);
-                self.judge(cx, item);
+                self.judge(cx, item, false);
             }
         }
         self.release(cx);
     }
 
     /// The rates that hold for `item` on `channel`.
-    fn held(&self, cx: &Cx<'_, Self>, item: &Item, channel: Channel) -> Vec<Held> {
-        let mut held = Vec::new();
+    fn held(&self, cx: &Cx<'_, Self>, item: &Item, channel: Channel) -> AllHeld {
+        let mut held = AllHeld::new();
         for level in &self.levels {
             let value = |per: &Per| match per {
                 Per::Channel => channel.as_str(),
@@ -391,16 +407,17 @@ impl RateLimit {
             else {
                 continue;
             };
-            let mut fields = vec!["level"];
+            // Short, so that the usual ones need no memory of their own.
+            let mut counter = Subkey::of(&["l"]);
             for per in &level.per {
-                fields.push(match per {
-                    Per::Channel => "channel",
-                    Per::Type => "type",
-                    Per::Category => "category",
+                counter.push(match per {
+                    Per::Channel => "c",
+                    Per::Type => "t",
+                    Per::Category => "g",
                 });
-                fields.push(value(per));
+                counter.push(value(per));
             }
-            held.push(Held { counter: Subkey::of(&fields), rate: *rate });
+            held.push(Held { counter, rate: *rate });
         }
         for cap in &cx.known().profile.caps {
             let fits = cap.category.as_deref().is_none_or(|category| category == &*item.category)
@@ -439,12 +456,18 @@ fn free_at(cx: &Cx<'_, RateLimit>, held: &[Held]) -> Option<Instant> {
     free
 }
 
-/// Counts a send on every level that held it.
-fn count(cx: &mut Cx<'_, RateLimit>, held: Vec<Held>) {
+/// Counts a send, once on every counter: two levels that count per the same things share one, which
+/// remembers as long as the longer of them asks back.
+fn count(cx: &mut Cx<'_, RateLimit>, held: &AllHeld) {
     let now = cx.now();
-    for Held { counter, rate } in held {
-        if let EntryV1::Sends(sends) = cx.entry_mut(&counter) {
-            while sends.front().is_some_and(|at| at.after(rate.per.0) <= now) {
+    for (number, Held { counter, .. }) in held.iter().enumerate() {
+        if held[..number].iter().any(|earlier| earlier.counter == *counter) {
+            continue;
+        }
+        let sharing = held[number..].iter().filter(|other| other.counter == *counter);
+        let span = sharing.map(|other| other.rate.per.0).max().unwrap_or_default();
+        if let EntryV1::Sends(sends) = cx.entry_mut(counter) {
+            while sends.front().is_some_and(|at| at.after(span) <= now) {
                 sends.pop_front();
             }
             sends.push_back(now);
@@ -452,15 +475,46 @@ fn count(cx: &mut Cx<'_, RateLimit>, held: Vec<Held>) {
                 sends.push_back(now);
             }
         }
-        cx.set_timer(&counter, FORGET, now.after(rate.per.0));
+        cx.set_timer(counter, FORGET, now.after(span));
     }
 }
 
-/// Where a leg waits: with its like where it merges, alone where it does not.
+/// Whether nothing may ever leave: a user's cap of zero is an opt-out by another name, and waiting
+/// would never end.
+fn is_closed(held: &[Held]) -> bool {
+    held.iter().any(|held| held.rate.max == 0)
+}
+
+/// Strikes every candidate but in-app; in-app too, if that is the channel which may not be used.
+fn only_in_app(item: &mut Item, channel: Channel, reason: Reason) {
+    for candidate in item.candidates.clone() {
+        if candidate != Channel::InApp || channel == Channel::InApp {
+            item.strike(candidate, reason);
+        }
+    }
+}
+
+/// Puts a leg where it waits, until `until` as a person is told, to be tried again at `at`; where
+/// others wait already, not later than they.
+fn wait(
+    cx: &mut Cx<'_, RateLimit>,
+    place: &Subkey,
+    item: Box<Item>,
+    (until, at): (Instant, Instant),
+    did: &[Did],
+    reason: Reason,
+) {
+    let due = cx.timer(place, TRY).map_or(at, |due| due.min(at));
+    parked::park(cx, place, item, until, did, reason);
+    cx.set_timer(place, TRY, due);
+}
+
+/// Where a leg waits: with its like where it merges, alone where it does not, or where deliver gave
+/// it back.
 fn place_of(item: &Item, channel: Channel, overflow: Overflow) -> Subkey {
     match overflow {
-        Overflow::Merge => Subkey::of(&["wait", channel.as_str(), &item.tenant, &item.event_type]),
-        Overflow::InApp | Overflow::Next | Overflow::Defer | Overflow::Drop => {
+        Overflow::Merge if item.returns == 0 => Subkey::of(&["wait", channel.as_str(), &item.tenant, &item.event_type]),
+        Overflow::Merge | Overflow::InApp | Overflow::Next | Overflow::Defer | Overflow::Drop => {
             Subkey::from(&item.leg.unwrap_or_default().0)
         }
     }

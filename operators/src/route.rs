@@ -15,6 +15,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use smallvec::smallvec;
 use tidings_schemas::channel::{Channel, Priority};
 use tidings_schemas::ids::LegId;
 use tidings_schemas::lane::ReturnCause;
@@ -47,7 +48,7 @@ impl Operator for Route {
         Self
     }
 
-    fn on_event(&self, cx: &mut Cx<'_, Self>, _: u8, item: Item) {
+    fn on_event(&self, cx: &mut Cx<'_, Self>, _: u8, item: Box<Item>) {
         if item.is_control() {
             return cx.emit(0, item);
         }
@@ -70,12 +71,12 @@ impl Operator for Route {
 }
 
 /// One leg per channel; the fallback rides on the first.
-fn each_channel(cx: &mut Cx<'_, Route>, item: Item, answer: Candidates) {
+fn each_channel(cx: &mut Cx<'_, Route>, item: Box<Item>, answer: Candidates) {
     let explicit = !item.channels.is_empty();
     let mut fallback = item.fallback.clone();
     for channel in &answer.open {
-        let mut leg = leg_of(&item, *channel);
-        leg.candidates = vec![*channel];
+        let mut leg = leg_of(item.clone(), *channel);
+        leg.candidates = smallvec![*channel];
         leg.struck.clear();
         leg.fallback = std::mem::take(&mut fallback);
         leave(cx, leg);
@@ -84,17 +85,17 @@ fn each_channel(cx: &mut Cx<'_, Route>, item: Item, answer: Candidates) {
     // if nothing else could be used.
     let ends = if explicit { answer.closed.len() } else { usize::from(answer.open.is_empty()) };
     for (channel, reason) in answer.closed.into_iter().take(ends) {
-        suppress(cx, leg_of(&item, channel), channel, reason);
+        suppress(cx, leg_of(item.clone(), channel), channel, reason);
     }
 }
 
 /// One leg with its candidates in order.
-fn best_channel(cx: &mut Cx<'_, Route>, mut item: Item, mut answer: Candidates, copied: bool) {
+fn best_channel(cx: &mut Cx<'_, Route>, mut item: Box<Item>, mut answer: Candidates, copied: bool) {
     if item.priority == Priority::Low {
         let calm = |channel: &Channel| matches!(channel, Channel::Email | Channel::InApp);
         if answer.open.iter().any(calm) {
             let loud: Vec<_> = answer.open.iter().copied().filter(|channel| !calm(channel)).collect();
-            answer.open.retain(calm);
+            answer.open.retain(|channel| calm(channel));
             answer.closed.extend(loud.into_iter().map(|channel| (channel, Reason::Policy)));
         }
     }
@@ -104,7 +105,7 @@ fn best_channel(cx: &mut Cx<'_, Route>, mut item: Item, mut answer: Candidates, 
     }
     match answer.open.first() {
         Some(first) => {
-            let mut leg = leg_of(&item, *first);
+            let mut leg = leg_of(item, *first);
             leg.candidates = answer.open;
             leg.struck = answer.closed;
             leave(cx, leg);
@@ -114,14 +115,14 @@ fn best_channel(cx: &mut Cx<'_, Route>, mut item: Item, mut answer: Candidates, 
             // A type whose channels are all closed, or a user with the inbox alone.
             let closed = answer.closed.first().copied();
             if let Some((channel, reason)) = closed.or((!copied).then_some((Channel::InApp, Reason::Policy))) {
-                suppress(cx, leg_of(&item, channel), channel, reason);
+                suppress(cx, leg_of(item, channel), channel, reason);
             }
         }
     }
 }
 
 /// The inbox copy that critical to medium leave, unless in-app is asked for or the first choice.
-fn silent_copy(cx: &Cx<'_, Route>, item: &Item, answer: &Candidates) -> Option<Item> {
+fn silent_copy(cx: &Cx<'_, Route>, item: &Item, answer: &Candidates) -> Option<Box<Item>> {
     let kept = item.priority <= Priority::Medium;
     let spoken = if item.priority == Priority::Critical || !item.channels.is_empty() {
         answer.open.contains(&Channel::InApp) || item.channels.contains(&Channel::InApp)
@@ -131,33 +132,32 @@ fn silent_copy(cx: &Cx<'_, Route>, item: &Item, answer: &Candidates) -> Option<I
     if !kept || spoken || closed(item, Channel::InApp, cx.known(), cx.rules()).is_some() {
         return None;
     }
-    let mut copy = item.clone();
+    let mut copy = Box::new(item.clone());
     copy.leg = Some(LegId::new(item.notification, "silent", item.replay));
-    copy.candidates = vec![Channel::InApp];
+    copy.candidates = smallvec![Channel::InApp];
     copy.struck.clear();
     copy.fallback.clear();
     copy.silent = true;
     Some(copy)
 }
 
-fn leg_of(item: &Item, first: Channel) -> Item {
-    let mut leg = item.clone();
-    leg.leg = Some(LegId::new(item.notification, first.as_str(), item.replay));
+fn leg_of(mut leg: Box<Item>, first: Channel) -> Box<Item> {
+    leg.leg = Some(LegId::new(leg.notification, first.as_str(), leg.replay));
     leg
 }
 
-fn leave(cx: &mut Cx<'_, Route>, leg: Item) {
+fn leave(cx: &mut Cx<'_, Route>, leg: Box<Item>) {
     cx.record_leg(&leg, &[Did::Created], None, None);
     cx.emit(0, leg);
 }
 
-fn suppress(cx: &mut Cx<'_, Route>, mut leg: Item, channel: Channel, reason: Reason) {
-    leg.candidates = vec![channel];
+fn suppress(cx: &mut Cx<'_, Route>, mut leg: Box<Item>, channel: Channel, reason: Reason) {
+    leg.candidates = smallvec![channel];
     cx.record_leg(&leg, &[Did::Created, Did::Suppressed], Some(reason), None);
 }
 
 /// A leg that deliver gave back.
-fn came_back(cx: &mut Cx<'_, Route>, mut item: Item, cause: ReturnCause) {
+fn came_back(cx: &mut Cx<'_, Route>, mut item: Box<Item>, cause: ReturnCause) {
     if item.expires_at.is_some_and(|at| at <= cx.now()) {
         return cx.record_leg(&item, &[Did::Returned, Did::Expired], Some(Reason::Expired), None);
     }
@@ -187,22 +187,23 @@ fn came_back(cx: &mut Cx<'_, Route>, mut item: Item, cause: ReturnCause) {
             let Some(channel) = open else {
                 return cx.record_leg(&item, &[Did::Returned, Did::Suppressed], Some(Reason::Undeliverable), None);
             };
-            let next = Item {
+            let next = Box::new(Item {
                 leg: Some(LegId::new(item.notification, channel.as_str(), item.replay)),
-                candidates: vec![channel],
+                candidates: smallvec![channel],
                 struck,
                 fallback: fallback.collect(),
                 counted: false,
                 returned: None,
-                ..item.clone()
-            };
-            // The leg that failed ends in the one that takes its place.
-            cx.record_leg(&item, &[Did::Returned, Did::FailedOver], Some(Reason::Undeliverable), None);
+                ..(*item).clone()
+            });
+            // The leg that failed ends here: `returned` alone would read as if it still came back.
+            let did = [Did::Returned, Did::Suppressed, Did::FailedOver];
+            cx.record_leg(&item, &did, Some(Reason::Undeliverable), None);
             leave(cx, next);
         }
         ReturnCause::Replay => {
             let channel = item.channel().unwrap_or(Channel::InApp);
-            let leg = leg_of(&item, channel);
+            let leg = leg_of(item, channel);
             match closed(&leg, channel, cx.known(), cx.rules()) {
                 None => leave(cx, leg),
                 Some(reason) => suppress(cx, leg, channel, reason),

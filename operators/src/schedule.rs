@@ -40,7 +40,7 @@ impl Operator for Schedule {
         Self
     }
 
-    fn on_event(&self, cx: &mut Cx<'_, Self>, _: u8, mut item: Item) {
+    fn on_event(&self, cx: &mut Cx<'_, Self>, _: u8, mut item: Box<Item>) {
         if item.is_control() {
             take_out(cx, &mut item);
             return cx.emit(0, item);
@@ -53,7 +53,7 @@ impl Operator for Schedule {
             Some(at) => {
                 let subkey = Subkey::from(&item.first_event().0);
                 cx.record_events(&item, &[Did::Scheduled, Did::Parked], None, Some(at));
-                cx.set_body(&subkey, Some(Box::new(item)));
+                cx.set_body(&subkey, Some(item));
                 cx.set_timer(&subkey, DUE, at);
             }
         }
@@ -67,7 +67,7 @@ impl Operator for Schedule {
         item.scheduled_at = None;
         item.ready_at = cx.now();
         let port = if item.priority == Priority::Critical { PORT_CRITICAL } else { 0 };
-        cx.emit(port, *item);
+        cx.emit(port, item);
     }
 }
 

@@ -42,7 +42,7 @@ impl Operator for Validate {
         Self
     }
 
-    fn on_event(&self, cx: &mut Cx<'_, Self>, _: u8, item: Item) {
+    fn on_event(&self, cx: &mut Cx<'_, Self>, _: u8, item: Box<Item>) {
         let immediate = item.scheduled_at.is_none_or(|at| at <= cx.now());
         let critical = !item.is_control() && item.priority == Priority::Critical && immediate;
         match cx.path() {

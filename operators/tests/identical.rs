@@ -8,14 +8,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use crossbeam_channel::bounded;
-use tidings_operators::harness::chain::Chain;
+use tidings_operators::harness::chain::{Block, Chain};
 use tidings_operators::harness::dataflow::{Assigned, Command, Cut, Report, Transport, WorkerIo, start};
+use tidings_operators::harness::delta::{Delta, Pending};
 use tidings_operators::harness::feed::{Feed, Lot, RawRecord};
-use tidings_operators::harness::output::{Delta, EpochOutput, merge};
-use tidings_operators::ingest::Path;
+use tidings_operators::harness::output::EpochOutput;
+use tidings_operators::ingest::{Path, ingest};
 use tidings_operators::registry::Wiring;
 use tidings_operators::rules::Rules;
 use tidings_operators::script;
+use tidings_schemas::lifecycle::State;
 use tidings_schemas::time::Instant;
 
 const EPOCHS: u64 = 60;
@@ -249,8 +251,9 @@ fn a_restore_onto_any_number_of_workers_goes_on_as_if_nothing_had_happened() {
         let (nothing, start) = (Delta::new(), BTreeMap::new());
         let reference = run(2, Transport::Memory, &input, &cuts, &nothing, &start, 1);
         let middle = usize::try_from(EPOCHS / 3 + seed).unwrap();
-        let mut state = Delta::new();
-        reference[..middle].iter().for_each(|output| merge(&mut state, output.delta.clone()));
+        let mut state = Pending::default();
+        reference[..middle].iter().for_each(|output| state.add(output.delta.clone()));
+        let mut state = state.into_delta();
         state.retain(|_, image| !image.is_gone());
         let from = cuts[middle - 1].ends.clone();
         for count in [1, 3, 4] {
@@ -258,4 +261,50 @@ fn a_restore_onto_any_number_of_workers_goes_on_as_if_nothing_had_happened() {
             assert_same(&format!("seed {seed}, restored onto {count}"), &reference[middle..], &rest);
         }
     }
+}
+
+/// Two operators have something due for one user at once; whoever else is on the worker, and whether
+/// the condition of an operator below takes theirs, must not change who of the two gets the budget.
+#[test]
+fn who_shares_a_worker_decides_nothing() {
+    let rules = script::rules_of(&script::policies(), Duration::ZERO);
+    let wiring = script::straight(&[
+        ("validate", serde_json::json!({}), None),
+        ("schedule", serde_json::json!({}), None),
+        ("preferences", serde_json::json!({}), None),
+        ("aggregate", serde_json::json!({"window": "7m"}), Some(r#"category == "social""#)),
+        ("route", serde_json::json!({}), None),
+        ("quiet_hours", serde_json::json!({}), Some(r#"user_id == "other""#)),
+        ("rate_limit", serde_json::json!({"levels": [{"per": ["channel"], "push": "1/h"}]}), None),
+    ]);
+    let at = |minute: u64| "2026-03-01T10:00:00Z".parse::<Instant>().unwrap().after(Duration::from_secs(minute * 60));
+    let said_of = |users: &[&str]| {
+        let mut chain = wiring.chain(Path::Decide).unwrap();
+        let block = |source: u16, number: u64, key: &str, json: String| {
+            let lot = Lot { source, partition: u32::try_from(number).unwrap() };
+            let (key, value) = (Some(Bytes::from(key.to_owned())), Some(Bytes::from(json)));
+            let record = RawRecord { offset: 0, key, value, headers: Vec::new(), timestamp: at(0) };
+            let arrived = ingest(&wiring.sources[usize::from(source)], lot, &record, &rules, Path::Decide);
+            Block { lot, target: 0, records: vec![arrived] }
+        };
+        let mut blocks = Vec::new();
+        for (number, user) in (0..).step_by(3).zip(users) {
+            let push = format!(r#"{{"user_id":"{user}","address_id":"p","channel":"push","address":"x"}}"#);
+            let later = format!(r#"{{"user_id":"{user}","type":"news","scheduled_at":"{}"}}"#, at(5));
+            let like = format!(r#"{{"user_id":"{user}","type":"like"}}"#);
+            blocks.push(block(3, number, &format!("{user}/p"), push));
+            blocks.push(block(0, number + 1, user, later));
+            blocks.push(block(0, number + 2, user, like));
+        }
+        let mut said = chain.epoch(1, at(0), &rules, blocks).rows;
+        // Both are due now, the schedule's first; aggregate's own comes before what came from above.
+        said.append(chain.epoch(2, at(10), &rules, Vec::new()).rows);
+        let mut said = said.decode();
+        said.retain(|row| row.user == "u1" && row.channel == Some(tidings_schemas::channel::Channel::Push));
+        said
+    };
+    let alone = said_of(&["u1"]);
+    let queued: Vec<_> = alone.iter().filter(|row| row.states.contains(&State::Queued)).collect();
+    assert_eq!(queued.iter().map(|row| row.event_type.as_str()).collect::<Vec<_>>(), ["like"]);
+    assert_eq!(said_of(&["u1", "other"]), alone);
 }

@@ -188,6 +188,8 @@ struct Teller<'a, 'c> {
     companions: BTreeSet<EventId>,
     /// How what it joined was waiting.
     joined: Option<&'a Row>,
+    /// Until when that waits by its newest word: it may have been put off since.
+    joined_until: Option<Instant>,
     /// On the critical path: a leg of the event that it repeats.
     repeats: Option<&'a Row>,
     fate: Fate,
@@ -264,6 +266,12 @@ impl<'a, 'c> Teller<'a, 'c> {
             };
             sorted.iter().rev().find(waits).copied()
         });
+        let joined_until = joined.and_then(|joined| {
+            let waits = |row: &&&Row| {
+                row.unit == Unit::Leg && row.leg == joined.leg && row.until.is_some() && row.at >= joined.at
+            };
+            sorted.iter().rev().find(waits).and_then(|row| row.until)
+        });
         let told = own.iter().chain(&legs).chain(&deliveries).copied();
         let fate = Fates::of(told).event(event).unwrap_or(Fate::Unaccounted);
         let mut repeats = None;
@@ -273,7 +281,20 @@ impl<'a, 'c> Teller<'a, 'c> {
             (legs, deliveries) = (Vec::new(), Vec::new());
         }
         let clock = WallClock::new(context.zone.as_ref()).from(first.created_at);
-        Some(Self { event, context, own, legs, deliveries, notifications, companions, joined, repeats, fate, clock })
+        Some(Self {
+            event,
+            context,
+            own,
+            legs,
+            deliveries,
+            notifications,
+            companions,
+            joined,
+            joined_until,
+            repeats,
+            fate,
+            clock,
+        })
     }
 
     fn story(&self) -> Story {

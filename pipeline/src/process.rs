@@ -2,8 +2,8 @@
 //! back to a clean end.
 //!
 //! # Cast
-//! *Decide* and *critical* are threads ([`crate::runtime`]); *deliver* is tasks, one reader per lane;
-//! *record* is a thread. A *tail* follows what they say into the console. They meet only through the
+//! *Decide* and *critical* are threads ([`crate::runtime`]); *deliver* is tasks, one reader per lane, those
+//! of critical lanes on threads of their own (`deliver.rs`); *record* is a thread. A *tail* follows what they say into the console. They meet only through the
 //! log, so that any of them can stop, crash or run elsewhere.
 //!
 //! # Invariants
@@ -11,10 +11,13 @@
 //! - Stop reaches the stages in the order in which work flows: sources first, the record last, so
 //!   that what was decided is delivered and recorded as far as it goes within the bound.
 
+mod deliver;
+mod give_way;
 mod providers;
 mod tail;
+mod templates;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,19 +33,16 @@ use tidings_schemas::channel::{Channel, Priority};
 use tidings_schemas::event::Event;
 use tidings_schemas::ids::{EventId, lane_partition};
 use tidings_schemas::topics::Topics;
-use tidings_sinks::directory::{self, Directory};
-use tidings_sinks::lane::{Deliverer, LaneMetrics, LaneReader, Limits, Line, Parts, Texts};
-use tidings_sinks::ledger::{self, Ledger};
+use tidings_sinks::lane::LaneMetrics;
 use tidings_sinks::log::{Append, Clock as SinkClock, Log, TopicPartition};
-use tidings_sinks::providers::Context as ProviderContext;
 use tidings_sinks::record::clickhouse::ClickHouse;
 use tidings_sinks::record::files::Files;
 use tidings_sinks::record::writer::{RecordParams, RecordWriter};
-use tidings_sinks::render::{TemplateStore, Templates};
-use tidings_sinks::retry::Schedule;
 use tidings_sinks::tasks::Tasks;
 use tokio_util::sync::CancellationToken;
 
+use self::deliver::CriticalRuntime;
+pub use self::give_way::give_way;
 use crate::assemble::{self, RunSettings};
 use crate::checkpoint::Checkpoints;
 use crate::console::{Console, Emit, Health, Inbox, Parts as ConsoleParts};
@@ -50,7 +50,9 @@ use crate::runtime::clock::Clock;
 use crate::runtime::coordinator::{self, Status, Surroundings};
 use crate::runtime::critical::{Critical, CriticalPlan, CriticalStatus, CriticalSurroundings};
 use crate::sources::file::FileFeeder;
-use crate::topology::{Config, Log as LogPlace, Place, Record as RecordPlace, Store};
+use crate::topology::{Config, Log as LogPlace, Place, Record as RecordPlace};
+
+pub use templates::TemplateStatus;
 
 /// How long an append of outputs may wait for company. Kafka sends a batch sooner when it is full.
 const LINGER: Duration = Duration::from_millis(2);
@@ -58,8 +60,16 @@ const LINGER: Duration = Duration::from_millis(2);
 /// How long calls of Kafka wait for the brokers: longer than an election of a leader takes.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How long a stop waits for deliveries under way.
+/// How long a stop waits for calls under way. Providers answer within a second, as a rule; a supervisor waits for
+/// half a minute. Beyond it the outcome of a call is unknown.
 const DRAIN_MAX: Duration = Duration::from_secs(20);
+
+/// How long a stop waits for the record to have what was said: long enough for one that keeps up. What it
+/// has not is in the log.
+const RECORD_MAX: Duration = Duration::from_secs(2);
+
+/// How long delivering and recording what was decided may take where that is asked for.
+const FINISH_MAX: Duration = Duration::from_secs(20);
 
 /// What a process runs, and how.
 pub struct Settings {
@@ -87,6 +97,8 @@ pub struct Settings {
     pub create_topics: bool,
     /// Goes on although another build decided what is to be replayed.
     pub accept_divergence: bool,
+    /// Operators that the topology has no longer, whose state may be dropped: what they hold is lost.
+    pub may_drop: BTreeSet<String>,
 }
 
 /// A stage of the pipeline.
@@ -111,6 +123,8 @@ pub struct Standing {
     pub critical: Arc<CriticalStatus>,
     /// Deliver, by channel and line.
     pub lanes: Arc<std::sync::Mutex<BTreeMap<String, Arc<LaneMetrics>>>>,
+    /// Templates.
+    pub templates: Arc<TemplateStatus>,
     /// Rows written.
     pub record: Arc<std::sync::Mutex<Option<Arc<tidings_sinks::record::writer::RecordCounts>>>>,
     /// Whether decide runs here.
@@ -134,6 +148,8 @@ pub struct Process {
     critical: Option<Critical>,
     tasks: Tasks,
     record_stop: CancellationToken,
+    /// Last: what runs on it has ended by then.
+    critical_runtime: CriticalRuntime,
 }
 
 impl Process {
@@ -217,21 +233,18 @@ impl Process {
             };
             threads.push(("record", spawn("record", run)?));
         }
+        let critical_runtime = CriticalRuntime::start()?;
         if runs(Stage::Deliver) {
-            deliver(config, &settings, &topics, &log, &clock, &standing, &mut tasks).await?;
+            let (settings, topics, log, clock, standing) = (&settings, &topics, &log, &clock, &standing);
+            let start = deliver::Start { config, settings, topics, log, clock, standing };
+            start.run(&critical_runtime, &mut tasks).await?;
         }
         let mut critical = None;
         if runs(Stage::Critical)
             && let Some(half) = &assembly.critical
         {
-            let embedded = matches!(deployment.log, LogPlace::Embedded { .. });
-            // Handles of its own, so that it queues behind nobody; an embedded log has one owner.
-            let (own, lanes) = if embedded {
-                (Arc::clone(&log), Arc::clone(&log))
-            } else {
-                let own = open(deployment.log.clone(), LINGER, Arc::clone(&clock)).await?;
-                (own, open(deployment.log.clone(), Duration::ZERO, Arc::clone(&clock)).await?)
-            };
+            let own = critical_runtime.log(&log, &deployment.log, LINGER, &clock).await?;
+            let lanes = critical_runtime.log(&log, &deployment.log, Duration::ZERO, &clock).await?;
             let plan = CriticalPlan {
                 wiring: half.wiring.clone(),
                 sources: half.sources.clone(),
@@ -267,11 +280,12 @@ impl Process {
                 observer: None,
                 older: Arc::new(older),
                 accept_divergence: settings.accept_divergence,
+                may_drop: settings.may_drop.clone(),
             };
             threads.push(("decide", spawn("decide", move || Ok(coordinator::run(&plan, &around)?))?));
         }
         let admin = serve(&console, settings.admin, &mut tasks).await?;
-        Ok(Self { standing, console, admin, log, emit, stop, threads, critical, tasks, record_stop })
+        Ok(Self { standing, console, admin, log, emit, stop, threads, critical, tasks, record_stop, critical_runtime })
     }
 
     /// Waits until a stage ends by itself; says which, and why.
@@ -305,14 +319,27 @@ impl Process {
         }
     }
 
-    /// Stops in the order in which work flows: nothing is decided any more, then the lanes are read to
-    /// their ends, then the record. Each for a while only: what is not done is done after the next
-    /// start.
+    /// Stops in the order in which work flows: nothing is decided any more, then nothing is sent, then nothing is
+    /// recorded. It takes what calls under way need: what waits in a lane or for a date is read again by the
+    /// next owner.
     ///
     /// # Errors
     /// When a stage ended with an error.
     pub async fn stop(self) -> anyhow::Result<()> {
-        let Self { stop, threads, critical, tasks, record_stop, log, standing, emit, .. } = self;
+        self.end(Duration::ZERO).await
+    }
+
+    /// Stops as [`Process::stop`] does, but first delivers and records what was decided, within a bound:
+    /// for a process whose log goes with it.
+    ///
+    /// # Errors
+    /// When a stage ended with an error.
+    pub async fn finish(self) -> anyhow::Result<()> {
+        self.end(FINISH_MAX).await
+    }
+
+    async fn end(self, finish: Duration) -> anyhow::Result<()> {
+        let Self { stop, threads, critical, tasks, record_stop, log, standing, emit, critical_runtime, .. } = self;
         stop.store(true, Ordering::Relaxed);
         let (record, others): (Vec<_>, Vec<_>) = threads.into_iter().partition(|(name, _)| *name == "record");
         let deciding = blocking(move || {
@@ -323,14 +350,17 @@ impl Process {
         });
         let decided = deciding.await;
         tracing::info!("nothing is decided any more");
-        wait_for(|| lanes_are_read(&*log, &standing)).await;
-        tracing::info!("the lanes are read");
-        let (failed, left) = tasks.stop(DRAIN_MAX).await;
-        tracing::info!(?left, "deliveries have ended");
-        if !record.is_empty() {
-            wait_for(|| record_is_read(&*log, &emit)).await;
+        if !finish.is_zero() {
+            let left = wait_for(finish, || lanes_unread(&*log, &standing)).await;
+            tracing::info!(?left, "the lanes are read");
         }
-        tracing::info!("the record is read");
+        let (failed, in_time) = tasks.stop(DRAIN_MAX).await;
+        drop(critical_runtime);
+        tracing::info!(in_time, "deliveries have ended");
+        if !record.is_empty() {
+            let left = wait_for(finish.max(RECORD_MAX), || record_unread(&*log, &emit)).await;
+            tracing::info!(?left, "the record is read");
+        }
         record_stop.cancel();
         let recorded = blocking(move || join(record)).await;
         decided?;
@@ -342,36 +372,46 @@ impl Process {
     }
 }
 
-/// Asks until it is so, or for [`DRAIN_MAX`].
-async fn wait_for(mut so: impl FnMut() -> bool) {
+/// Asks until nothing is left, at most so long; what is left then.
+async fn wait_for(at_most: Duration, mut left: impl FnMut() -> Vec<String>) -> Vec<String> {
     let mut look = tokio::time::interval(Duration::from_millis(50));
+    let mut newest = Vec::new();
     let all = async {
-        while !so() {
+        loop {
+            newest = left();
+            if newest.is_empty() {
+                return;
+            }
             look.tick().await;
         }
     };
-    let _ = tokio::time::timeout(DRAIN_MAX, all).await;
+    let _ = tokio::time::timeout(at_most, all).await;
+    newest
 }
 
-/// Whether everything in the lanes that are read here was settled.
-fn lanes_are_read(log: &dyn Log, standing: &Standing) -> bool {
-    let Ok(lanes) = standing.lanes.lock() else { return true };
-    let at_end = |(partition, reached): (TopicPartition, tidings_sinks::lane::Reached)| {
+/// Of the lanes that are read here, what is not settled.
+fn lanes_unread(log: &dyn Log, standing: &Standing) -> Vec<String> {
+    let Ok(lanes) = standing.lanes.lock() else { return Vec::new() };
+    let lanes = lanes.iter().filter(|(group, _)| !group.contains("retry"));
+    let unread = |(partition, reached): (TopicPartition, tidings_sinks::lane::Reached)| {
         let end = log.range(&partition).map_or(0, |range| range.end);
-        reached.open == 0 && reached.position >= end
+        let is_read = reached.open == 0 && reached.position >= end;
+        (!is_read).then(|| format!("{partition}: read to {} of {end}, {} open", reached.position, reached.open))
     };
-    lanes.iter().filter(|(group, _)| !group.contains("retry")).all(|(_, lane)| lane.reached().into_iter().all(at_end))
+    lanes.flat_map(|(_, lane)| lane.reached()).filter_map(unread).collect()
 }
 
-/// Whether the record has everything that was said.
-fn record_is_read(log: &dyn Log, emit: &Emitter) -> bool {
+/// Of what was said, what the record does not have.
+fn record_unread(log: &dyn Log, emit: &Emitter) -> Vec<String> {
     let RecordParams { topic, group, .. } = record_params(&emit.topics);
     let count = emit.partitions.get(&topic).copied().unwrap_or(1);
-    (0..count).all(|partition| {
+    let unread = |partition| {
         let at = TopicPartition { topic: topic.as_str().into(), partition };
         let end = log.range(&at).map_or(0, |range| range.end);
-        log.committed(&group, &at).ok().flatten().map_or(0, |commit| commit.offset) >= end
-    })
+        let committed = log.committed(&group, &at).ok().flatten().map_or(0, |commit| commit.offset);
+        (committed < end).then(|| format!("{at}: recorded to {committed} of {end}"))
+    };
+    (0..count).filter_map(unread).collect()
 }
 
 /// How the record of one installation is written.
@@ -399,6 +439,10 @@ fn spawn(
     name: &'static str,
     body: impl FnOnce() -> anyhow::Result<()> + Send + 'static,
 ) -> anyhow::Result<JoinHandle<anyhow::Result<()>>> {
+    let body = move || {
+        give_way();
+        body()
+    };
     Ok(std::thread::Builder::new().name(name.to_owned()).spawn(body)?)
 }
 
@@ -424,92 +468,6 @@ fn migrate(store: &ClickHouse, stop: &CancellationToken) {
             }
         }
     }
-}
-
-async fn deliver(
-    config: &Config,
-    settings: &Settings,
-    topics: &Topics,
-    log: &Arc<dyn Log>,
-    clock: &SinkClock,
-    standing: &Standing,
-    tasks: &mut Tasks,
-) -> anyhow::Result<()> {
-    let nonce = format!("{}-{}", std::process::id(), (settings.wall)().0);
-    let ledger: Arc<dyn Ledger> = match &config.deployment.ledger {
-        Store::Redis(url) => Arc::new(ledger::RedisLedger::new(url.get(), &topics.store("ledger"), &nonce)?),
-        Store::Embedded { path } => Arc::new(ledger::EmbeddedLedger::open(&path.join("ledger"))?),
-    };
-    let directory: Arc<dyn Directory> = match &config.deployment.directory {
-        Store::Redis(url) => Arc::new(directory::RedisDirectory::new(url.get(), &topics.store("directory"))?),
-        Store::Embedded { path } => Arc::new(directory::EmbeddedDirectory::open(&path.join("directory"))?),
-    };
-    let loader = directory::Loader::new(Arc::clone(log), Arc::clone(&directory), topics);
-    let stopping = tasks.stopping();
-    tasks.spawn("directory", loader.run(stopping));
-    #[expect(clippy::disallowed_methods, reason = "secrets of providers stand in this process's environment")]
-    let environment = Arc::new(|name: &str| std::env::var(name).ok());
-    let context = ProviderContext {
-        folder: settings.folder.clone(),
-        extra_ca_pem: settings.extra_ca_pem.clone(),
-        wall_clock: Arc::clone(&settings.wall),
-        environment,
-    };
-    let built = providers::build(config, &context)?;
-    for (channel, sink) in &config.topology.sinks {
-        let store = match &sink.templates {
-            Some(folder) => TemplateStore::open(&settings.folder.join(folder), "en").map_err(problems)?,
-            None => TemplateStore::fixed(Templates::embedded().map_err(problems)?),
-        };
-        let parts = Parts {
-            channel: *channel,
-            topics: topics.clone(),
-            log: Arc::clone(log),
-            ledger: Arc::clone(&ledger),
-            directory: Arc::clone(&directory),
-            render: Arc::new(Texts::new(Arc::new(store))),
-            providers: providers::choice(&built, &sink.providers)?,
-            schedule: Schedule::default(),
-            categories: config.policies.categories.clone(),
-            clock: Arc::clone(clock),
-            speed: settings.speed,
-            process: nonce.as_str().into(),
-        };
-        lanes(*channel, parts, topics, standing, tasks).await?;
-    }
-    Ok(())
-}
-
-async fn lanes(
-    channel: Channel,
-    parts: Parts,
-    topics: &Topics,
-    standing: &Standing,
-    tasks: &mut Tasks,
-) -> anyhow::Result<()> {
-    let deliverer = Arc::new(Deliverer::open(parts).await?);
-    for line in Line::all() {
-        let metrics = Arc::<LaneMetrics>::default();
-        let group = line.group(topics, channel);
-        if let Ok(mut lanes) = standing.lanes.lock() {
-            lanes.insert(group.clone(), Arc::clone(&metrics));
-        }
-        let reader = LaneReader {
-            deliverer: Arc::clone(&deliverer),
-            group: group.clone(),
-            topics: line.topics(topics, channel),
-            limits: Limits::default(),
-            metrics,
-        };
-        let stopping = tasks.stopping();
-        tasks.spawn(group, reader.run(stopping));
-    }
-    Ok(())
-}
-
-fn problems(errors: Vec<tidings_sinks::render::TemplateError>) -> anyhow::Error {
-    let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();
-    anyhow!("templates:\n  {}", lines.join("\n  "))
 }
 
 /// Sources that are files or standard input are fed into topics of their own.
@@ -657,10 +615,18 @@ fn metrics(standing: &Standing) -> String {
     put("tidings_checkpoint_failures_total", "counter", "Checkpoints that could not be written.", "", failures);
     let critical = &standing.critical;
     put("tidings_critical_records_total", "counter", "Records of the critical path.", "", of(&critical.handled));
+    let templates = &standing.templates;
+    put("tidings_template_reloads_total", "counter", "Changed templates taken into use.", "", of(&templates.reloads));
+    put("tidings_template_problems", "gauge", "What keeps templates unused.", "", of(&templates.problems));
     let Ok(lanes) = standing.lanes.lock() else { return text };
     for (group, lane) in lanes.iter() {
         let labels = format!("{{group=\"{group}\"}}");
         put("tidings_lane_in_flight", "gauge", "Lane records in flight.", &labels, of(&lane.in_flight));
+    }
+    for (group, lane) in lanes.iter() {
+        let labels = format!("{{group=\"{group}\"}}");
+        let help = "Waits for a token of a provider's rate or a channel's cap.";
+        put("tidings_delivery_paced_total", "counter", help, &labels, of(&lane.paced));
     }
     for (group, lane) in lanes.iter() {
         for (status, value) in [("success", &lane.delivered), ("failed", &lane.failed)] {

@@ -57,6 +57,16 @@ fn case(folder: &Path, name: &str, arguments: &[&str]) {
 }
 
 #[test]
+fn state_of_an_operator_that_is_there_is_not_dropped() {
+    let folder = folder();
+    let output = tidings(folder.path(), &["run", "-c", "small.yaml", "--allow-dropped-state", "dedup"], &[]);
+    assert_eq!(output.status.code(), Some(64));
+    let said =
+        "error: --allow-dropped-state: the topology has operator `dedup`; only what it has no longer is dropped\n";
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), said);
+}
+
+#[test]
 fn every_command_says_what_its_golden_file_says() {
     let folder = folder();
     for (name, arguments) in [

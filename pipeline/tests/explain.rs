@@ -431,3 +431,21 @@ fn without_a_process_the_record_is_asked() {
     assert_eq!(code, Some(1));
     assert!(talk.contains("nothing answers at 127.0.0.1:1"), "{talk}");
 }
+
+#[test]
+fn a_wait_that_is_put_off_to_another_day_says_which() {
+    // At 11:39 there is room again, but it is quiet: the group waits for the next morning.
+    let quiet = r#"{"time_zone":"UTC","quiet_hours":{"from":"11:00","to":"09:00"}}"#;
+    let script = "addresses u1 push\nat 2026-06-01 10:39\nevent f1 u1 comment Bob p1\n\
+         at 10:45\nevent f2 u1 comment Eve p2\nat 10:50\nevent f3 u1 comment Joe p3\nat 10:55";
+    let chain = CHAIN.replace("2/h", "1/h");
+    let ends = |script: &str| {
+        let told = tell(&format!("{chain}\n{script}"));
+        let story = |name: &str| explain(&told.rows, told.events[name].0, &Context::default()).expect("a story");
+        ["f2", "f3"].map(|name| story(name).end.text)
+    };
+    let [waits, joined] = ends(script);
+    assert_eq!((&*waits, &*joined), ("waits until 11:39", "with 0 others, waits until 11:39"));
+    let [waits, joined] = ends(&format!("{script}\nprofile u1 {quiet}\nat 11:45"));
+    assert_eq!((&*waits, &*joined), ("waits until 09:00 on 2 Jun", "with 0 others, waits until 09:00 on 2 Jun"));
+}

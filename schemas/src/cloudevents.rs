@@ -23,6 +23,10 @@ use crate::event::{Event, InvalidEvent, RECORD_BYTES_MAX, shape};
 const STRUCTURED: &str = "application/cloudevents+json";
 /// What every content type of the structured mode, and of its batches, starts with.
 const STRUCTURED_ANY: &str = "application/cloudevents";
+/// The header that says what the value is.
+const CONTENT_TYPE: &str = "content-type";
+/// The header that says that a record is of the binary mode.
+const BINARY: &str = "ce_specversion";
 /// What the binary mode puts before an attribute's name.
 const BINARY_PREFIX: &str = "ce_";
 /// Attributes that say nothing of the event.
@@ -43,7 +47,7 @@ pub fn parse_record(
         return Err(InvalidEvent::TooLarge(value.len()));
     }
     let header = |(_, value): &(String, Bytes)| std::str::from_utf8(value).ok().map(str::to_owned);
-    let named = headers.iter().rev().find(|(name, _)| name.eq_ignore_ascii_case("content-type"));
+    let named = headers.iter().rev().find(|(name, _)| name.eq_ignore_ascii_case(CONTENT_TYPE));
     let content_type = content_type.map(str::to_owned).or_else(|| named.and_then(header)).unwrap_or_default();
     let media = media_type(&content_type);
     if media.starts_with(STRUCTURED_ANY) {
@@ -52,7 +56,7 @@ pub fn parse_record(
         }
         return structured(serde_json::from_slice(value).map_err(shape)?, unknown_to_data);
     }
-    if headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("ce_specversion")) {
+    if headers.iter().any(|(name, _)| name.eq_ignore_ascii_case(BINARY)) {
         return binary(headers, &media, value, unknown_to_data);
     }
     if mentions_specversion(value)
@@ -62,6 +66,13 @@ pub fn parse_record(
         return structured(object, unknown_to_data);
     }
     Event::from_json(value, unknown_to_data)
+}
+
+/// Whether the headers may say that a record is a CloudEvent. Where they don't, its value may.
+#[must_use]
+pub fn in_headers(headers: &[(String, Bytes)]) -> bool {
+    let says = |name: &str| name.eq_ignore_ascii_case(CONTENT_TYPE) || name.eq_ignore_ascii_case(BINARY);
+    headers.iter().any(|(name, _)| says(name))
 }
 
 /// Spares plain events a second parse.

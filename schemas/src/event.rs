@@ -219,7 +219,7 @@ impl Event {
 }
 
 /// A channel that is named twice is one channel: a second leg to it would bear the first one's id.
-fn each_once(channels: &mut Vec<Channel>) {
+pub(crate) fn each_once(channels: &mut Vec<Channel>) {
     let mut seen = ChannelSet::default();
     channels.retain(|channel| {
         let new = !seen.contains(*channel);

@@ -11,7 +11,6 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
-use smallvec::SmallVec;
 
 /// Number of key groups: the unit of state placement. Fixed for ever, because checkpoints of any
 /// age are dealt out by it; 1024 leaves every worker of a large cluster several groups.
@@ -19,20 +18,26 @@ pub const KEY_GROUPS: u16 = 1024;
 
 /// Bytes of fields that an [`IdHasher`] holds without an allocation: every id but those of many
 /// members.
-const INLINE_BYTES: usize = 256;
+const INLINE_BYTES: usize = 320;
 
 /// Hashes length-prefixed fields into 128 bits. Length prefixes make field borders unambiguous:
 /// `("ab", "c")` and `("a", "bc")` differ.
 ///
 /// Fields are collected and hashed in one go, which is several times cheaper than one by one.
 #[derive(Clone)]
-pub struct IdHasher(SmallVec<[u8; INLINE_BYTES]>);
+pub struct IdHasher {
+    inline: [u8; INLINE_BYTES],
+    length: usize,
+    /// All fields, once they are too many.
+    spilled: Vec<u8>,
+}
 
 impl IdHasher {
     /// Starts a hash whose first field is `domain`, so that ids of different kinds never meet.
     #[must_use]
+    #[inline]
     pub fn new(domain: &str) -> Self {
-        let mut hasher = Self(SmallVec::new());
+        let mut hasher = Self { inline: [0; INLINE_BYTES], length: 0, spilled: Vec::new() };
         hasher.field(domain.as_bytes());
         hasher
     }
@@ -40,9 +45,27 @@ impl IdHasher {
     /// Adds one field.
     #[inline]
     pub fn field(&mut self, bytes: &[u8]) -> &mut Self {
-        self.0.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
-        self.0.extend_from_slice(bytes);
+        let between = self.length + 8;
+        let end = between + bytes.len();
+        match self.inline.get_mut(self.length..end) {
+            Some(place) if self.spilled.is_empty() => {
+                let (length, field) = place.split_at_mut(8);
+                length.copy_from_slice(&(bytes.len() as u64).to_le_bytes());
+                field.copy_from_slice(bytes);
+                self.length = end;
+            }
+            _ => self.spill(bytes),
+        }
         self
+    }
+
+    #[cold]
+    fn spill(&mut self, bytes: &[u8]) {
+        if self.spilled.is_empty() {
+            self.spilled.extend_from_slice(&self.inline[..self.length]);
+        }
+        self.spilled.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
+        self.spilled.extend_from_slice(bytes);
     }
 
     /// Adds one text field.
@@ -60,8 +83,9 @@ impl IdHasher {
     /// The first 128 bits of the hash.
     #[must_use]
     pub fn finish(&self) -> [u8; 16] {
+        let fields = if self.spilled.is_empty() { &self.inline[..self.length] } else { &self.spilled[..] };
         let mut out = [0; 16];
-        out.copy_from_slice(&blake3::hash(&self.0).as_bytes()[..16]);
+        out.copy_from_slice(&blake3::hash(fields).as_bytes()[..16]);
         out
     }
 }
@@ -143,6 +167,21 @@ fn parse_hex(prefix: &'static str, text: &str) -> Result<[u8; 16], InvalidId> {
     Ok(out)
 }
 
+/// Reads the sixteen bytes of an id: in one go, which sixteen numbers one after the other are not.
+struct IdBytes;
+
+impl de::Visitor<'_> for IdBytes {
+    type Value = [u8; 16];
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the sixteen bytes of an id")
+    }
+
+    fn visit_bytes<E: de::Error>(self, bytes: &[u8]) -> Result<[u8; 16], E> {
+        bytes.try_into().map_err(|_| E::invalid_length(bytes.len(), &self))
+    }
+}
+
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident, $prefix:literal) => {
         $(#[$doc])*
@@ -197,7 +236,7 @@ macro_rules! id {
                 if serializer.is_human_readable() {
                     serializer.serialize_str(self.text().as_str())
                 } else {
-                    self.0.serialize(serializer)
+                    serializer.serialize_bytes(&self.0)
                 }
             }
         }
@@ -208,7 +247,7 @@ macro_rules! id {
                     let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
                     text.parse().map_err(de::Error::custom)
                 } else {
-                    <[u8; 16]>::deserialize(deserializer).map(Self)
+                    deserializer.deserialize_bytes(IdBytes).map(Self)
                 }
             }
         }
@@ -302,6 +341,12 @@ impl NotificationId {
         Self::of(&hasher)
     }
 
+    /// The notification of one event, as `validate` forms it.
+    #[must_use]
+    pub fn of_one(user: &str, event: EventId) -> Self {
+        Self::new("validate", user, b"", &mut [event])
+    }
+
     /// As [`NotificationId::new`] for a group that has folded members: `folded` is their running
     /// hash, so that the name still covers all of them.
     #[must_use]
@@ -368,10 +413,18 @@ impl KeyGroup {
 /// and lane partitions depend on it), so it is never taken from a library's default hasher.
 #[must_use]
 pub fn placement(user: &str) -> u64 {
-    let mut hasher = xxhash_rust::xxh3::Xxh3::new();
-    hasher.update(b"tidings-placement-1\0");
-    hasher.update(user.as_bytes());
-    hasher.digest()
+    const TAG: &[u8] = b"tidings-placement-1\0";
+    let mut tagged = [0; 128];
+    let end = TAG.len() + user.len();
+    match tagged.get_mut(..end) {
+        // In one go: nearly all ids are short.
+        Some(tagged) => {
+            tagged[..TAG.len()].copy_from_slice(TAG);
+            tagged[TAG.len()..].copy_from_slice(user.as_bytes());
+            xxhash_rust::xxh3::xxh3_64(tagged)
+        }
+        None => xxhash_rust::xxh3::xxh3_64(&[TAG, user.as_bytes()].concat()),
+    }
 }
 
 /// The key group of a placement: its top ten bits.
@@ -408,6 +461,24 @@ mod tests {
             format!("{:016x}", placement("u1")),
         ];
         insta::assert_snapshot!(lines.join("\n"));
+    }
+
+    #[test]
+    fn what_does_not_fit_in_place_is_hashed_the_same() {
+        for length in [0, 1, 50, 127, 128, 300, 311, 312, 313, 400, 5_000] {
+            let long = "x".repeat(length);
+            let mut hasher = IdHasher::new("");
+            hasher.text(&long).number(7).text(&long);
+            let mut oracle = blake3::Hasher::new();
+            for field in [&b""[..], long.as_bytes(), &7_u64.to_le_bytes(), long.as_bytes()] {
+                oracle.update(&(field.len() as u64).to_le_bytes()).update(field);
+            }
+            assert_eq!(hasher.finish(), oracle.finalize().as_bytes()[..16], "{length}");
+            let mut oracle = xxhash_rust::xxh3::Xxh3::new();
+            oracle.update(b"tidings-placement-1\0");
+            oracle.update(long.as_bytes());
+            assert_eq!(placement(&long), oracle.digest(), "{length}");
+        }
     }
 
     #[test]

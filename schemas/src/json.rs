@@ -2,13 +2,29 @@
 //! straight into a shared buffer.
 
 use crate::ids::IdText;
-use crate::time::Instant;
+use crate::time::{Instant, InstantTexts};
+
+/// Whether one of these eight bytes is a quote, a backslash or a control character.
+const fn special(bytes: [u8; 8]) -> bool {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    const TOPS: u64 = ONES << 7;
+    // The usual tricks with words: a byte's top bit is set where `byte - n` borrows.
+    let word = u64::from_le_bytes(bytes);
+    let (quote, slash) = (word ^ (ONES * b'"' as u64), word ^ (ONES * b'\\' as u64));
+    let found =
+        word.wrapping_sub(ONES * 0x20) & !word | quote.wrapping_sub(ONES) & !quote | slash.wrapping_sub(ONES) & !slash;
+    found & TOPS != 0
+}
 
 /// Appends a string, quoted and escaped.
 pub(crate) fn put_text(to: &mut Vec<u8>, text: &str) {
-    // A whole pass without a branch is cheaper than looking for the first byte to escape.
-    let special = |found, byte: &u8| found | (*byte < 0x20) | (*byte == b'"') | (*byte == b'\\');
-    if text.as_bytes().iter().fold(false, special) {
+    let (words, rest) = text.as_bytes().as_chunks::<8>();
+    // The last eight bytes are looked at as a word too, where there are as many.
+    let escape = match text.as_bytes().last_chunk::<8>() {
+        Some(last) => words.iter().any(|word| special(*word)) || special(*last),
+        None => rest.iter().any(|byte| *byte < 0x20 || matches!(byte, b'"' | b'\\')),
+    };
+    if escape {
         // Writing a string into memory cannot fail.
         let _ = serde_json::to_writer(to, text);
         return;
@@ -33,9 +49,9 @@ pub(crate) fn put_id(to: &mut Vec<u8>, id: IdText) {
 }
 
 /// Appends an instant.
-pub(crate) fn put_instant(to: &mut Vec<u8>, instant: Instant) {
+pub(crate) fn put_instant(to: &mut Vec<u8>, instant: Instant, texts: &mut InstantTexts) {
     to.push(b'"');
-    instant.put(to);
+    texts.put(instant, to);
     to.push(b'"');
 }
 

@@ -13,7 +13,7 @@ use crate::event::Object;
 use crate::ids::{EventId, GroupId, LegId, NotificationId};
 use crate::json;
 use crate::reason::Reason;
-use crate::time::Instant;
+use crate::time::{Instant, InstantTexts};
 
 /// Header: the generation that wrote the record.
 pub const HEADER_GENERATION: &str = "g";
@@ -183,10 +183,14 @@ pub struct LaneRef<'a> {
     pub only_address: Option<&'a str>,
 }
 
+/// What a record of common length takes beside its data: room is made for so many at a time.
+const RECORD_BYTES: usize = 1_024;
+
 impl LaneRef<'_> {
-    /// Appends the record as JSON.
-    pub fn put(&self, to: &mut Vec<u8>) {
+    /// Appends the record as JSON. `texts` are shared by the records of an epoch.
+    pub fn put(&self, to: &mut Vec<u8>, texts: &mut InstantTexts) {
         let channel = |to: &mut Vec<u8>, channel: &Channel| json::put_word(to, channel.as_str());
+        to.reserve(RECORD_BYTES + self.data.len());
         to.extend_from_slice(br#"{"v":"#);
         json::put_number(to, u64::from(LANE_VERSION));
         to.extend_from_slice(br#","notification":"#);
@@ -248,13 +252,13 @@ impl LaneRef<'_> {
         to.extend_from_slice(br#","returns":"#);
         json::put_number(to, u64::from(self.returns));
         to.extend_from_slice(br#","created_at":"#);
-        json::put_instant(to, self.created_at);
+        json::put_instant(to, self.created_at, texts);
         to.extend_from_slice(br#","ready_at":"#);
-        json::put_instant(to, self.ready_at);
+        json::put_instant(to, self.ready_at, texts);
         to.extend_from_slice(br#","expires_at":"#);
-        json::put_option(to, self.expires_at, json::put_instant);
+        json::put_option(to, self.expires_at, |to, at| json::put_instant(to, at, texts));
         to.extend_from_slice(br#","fresh_until":"#);
-        json::put_instant(to, self.fresh_until);
+        json::put_instant(to, self.fresh_until, texts);
         to.extend_from_slice(br#","fallback_channels":"#);
         json::put_list(to, self.fallback, channel);
         to.extend_from_slice(br#","replay":"#);
@@ -381,7 +385,7 @@ mod tests {
                 only_address: (!flag).then_some(&texts[7]),
             };
             let mut bytes = b"before".to_vec();
-            parts.put(&mut bytes);
+            parts.put(&mut bytes, &mut InstantTexts::default());
             let expected = serde_json::to_string(&record(&parts)).unwrap();
             prop_assert_eq!(String::from_utf8(bytes).unwrap(), format!("before{expected}"));
         }

@@ -9,6 +9,7 @@ pub mod units;
 
 pub mod cloudevents;
 pub mod event;
+pub mod plain;
 pub mod profile;
 
 pub mod policy;

@@ -22,6 +22,7 @@ pub const MIGRATIONS: &[Migration] = &[
     Migration { version: 1, name: "lifecycle", sql: include_str!("../migrations/001_lifecycle.sql") },
     Migration { version: 2, name: "views", sql: include_str!("../migrations/002_views.sql") },
     Migration { version: 3, name: "fates", sql: include_str!("../migrations/003_fates.sql") },
+    Migration { version: 4, name: "last_word", sql: include_str!("../migrations/004_last_word.sql") },
 ];
 
 impl Migration {

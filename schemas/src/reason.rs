@@ -69,7 +69,7 @@ vocabulary!(
         LeaseExpired = "lease_expired",
         /// Sent although the ledger could not be reached.
         LedgerUnreachable = "ledger_unreachable",
-        /// Given up by an operator's `--accept-loss`.
+        /// Given up by an operator's `--allow-dropped-state`.
         AcceptedLoss = "accepted_loss",
     }
 );

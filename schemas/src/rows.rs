@@ -6,7 +6,7 @@
 
 use bytes::Bytes;
 
-use crate::block::{self, Block, BlockError};
+use crate::block::{self, Block};
 use crate::ids::placement;
 use crate::lifecycle::{Row, RowOf, Stage, State, Unit};
 
@@ -41,10 +41,11 @@ pub fn put<T: AsRef<str>, S: AsRef<[State]>>(bytes: &mut Vec<u8>, row: &RowOf<T,
 
 /// Reads back what [`put`] wrote.
 ///
-/// # Errors
-/// When the bytes are no row, or more than one.
-pub fn decode(bytes: &[u8]) -> Result<Row, BlockError> {
-    block::decode_row(bytes)
+/// # Panics
+/// Never: what [`put`] wrote can be read.
+#[must_use]
+pub fn decode(bytes: &[u8]) -> Row {
+    block::decode_row(bytes).expect("a row that `put` wrote")
 }
 
 impl Rows {
@@ -90,7 +91,7 @@ impl Rows {
     /// Puts them in the order in which two runs are compared: by unit. The sort finds what is in order
     /// already, so that this merges what workers have ordered.
     pub fn sort(&mut self) {
-        self.places.sort_by(|(_, one), (_, two)| one.unit.cmp(&two.unit));
+        self.places.sort_by_key(|(_, place)| place.unit);
     }
 
     fn of_place(&self, (buffer, place): &(usize, Place)) -> &[u8] {
@@ -127,7 +128,7 @@ impl Rows {
     /// Never: what [`put`] wrote can be read.
     #[must_use]
     pub fn decode(&self) -> Vec<Row> {
-        self.iter().map(|bytes| decode(bytes).expect("a row that `put` wrote")).collect()
+        self.iter().map(decode).collect()
     }
 }
 

@@ -292,6 +292,7 @@ impl Simulation {
             ProcessStore { inner: Arc::clone(&self.store), world: Arc::clone(&self.world), life: Arc::clone(&life) };
         let (stop, status) = (Arc::new(AtomicBool::new(false)), Arc::new(Status::default()));
         let around = Surroundings {
+            may_drop: Default::default(),
             log,
             checkpoints: Checkpoints::on(Arc::new(store), Arc::clone(&self.runtime)),
             clock: Arc::<Time>::clone(&self.world.time),

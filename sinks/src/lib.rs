@@ -24,3 +24,4 @@ pub mod tasks;
 
 mod connection;
 mod table;
+mod troubles;

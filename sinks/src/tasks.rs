@@ -6,6 +6,7 @@
 use std::future::Future;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -32,14 +33,25 @@ impl Tasks {
         self.stop.clone()
     }
 
-    /// Runs `task` under `name`.
+    /// Runs `task` under `name`, on the threads of whoever asks.
     pub fn spawn<E: std::fmt::Display>(
         &mut self,
         name: impl Into<String>,
         task: impl Future<Output = Result<(), E>> + Send + 'static,
     ) {
+        self.spawn_on(&Handle::current(), name, task);
+    }
+
+    /// Runs `task` under `name`, on the threads of `runtime`.
+    pub fn spawn_on<E: std::fmt::Display>(
+        &mut self,
+        runtime: &Handle,
+        name: impl Into<String>,
+        task: impl Future<Output = Result<(), E>> + Send + 'static,
+    ) {
         let name = name.into();
-        self.set.spawn(async move { Ended { name, error: task.await.err().map(|error| error.to_string()) } });
+        let task = async move { Ended { name, error: task.await.err().map(|error| error.to_string()) } };
+        self.set.spawn_on(task, runtime);
     }
 
     /// The next task that ends; `None` once there is none left.

@@ -14,20 +14,22 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use tidings_schemas::channel::Priority;
 use tidings_schemas::ids::{key_group, placement};
 use tidings_schemas::time::Instant;
 
+use super::delta::Delta;
 use super::drafts::Drafts;
+use super::dropped::{DropCount, Dropped, MayDrop};
 use super::feed::Lot;
 use super::ordinal::Ordinal;
-use super::output::{EpochOutput, Said, To};
+use super::output::{EpochOutput, To};
 use super::profiles::{PROFILES, Profiles};
+use super::saying::Saying;
 use super::stage::{Env, Flow, Outbox, Stage};
-use super::table::{Image, StateKey};
+use super::table::{Image, StateKey, UserKey};
 use crate::deliberate::{self, Bug};
-use crate::ingest::{Arrived, Body, ItemFacts, Path};
+use crate::ingest::{Arrived, Body, Path};
 use crate::keyed::{Cause, Known, PORT_CRITICAL, PORT_HIGH};
 use crate::lanes;
 use crate::rules::Rules;
@@ -78,15 +80,34 @@ pub struct Chain {
     profiles: Profiles,
     rules: Option<[u8; 32]>,
     path: Path,
+    /// Room for what an epoch says: it is used again and again.
     drafts: Drafts,
+    saying: Saying,
+    dropped: Dropped,
+    /// What waits for each operator; empty between two waves, and kept for its memory.
+    inboxes: Vec<Vec<Flow>>,
+    /// The same of what an operator says.
+    flows: Vec<Flow>,
 }
 
 impl Chain {
     pub(crate) fn new(nodes: Vec<Node>, sources: Vec<Vec<Target>>, path: Path) -> Self {
-        Self { nodes, sources, profiles: Profiles::default(), rules: None, path, drafts: Drafts::default() }
+        let inboxes = nodes.iter().map(|_| Vec::new()).collect();
+        Self {
+            nodes,
+            sources,
+            profiles: Profiles::default(),
+            rules: None,
+            path,
+            drafts: Drafts::default(),
+            saying: Saying::default(),
+            dropped: Dropped::default(),
+            inboxes,
+            flows: Vec::new(),
+        }
     }
 
-    /// Puts images of a checkpoint back; `mine` says which of them this worker owns. `rules` names
+    /// Puts images of a checkpoint back; `images` are those that this worker owns. `rules` names
     /// the rules under which they were written.
     ///
     /// # Errors
@@ -96,6 +117,20 @@ impl Chain {
         images: impl Iterator<Item = (&'a (Arc<str>, StateKey), &'a Image)>,
         rules: [u8; 32],
     ) -> Result<(), RestoreError> {
+        self.restore_but(images, rules, &MayDrop::default())
+    }
+
+    /// The same; what belongs to an operator that the chain does not have is dropped where that is
+    /// allowed, and the first epoch says so.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn restore_but<'a>(
+        &mut self,
+        images: impl Iterator<Item = (&'a (Arc<str>, StateKey), &'a Image)>,
+        rules: [u8; 32],
+        may_drop: &MayDrop,
+    ) -> Result<(), RestoreError> {
         self.rules = Some(rules);
         for ((operator, key), image) in images {
             let fits =
@@ -104,9 +139,11 @@ impl Chain {
                 self.profiles.restore(key, image).map_err(fits)?;
                 continue;
             }
-            let node = self.nodes.iter_mut().find(|node| node.id == *operator);
-            let node = node.ok_or_else(|| RestoreError::NoOperator(operator.to_string()))?;
-            node.stage.restore(key, image).map_err(fits)?;
+            match self.nodes.iter_mut().find(|node| node.id == *operator) {
+                Some(node) => node.stage.restore(key, image).map_err(fits)?,
+                None if may_drop.allows(operator) => self.dropped.take(operator, key, image).map_err(fits)?,
+                None => return Err(RestoreError::NoOperator(operator.to_string())),
+            }
         }
         Ok(())
     }
@@ -114,6 +151,12 @@ impl Chain {
     /// The ids of the operators, from the top down.
     pub fn operators(&self) -> impl Iterator<Item = &Arc<str>> {
         self.nodes.iter().map(|node| &node.id)
+    }
+
+    /// How much was dropped at the restore, by operator; until the first epoch.
+    #[must_use]
+    pub fn dropped(&self) -> std::collections::BTreeMap<Arc<str>, DropCount> {
+        self.dropped.count()
     }
 
     /// The earliest deadline of all operators.
@@ -125,10 +168,10 @@ impl Chain {
     /// Runs one epoch. `blocks` are this worker's, one partition's in the order in which they were
     /// sent; partitions in any order.
     pub fn epoch(&mut self, epoch: u64, now: Instant, rules: &Rules, mut blocks: Vec<Block>) -> EpochOutput {
-        let output = EpochOutput { epoch, now, ..EpochOutput::default() };
-        let mut drafts = std::mem::take(&mut self.drafts);
+        let (mut drafts, saying) = (std::mem::take(&mut self.drafts), std::mem::take(&mut self.saying));
         drafts.begin(epoch, now, self.path);
-        let mut run = Run { epoch, now, rules, path: self.path, output, drafts, values: Vec::new(), ends: Vec::new() };
+        let dropped = std::mem::take(&mut self.dropped).say(&mut drafts);
+        let mut run = Run { epoch, now, rules, path: self.path, drafts, saying };
         if !deliberate::has(Bug::ArrivalOrder) {
             blocks.sort_by_key(|block| block.lot);
         }
@@ -136,16 +179,27 @@ impl Chain {
         self.side_inputs(&mut run, side);
         self.timers(&mut run);
         self.records(&mut run, records);
-        let (mut output, drafts) = run.finish();
-        self.drafts = drafts;
-        output.next_timer = self.next_timer();
-        for node in &mut self.nodes {
-            let id = Arc::clone(&node.id);
-            node.stage.drain_dirty(&mut |key, image| drop(output.delta.insert((Arc::clone(&id), key), image)));
+        let Run { mut drafts, mut saying, .. } = run;
+        let ((rows, of_rows), (said, of_said)) = (drafts.finish(), saying.finish());
+        (self.drafts, self.saying) = (drafts, saying);
+        let (digest, next_timer) = (of_rows.wrapping_add(of_said), self.next_timer());
+        let mut delta = dropped;
+        delta.join(self.delta());
+        EpochOutput { epoch, now, said, rows, digest, next_timer, delta, ..EpochOutput::default() }
+    }
+
+    /// What the epoch changed. Images come in order.
+    fn delta(&mut self) -> Delta {
+        let mut images = Vec::new();
+        let mut nodes: Vec<_> = self.nodes.iter_mut().collect();
+        nodes.sort_by(|one, two| one.id.cmp(&two.id));
+        for node in nodes {
+            let Node { id, stage, .. } = node;
+            stage.drain_dirty(&mut |key, image| images.push(((Arc::clone(id), key), image)));
         }
         let id: Arc<str> = Arc::from(PROFILES);
-        self.profiles.drain_dirty(|key, image| drop(output.delta.insert((Arc::clone(&id), key), image)));
-        output
+        self.profiles.drain_dirty(|key, image| images.push(((Arc::clone(&id), key), image)));
+        images.into_iter().collect()
     }
 
     /// Runs one record by itself, outside of all epochs, upon what the caller knows of its user: how
@@ -176,92 +230,73 @@ impl Chain {
         let rules_changed = self.rules.is_some_and(|hash| hash != run.rules.hash);
         self.rules = Some(run.rules.hash);
         if !changed.is_empty() {
-            self.wave(run, Vec::new(), |stage, env, out| stage.on_profiles(env, &changed, out));
+            self.wave(run, |stage, env, out| stage.on_profiles(env, &changed, out));
         }
         if rules_changed {
-            self.wave(run, Vec::new(), |stage, env, out| stage.on_rules(env, out));
+            self.wave(run, |stage, env, out| stage.on_rules(env, out));
         }
     }
 
     fn timers(&mut self, run: &mut Run<'_>) {
         if self.next_timer().is_some_and(|at| at <= run.now) {
-            self.wave(run, Vec::new(), |stage, env, out| stage.on_timers(env, out));
+            self.wave(run, |stage, env, out| stage.on_timers(env, out));
         }
     }
 
     fn records(&mut self, run: &mut Run<'_>, blocks: Vec<Block>) {
-        let mut batch = Vec::with_capacity(BATCH);
+        let sources = std::mem::take(&mut self.sources);
+        let mut waiting = 0;
         for block in blocks {
-            let targets = self.sources.get(usize::from(block.lot.source)).cloned().unwrap_or_default();
+            let targets = sources.get(usize::from(block.lot.source)).map_or(&[][..], Vec::as_slice);
             for arrived in block.records {
                 let ordinal = Ordinal::record(block.lot, arrived.offset);
                 match arrived.body {
                     Body::Item(item) => {
-                        let cause = Cause::Event(arrived.event);
-                        batch.push((targets.clone(), Flow { ordinal, cause, port: 0, item: *item }));
+                        let (cause, placement) = (Cause::Event(arrived.event), placement(&item.user));
+                        let flow = Flow { ordinal, cause, port: 0, placement, item };
+                        deliver(run, &self.profiles, targets, flow, &mut self.inboxes);
+                        waiting += 1;
                     }
                     Body::Rejected(rejected) => run.reject(ordinal, &rejected),
                     Body::Profile { .. } | Body::Address { .. } => {}
                 }
-                if batch.len() == BATCH {
-                    self.wave(run, std::mem::take(&mut batch), |_, _, _| {});
+                if waiting == BATCH {
+                    self.wave(run, |_, _, _| {});
+                    waiting = 0;
                 }
             }
         }
-        if !batch.is_empty() {
-            self.wave(run, batch, |_, _, _| {});
+        if waiting > 0 {
+            self.wave(run, |_, _, _| {});
         }
+        self.sources = sources;
     }
 
     /// One wave down the chain: each operator first does `own`, then takes in what came from above.
-    fn wave(
-        &mut self,
-        run: &mut Run<'_>,
-        arrivals: Vec<(Vec<Target>, Flow)>,
-        mut own: impl FnMut(&mut dyn Stage, &Env<'_>, &mut Outbox<'_>),
-    ) {
-        let mut inboxes: Vec<Vec<Flow>> = self.nodes.iter().map(|_| Vec::new()).collect();
-        for (targets, flow) in arrivals {
-            deliver(run, &self.profiles, &targets, flow, &mut inboxes);
-        }
-        for place in 0..self.nodes.len() {
-            let node = &mut self.nodes[place];
-            let env =
-                Env { now: run.now, epoch: run.epoch, rules: run.rules, profiles: &self.profiles, path: self.path };
-            let mut out = Outbox { flows: Vec::new(), drafts: &mut run.drafts };
-            own(&mut *node.stage, &env, &mut out);
-            let own_flows = std::mem::take(&mut out.flows);
+    fn wave(&mut self, run: &mut Run<'_>, mut own: impl FnMut(&mut dyn Stage, &Env<'_>, &mut Outbox<'_>)) {
+        let Self { nodes, profiles, inboxes, flows, path, .. } = self;
+        let env = Env { now: run.now, epoch: run.epoch, rules: run.rules, profiles, path: *path };
+        for (place, node) in nodes.iter_mut().enumerate() {
+            // What timers and side inputs cause does not travel in the order of its ordinals: an operator's
+            // own comes before what the wave brought from above, whatever was due first.
+            let mut outbox = Outbox { flows: std::mem::take(flows), drafts: &mut run.drafts };
+            own(&mut *node.stage, &env, &mut outbox);
             let mut inbox = std::mem::take(&mut inboxes[place]);
             if node.joins {
                 // Root ordinal first, then port, then emission: all of it is in the ordinal but the
                 // port, which is where the ways differ.
                 inbox.sort_by(|one, two| (&one.ordinal, one.port).cmp(&(&two.ordinal, two.port)));
             }
-            if let Some(when) = &node.when {
-                let holds = |flow: &Flow| flow.item.is_control() || when.holds(&ItemFacts::new(&flow.item));
-                let (taken, passed): (Vec<_>, Vec<_>) = inbox.into_iter().partition(holds);
-                if !taken.is_empty() {
-                    node.stage.on_events(&env, taken, &mut out);
-                }
-                // What the operator is not for passes untouched, in its place.
-                let merged = !out.flows.is_empty();
-                out.flows.extend(passed.into_iter().map(|flow| Flow {
-                    ordinal: flow.ordinal.hop(place, 1, 0),
-                    port: 0,
-                    ..flow
-                }));
-                if merged {
-                    out.flows.sort_by(|one, two| one.ordinal.cmp(&two.ordinal));
-                }
-            } else if !inbox.is_empty() {
-                node.stage.on_events(&env, inbox, &mut out);
+            // What the operator is not for passes untouched, in its place: a place is told by standing in
+            // it, or who shares a worker would decide.
+            if !inbox.is_empty() {
+                node.stage.on_events(&env, node.when.as_ref(), &mut inbox, &mut outbox);
             }
-            let flows = out.flows;
-            let targets = std::mem::take(&mut self.nodes[place].targets);
-            for flow in own_flows.into_iter().chain(flows) {
-                deliver(run, &self.profiles, &targets, flow, &mut inboxes);
+            inboxes[place] = inbox;
+            *flows = outbox.flows;
+            for flow in flows.drain(..) {
+                deliver(run, profiles, &node.targets, flow, inboxes);
             }
-            self.nodes[place].targets = targets;
         }
         run.drafts.settle();
     }
@@ -289,7 +324,7 @@ fn hand(run: &mut Run<'_>, profiles: &Profiles, target: Target, flow: Flow, inbo
     match target {
         Target::Operator(place, port) => inboxes[place].push(Flow { port, ..flow }),
         Target::Lanes => {
-            let known = profiles.get(&flow.item.user);
+            let known = profiles.get(UserKey { name: &flow.item.user, placement: flow.placement });
             run.end(flow, known);
         }
     }
@@ -301,20 +336,17 @@ struct Run<'a> {
     now: Instant,
     rules: &'a Rules,
     path: Path,
-    output: EpochOutput,
     drafts: Drafts,
-    /// The values of all outputs, one after the other, and where each ends.
-    values: Vec<u8>,
-    ends: Vec<usize>,
+    saying: Saying,
 }
 
 impl Run<'_> {
     /// The chain's end: an item becomes a lane record, a hand-over, or a row.
     fn end(&mut self, flow: Flow, known: &Known) {
-        let Flow { ordinal, cause, item, port } = flow;
+        let Flow { ordinal, cause, item, port, placement } = flow;
         let to = match port {
-            PORT_CRITICAL => Some(lanes::hand_over(&item, Priority::Critical, &mut self.values)),
-            PORT_HIGH => Some(lanes::hand_over(&item, Priority::High, &mut self.values)),
+            PORT_CRITICAL => Some(lanes::hand_over(&item, Priority::Critical, &mut self.saying.values)),
+            PORT_HIGH => Some(lanes::hand_over(&item, Priority::High, &mut self.saying.values)),
             _ => {
                 let mut end = lanes::End {
                     now: self.now,
@@ -323,45 +355,22 @@ impl Run<'_> {
                     cause: &cause,
                     ordinal: &ordinal,
                     drafts: &mut self.drafts,
+                    texts: &mut self.saying.texts,
                 };
-                end.of(&item, &mut self.values)
+                end.of(&item, &mut self.saying.values)
             }
         };
         if let Some(to) = to {
-            self.say(ordinal, to, item.user);
+            self.saying.say(ordinal, to, key_group(placement), Arc::clone(&item.user));
         }
     }
 
     /// A record that is no event: to the dead letters, with a row.
     fn reject(&mut self, ordinal: Ordinal, rejected: &crate::ingest::Rejected) {
         rejected.record(&ordinal, &mut self.drafts);
-        self.values.extend_from_slice(&rejected.letter(self.path));
-        self.say(ordinal, To::Dlq(rejected.reason), Arc::clone(&rejected.user));
-    }
-
-    /// Notes where the value that was just written goes.
-    fn say(&mut self, ordinal: Ordinal, to: To, user: Arc<str>) {
-        let group = key_group(placement(&user));
-        let said = Said { group, ordinal, to, user, value: Bytes::new() };
-        let start = self.ends.last().copied().unwrap_or(0);
-        self.output.digest = self.output.digest.wrapping_add(said.digest(&self.values[start..]));
-        self.ends.push(self.values.len());
-        self.output.said.push(said);
-    }
-
-    /// What the epoch says, and the drafts' buffers for the next one.
-    fn finish(self) -> (EpochOutput, Drafts) {
-        let Self { mut output, mut drafts, values, ends, .. } = self;
-        let values = Bytes::from(values);
-        let mut start = 0;
-        for (said, end) in output.said.iter_mut().zip(ends) {
-            said.value = values.slice(start..end);
-            start = end;
-        }
-        let (rows, digest) = drafts.finish();
-        output.rows = rows;
-        output.digest = output.digest.wrapping_add(digest);
-        (output, drafts)
+        self.saying.values.extend_from_slice(&rejected.letter(self.path));
+        let group = key_group(placement(&rejected.user));
+        self.saying.say(ordinal, To::Dlq(rejected.reason), group, Arc::clone(&rejected.user));
     }
 }
 
@@ -370,7 +379,8 @@ impl Run<'_> {
 pub enum RestoreError {
     /// The checkpoint holds state of an operator that the topology no longer has.
     #[error(
-        "the checkpoint holds state of operator `{0}`, which the topology does not have: put it back, or start with `--drop-state {0}`"
+        "the checkpoint holds state of operator `{0}`, which the topology does not have: put it back, or \
+         start with `--allow-dropped-state {0}`, which gives up what it holds"
     )]
     NoOperator(String),
     /// The bytes do not fit.
@@ -389,6 +399,6 @@ impl Chain {
     /// What is known of a user: for tests and `state`.
     #[must_use]
     pub fn known(&self, user: &str) -> &Known {
-        self.profiles.get(user)
+        self.profiles.get(UserKey::of(&user.into()))
     }
 }

@@ -11,6 +11,7 @@
 use std::cmp::Ordering;
 
 use bytes::Bytes;
+use crc32c::crc32c;
 use hashbrown::HashTable;
 use tidings_schemas::channel::{Channel, Priority};
 use tidings_schemas::ids::{EventId, GroupId, IntentId, LegId, NotificationId, placement};
@@ -18,7 +19,7 @@ use tidings_schemas::lifecycle::{RowOf, Stage as Writer, State as Did, Unit};
 use tidings_schemas::reason::Reason;
 use tidings_schemas::rows::{Place, Rows, decode, put};
 use tidings_schemas::time::Instant;
-use xxhash_rust::xxh3::xxh3_64;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::ordinal::Ordinal;
 use crate::ingest::Path;
@@ -68,8 +69,21 @@ struct Draft {
 /// A part of a shared buffer.
 #[derive(Clone, Copy, Debug, Default)]
 struct Span {
-    start: usize,
-    end: usize,
+    start: u32,
+    end: u32,
+}
+
+impl Span {
+    /// From `start` to the end of what is `length` long now. Four gigabytes of one wave's texts would be
+    /// of fifty million drafts.
+    fn until(start: usize, length: usize) -> Self {
+        let bounded = |place| u32::try_from(place).unwrap_or(u32::MAX);
+        Self { start: bounded(start), end: bounded(length) }
+    }
+
+    fn range(self) -> std::ops::Range<usize> {
+        self.start as usize..self.end as usize
+    }
 }
 
 /// A unit that this epoch speaks of.
@@ -141,7 +155,7 @@ impl Drafts {
             next: NONE,
             call,
             unit,
-            states: Span { start: self.states.len(), end: self.states.len() + did.len() },
+            states: Span::until(self.states.len(), self.states.len() + did.len()),
             reason,
             until,
             event: about.event,
@@ -172,17 +186,15 @@ impl Drafts {
         let number = self.drafts.len();
         self.drafts.push(draft);
 
-        // Ids are hashes already.
-        let hash = |id: &[u8; 16]| id.first_chunk().copied().map_or(0, u64::from_le_bytes);
         let units = &mut self.units;
         let same = |told: &usize| units[*told].place.unit == (unit, id);
-        let told = match self.by_unit.find(hash(&id), same) {
+        let told = match self.by_unit.find(id_hash(&id), same) {
             Some(told) => *told,
             None => {
                 let place = Place { unit: (unit, id), placement: placement(about.user), bytes: (0, 0) };
                 units.push(Told { place, digest: 0, first: NONE, last: NONE });
                 let told = units.len() - 1;
-                self.by_unit.insert_unique(hash(&id), told, |told| hash(&units[*told].place.unit.1));
+                self.by_unit.insert_unique(id_hash(&id), told, |told| id_hash(&units[*told].place.unit.1));
                 told
             }
         };
@@ -199,7 +211,7 @@ impl Drafts {
     fn text(&mut self, text: &str) -> Span {
         let start = self.texts.len();
         self.texts.push_str(text);
-        Span { start, end: self.texts.len() }
+        Span::until(start, self.texts.len())
     }
 
     /// Ends a wave: what it said becomes rows.
@@ -218,36 +230,41 @@ impl Drafts {
     /// stays as it was.
     fn fold(&mut self, told: usize) {
         let Told { place, first, .. } = self.units[told];
-        self.of_unit.clear();
-        let mut next = first;
-        while let Some(draft) = self.drafts.get(next) {
-            self.of_unit.push(next);
-            next = draft.next;
-        }
-        let (drafts, calls) = (&self.drafts, &self.calls);
-        let order = |one: &usize, two: &usize| {
-            let (of_one, of_two) = (drafts[*one].call, drafts[*two].call);
-            if of_one == of_two { one.cmp(two) } else { calls[of_one.0].cmp(&calls[of_two.0]).then(one.cmp(two)) }
-        };
-        if !self.of_unit.is_sorted_by(|one, two| order(one, two) != Ordering::Greater) {
-            self.of_unit.sort_by(order);
-        }
-        let of_unit = || self.of_unit.iter().map(|number| &drafts[*number]);
+        self.order(first);
+        let of_unit = || self.of_unit.iter().map(|number| &self.drafts[*number]);
         let (Some(oldest), Some(newest)) = (of_unit().next(), of_unit().next_back()) else { return };
 
         // What an earlier wave said of it.
         let older = (place.bytes.1 > 0).then(|| decode(&self.bytes[place.bytes.0..place.bytes.1]));
-        let older = older.and_then(Result::ok);
+        let (mut channel, mut reason, mut group, mut caused_by) = (None, None, GroupId::default(), "");
+        let mut until = older.as_ref().and_then(|row| row.until);
         self.did.clear();
-        self.did.extend(older.iter().flat_map(|row| &row.states));
-        for draft in of_unit() {
-            let opened = !self.did.is_empty();
-            let did = &self.states[draft.states.start..draft.states.end];
-            self.did.extend(did.iter().filter(|did| !opened || **did != Did::Created));
+        if let Some(older) = &older {
+            (channel, reason, group, caused_by) = (older.channel, older.reason, older.group, &older.caused_by);
+            self.did.extend_from_slice(&older.states);
         }
-        let text = |span: Span| &self.texts[span.start..span.end];
-        let group = of_unit().rev().map(|draft| draft.group).find(|group| *group != GroupId::default());
-        let caused_by = of_unit().rev().map(|draft| text(draft.caused_by)).find(|words| !words.is_empty());
+        for draft in of_unit() {
+            channel = draft.channel.or(channel);
+            reason = draft.reason.or(reason);
+            if draft.group != GroupId::default() {
+                group = draft.group;
+            }
+            if draft.caused_by.start < draft.caused_by.end {
+                caused_by = &self.texts[draft.caused_by.range()];
+            }
+            let did = &self.states[draft.states.range()];
+            // A second copy of an event opens a story that is under way: it still waits for what it waited.
+            if !did.iter().all(|did| matches!(did, Did::Created | Did::Validated)) {
+                until = draft.until;
+            }
+            let opened = !self.did.is_empty();
+            for did in did {
+                if !opened || *did != Did::Created {
+                    self.did.push(*did);
+                }
+            }
+        }
+        let text = |span: Span| &self.texts[span.range()];
         let row = RowOf {
             row_id: Default::default(),
             day: 0,
@@ -259,7 +276,7 @@ impl Drafts {
             event: newest.event,
             intent: newest.intent,
             notification: newest.notification,
-            group: group.or(older.as_ref().map(|row| row.group)).unwrap_or_default(),
+            group,
             leg: newest.leg,
             silent: newest.silent,
             delivery: Default::default(),
@@ -268,34 +285,71 @@ impl Drafts {
             event_type: text(newest.event_type),
             category: text(newest.category),
             priority: newest.priority,
-            channel: of_unit().rev().find_map(|draft| draft.channel).or(older.as_ref().and_then(|row| row.channel)),
+            channel,
             provider: "",
             code: "",
             message_id: "",
             operator: text(newest.operator),
-            reason: of_unit().rev().find_map(|draft| draft.reason).or(older.as_ref().and_then(|row| row.reason)),
+            reason,
             attempt: 0,
-            until: newest.until,
+            until,
             cost_microdollars: 0,
             created_at: older.as_ref().map_or(oldest.created_at, |row| row.created_at),
             ready_at: newest.ready_at,
-            caused_by: caused_by.or(older.as_ref().map(|row| &row.caused_by[..])).unwrap_or_default(),
+            caused_by,
         };
-        let place = put(&mut self.bytes, &row.sealed(), place.placement);
-        let digest = xxh3_64(&self.bytes[place.bytes.0..place.bytes.1]);
+        let row = row.sealed();
+        let place = put(&mut self.bytes, &row, place.placement);
+        let checksum = crc32c(&self.bytes[place.bytes.0..place.bytes.1]);
+        let digest = xxh3_64_with_seed(&row.row_id.0, u64::from(checksum));
         self.units[told] = Told { place, digest, first: NONE, last: NONE };
+    }
+
+    /// Gathers the drafts that hang on `first` in `of_unit`, in the order of the day. They nearly always
+    /// come in it.
+    fn order(&mut self, first: usize) {
+        self.of_unit.clear();
+        let (mut next, mut sorted, mut before) = (first, true, None);
+        while let Some(draft) = self.drafts.get(next) {
+            let call = draft.call;
+            let late = |before: Call| before != call && self.calls[before.0].cmp(&self.calls[call.0]).is_gt();
+            sorted &= !before.is_some_and(late);
+            before = Some(call);
+            self.of_unit.push(next);
+            next = draft.next;
+        }
+        if !sorted {
+            let speaker = |number: &usize| &self.calls[self.drafts[*number].call.0];
+            self.of_unit.sort_by(|one, two| speaker(one).cmp(speaker(two)));
+        }
     }
 
     /// Ends the epoch: its rows, ordered by unit, and the sum of their digests.
     pub(crate) fn finish(&mut self) -> (Rows, u64) {
         self.settle();
         self.by_unit.clear();
-        self.units.sort_unstable_by_key(|told| told.place.unit);
+        // Ids are hashes: their beginnings all but decide, and are small.
+        let beginning = |told: &Told| (told.place.unit.0 as u64) << 62 | id_hash(&told.place.unit.1).swap_bytes() >> 2;
+        let mut order: Vec<_> = self.units.iter().map(beginning).zip(0..).collect();
+        let unit = |number: usize| self.units[number].place.unit;
+        order.sort_unstable_by(|(one, first), (two, second)| {
+            one.cmp(two).then_with(|| unit(*first).cmp(&unit(*second)))
+        });
         let digest = self.units.iter().fold(0_u64, |sum, told| sum.wrapping_add(told.digest));
         let room = self.bytes.len();
         let bytes = Bytes::from(std::mem::replace(&mut self.bytes, Vec::with_capacity(room)));
-        (Rows::new(bytes, self.units.drain(..).map(|told| told.place)), digest)
+        let rows = Rows::new(bytes, order.into_iter().map(|(_, number)| self.units[number].place));
+        self.units.clear();
+        (rows, digest)
     }
+}
+
+// `Drafts::finish` has two bits for a unit.
+const _: () = assert!(Unit::ALL.len() <= 4);
+
+/// Ids are hashes already.
+fn id_hash(id: &[u8; 16]) -> u64 {
+    id.first_chunk().copied().map_or(0, u64::from_le_bytes)
 }
 
 impl Speaker {
@@ -303,14 +357,17 @@ impl Speaker {
     fn cmp(&self, other: &Self) -> Ordering {
         let (one, two) = (&self.ordinal.0[..], &other.ordinal.0[..]);
         let both = one.len().min(two.len());
-        one[..both].cmp(&two[..both]).then_with(|| {
-            // The operator's own hop, as in an ordinal: number and port 0. The chain's end has none.
-            let hop = |speaker: &Self| speaker.operator.map(|number| [(number >> 8) as u8, number as u8, 0]);
-            let (own, others) = (hop(self), hop(other));
-            let rest = |bytes: &[u8], hop: Option<[u8; 3]>| -> smallvec::SmallVec<[u8; 16]> {
-                bytes.iter().copied().take(3).chain(hop.into_iter().flatten()).take(3).collect()
-            };
-            rest(&one[both..], own).cmp(&rest(&two[both..], others))
-        })
+        one[..both].cmp(&two[..both]).then_with(|| self.behind(both).cmp(&other.behind(both)))
+    }
+
+    /// What follows the first `from` bytes of its ordinal, as far as the next hop's number and port: the
+    /// operator's own hop has port 0, the chain's end has none.
+    fn behind(&self, from: usize) -> (usize, [u8; 3]) {
+        let rest = &self.ordinal.0[from..];
+        match (rest, self.operator) {
+            ([one, two, port, ..], _) => (3, [*one, *two, *port]),
+            (_, Some(number)) => (3, [(number >> 8) as u8, number as u8, 0]),
+            (_, None) => (0, [0; 3]),
+        }
     }
 }

@@ -32,14 +32,18 @@
 
 pub mod chain;
 pub mod dataflow;
-
+pub mod delta;
 pub(crate) mod drafts;
+pub mod dropped;
 pub mod feed;
 pub mod ordinal;
 pub mod output;
 pub(crate) mod profiles;
+pub(crate) mod saying;
+pub(crate) mod slab;
 pub(crate) mod stage;
 pub mod table;
+pub(crate) mod timers;
 pub mod worker;
 
 pub use profiles::PROFILES;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use crc32c::crc32c;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 use tidings_schemas::channel::{Channel, Priority};
@@ -12,11 +13,11 @@ use tidings_schemas::ids::{EventId, KeyGroup};
 use tidings_schemas::reason::Reason;
 use tidings_schemas::rows::Rows;
 use tidings_schemas::time::Instant;
-use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+use super::delta::Delta;
 use super::feed::{Extent, Lot};
 use super::ordinal::Ordinal;
-use super::table::{Image, StateKey};
 
 /// Where an output goes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -44,32 +45,21 @@ pub struct Said {
     pub value: Bytes,
 }
 
-impl Said {
-    /// The digest of this with `value` as its value: it covers every byte that is written.
-    pub(crate) fn digest(&self, value: &[u8]) -> u64 {
-        let mut head: SmallVec<[u8; 192]> = SmallVec::from_slice(&(self.ordinal.0.len() as u64).to_le_bytes());
-        head.extend_from_slice(&self.ordinal.0);
-        match self.to {
-            To::Lane(channel, priority) => head.extend_from_slice(&[0, channel as u8, priority as u8]),
-            To::HandOver(priority, event) => {
-                head.extend_from_slice(&[1, priority as u8]);
+impl To {
+    /// The digest of an output that goes here: it covers every byte that is written.
+    pub(crate) fn digest(&self, ordinal: &Ordinal, user: &str, value: &[u8]) -> u64 {
+        let mut head: SmallVec<[u8; 192]> = SmallVec::from_slice(&(ordinal.0.len() as u64).to_le_bytes());
+        head.extend_from_slice(&ordinal.0);
+        match self {
+            Self::Lane(channel, priority) => head.extend_from_slice(&[0, *channel as u8, *priority as u8]),
+            Self::HandOver(priority, event) => {
+                head.extend_from_slice(&[1, *priority as u8]);
                 head.extend_from_slice(&event.0);
             }
-            To::Dlq(reason) => head.extend_from_slice(&[2, reason as u8]),
+            Self::Dlq(reason) => head.extend_from_slice(&[2, *reason as u8]),
         }
-        head.extend_from_slice(self.user.as_bytes());
-        xxh3_64_with_seed(&head, xxh3_64(value))
-    }
-}
-
-/// What a worker's state changed in one epoch.
-pub type Delta = BTreeMap<(Arc<str>, StateKey), Image>;
-
-/// Puts the `newer` images upon the older ones.
-pub fn merge(older: &mut Delta, newer: Delta) {
-    for (key, image) in newer {
-        let before = older.remove(&key);
-        older.insert(key, image.upon(before));
+        head.extend_from_slice(user.as_bytes());
+        xxh3_64_with_seed(&head, u64::from(crc32c(value)))
     }
 }
 
@@ -97,10 +87,13 @@ pub struct EpochOutput {
 impl EpochOutput {
     /// Adds what another worker has to say of the same epoch.
     pub fn join(&mut self, other: Self) {
-        self.said.extend(other.said);
+        // Workers own ranges of groups: in this order the parts follow each other.
+        let before = other.said.first().zip(self.said.first()).is_some_and(|(one, two)| one.group < two.group);
+        let behind = if before { std::mem::replace(&mut self.said, other.said) } else { other.said };
+        self.said.extend(behind);
         self.rows.append(other.rows);
         self.digest = self.digest.wrapping_add(other.digest);
-        self.delta.extend(other.delta);
+        self.delta.join(other.delta);
         self.next_timer = match (self.next_timer, other.next_timer) {
             (Some(one), Some(two)) => Some(one.min(two)),
             (one, two) => one.or(two),

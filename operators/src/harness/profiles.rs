@@ -6,11 +6,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use hashbrown::HashMap;
-use tidings_schemas::ids::{key_group, placement};
+use hashbrown::HashTable;
+use tidings_schemas::ids::key_group;
 use tidings_schemas::profile::{Address, Profile};
 
-use super::table::{Image, StateKey};
+use super::table::{Image, StateKey, UserKey};
 use crate::keyed::Known;
 
 /// The operator id under which side inputs stand in checkpoints. No operator can have it: ids of the
@@ -22,16 +22,44 @@ const VERSION: u8 = 1;
 /// What is known of every user of this worker who is not all defaults.
 #[derive(Default)]
 pub(crate) struct Profiles {
-    users: HashMap<Arc<str>, Known>,
+    users: HashTable<OfUser>,
     /// What this epoch changed: the user, and what was known before.
     changed: BTreeMap<Arc<str>, Known>,
     /// What is known of everybody else.
     defaults: Known,
 }
 
+/// What is known of one user.
+struct OfUser {
+    name: Arc<str>,
+    placement: u64,
+    known: Known,
+}
+
+impl OfUser {
+    fn hash(&self) -> u64 {
+        UserKey::hash(self.placement)
+    }
+
+    fn is(&self, user: UserKey<'_>) -> bool {
+        self.placement == user.placement && self.name == *user.name
+    }
+}
+
 impl Profiles {
-    pub(crate) fn get(&self, user: &str) -> &Known {
-        self.users.get(user).unwrap_or(&self.defaults)
+    pub(crate) fn get(&self, user: UserKey<'_>) -> &Known {
+        self.find(user).unwrap_or(&self.defaults)
+    }
+
+    fn find(&self, user: UserKey<'_>) -> Option<&Known> {
+        self.users.find(UserKey::hash(user.placement), |other| other.is(user)).map(|found| &found.known)
+    }
+
+    fn find_or_insert(&mut self, user: UserKey<'_>) -> &mut Known {
+        let hash = UserKey::hash(user.placement);
+        let entry = self.users.entry(hash, |other| other.is(user), OfUser::hash);
+        let absent = || OfUser { name: Arc::clone(user.name), placement: user.placement, known: Known::default() };
+        &mut entry.or_insert_with(absent).into_mut().known
     }
 
     pub(crate) fn set_profile(&mut self, user: &Arc<str>, profile: Profile) {
@@ -47,34 +75,40 @@ impl Profiles {
     /// Nothing is known but this, of one user.
     pub(crate) fn only(user: &Arc<str>, known: Known) -> Self {
         let mut profiles = Self::default();
-        profiles.users.insert(Arc::clone(user), known);
+        *profiles.find_or_insert(UserKey::of(user)) = known;
         profiles
     }
 
     fn touch(&mut self, user: &Arc<str>) -> &mut Known {
-        let known = self.users.entry(Arc::clone(user)).or_default();
-        self.changed.entry(Arc::clone(user)).or_insert_with(|| known.clone());
-        known
+        let of_user = UserKey::of(user);
+        if !self.changed.contains_key(user) {
+            let before = self.get(of_user).clone();
+            self.changed.insert(Arc::clone(user), before);
+        }
+        self.find_or_insert(of_user)
     }
 
     /// Users whose knowledge is not what it was, with what it was, in order.
     pub(crate) fn changed(&self) -> Vec<(Arc<str>, Known)> {
-        let differs = |(user, old): &(&Arc<str>, &Known)| self.users.get(*user) != Some(*old);
+        let differs = |(user, old): &(&Arc<str>, &Known)| self.find(UserKey::of(user)) != Some(*old);
         self.changed.iter().filter(differs).map(|(user, old)| (Arc::clone(user), old.clone())).collect()
     }
 
     pub(crate) fn drain_dirty(&mut self, mut image: impl FnMut(StateKey, Image)) {
         for (user, _) in std::mem::take(&mut self.changed) {
-            let known = self.users.get(&user).filter(|known| **known != Known::default());
+            let of_user = UserKey::of(&user);
+            let known = self.find(of_user).filter(|known| **known != Known::default());
             let head = known.map(|known| {
                 let parts = (&*known.profile, &*known.reachability);
-                (VERSION, postcard::to_stdvec(&parts).unwrap_or_default())
+                (VERSION, postcard::to_stdvec(&parts).unwrap_or_default().into())
             });
-            if head.is_none() {
-                self.users.remove(&user);
+            if head.is_none()
+                && let Ok(found) = self.users.find_entry(UserKey::hash(of_user.placement), |other| other.is(of_user))
+            {
+                found.remove();
             }
-            let group = key_group(placement(&user));
-            image(StateKey { group, user, subkey: None }, Image { head, body: Some(None), timers: Vec::new() });
+            let group = key_group(of_user.placement);
+            image(StateKey { group, user, subkey: None }, Image { head, body: Some(None), ..Image::default() });
         }
     }
 
@@ -87,7 +121,7 @@ impl Profiles {
             postcard::from_bytes(bytes).map_err(|error| format!("a profile's bytes do not fit: {error}"))?;
         let (profile, reachability) = (Arc::new(profile), Arc::new(reachability));
         let known = Known { profile, reachability, ..Known::default() };
-        self.users.insert(Arc::clone(&key.user), known);
+        *self.find_or_insert(UserKey::of(&key.user)) = known;
         Ok(())
     }
 }

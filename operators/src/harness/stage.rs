@@ -7,11 +7,13 @@ use tidings_schemas::time::Instant;
 use super::drafts::Drafts;
 use super::ordinal::Ordinal;
 use super::profiles::Profiles;
-use super::table::{Image, StateKey, Table};
-use crate::ingest::Path;
+use super::table::{Image, StateKey, Table, UserKey};
+use super::timers::Due;
+use crate::ingest::{ItemFacts, Path};
 use crate::item::Item;
 use crate::keyed::{Cause, Cx, Known, Operator};
 use crate::rules::Rules;
+use crate::when::When;
 
 /// Due timers that fire per operator and key group in one epoch; the rest stay due, so that the
 /// morning after a long outage is no stampede. 1,024 groups × 256 = 262,144 releases an epoch.
@@ -23,7 +25,9 @@ pub(crate) struct Flow {
     pub(crate) ordinal: Ordinal,
     pub(crate) cause: Cause,
     pub(crate) port: u8,
-    pub(crate) item: Item,
+    /// Of the item's user.
+    pub(crate) placement: u64,
+    pub(crate) item: Box<Item>,
 }
 
 /// What the calls of one operator see.
@@ -43,8 +47,8 @@ pub(crate) struct Outbox<'a> {
 
 /// An operator of any kind.
 pub(crate) trait Stage: Send {
-    /// Takes the items in, in order.
-    fn on_events(&mut self, env: &Env<'_>, inbox: Vec<Flow>, out: &mut Outbox<'_>);
+    /// Takes the items in, in order; those for which `when` does not hold pass.
+    fn on_events(&mut self, env: &Env<'_>, when: Option<&When>, inbox: &mut Vec<Flow>, out: &mut Outbox<'_>);
     /// Fires what is due.
     fn on_timers(&mut self, env: &Env<'_>, out: &mut Outbox<'_>);
     /// Tells of changed users, given in order with what was known before.
@@ -66,7 +70,7 @@ pub(crate) struct Keyed<O: Operator> {
     number: usize,
     operator: O,
     table: Table<O>,
-    emitted: Vec<(u8, Item)>,
+    emitted: Vec<(u8, Box<Item>)>,
 }
 
 impl<O: Operator> Keyed<O> {
@@ -77,24 +81,21 @@ impl<O: Operator> Keyed<O> {
     fn call(
         &mut self,
         env: &Env<'_>,
-        user: &Arc<str>,
+        user: UserKey<'_>,
         ordinal: &Ordinal,
         cause: &Cause,
         out: &mut Outbox<'_>,
         call: impl FnOnce(&O, &mut Cx<'_, O>),
     ) {
-        let known = env.profiles.get(user);
-        let (slot, timers) = self.table.slot(user);
         let mut cx = Cx {
             now: env.now,
             epoch: env.epoch,
             operator: &self.id,
             user,
-            known,
+            profiles: env.profiles,
             rules: env.rules,
             path: env.path,
-            slot,
-            timers,
+            table: &mut self.table,
             emitted: &mut self.emitted,
             drafts: out.drafts,
             cause,
@@ -103,35 +104,39 @@ impl<O: Operator> Keyed<O> {
             call: None,
         };
         call(&self.operator, &mut cx);
-        if cx.slot.turned_dirty() {
-            self.table.settle(user);
-        }
         for (index, (port, item)) in self.emitted.drain(..).enumerate() {
             // Rows stand at port 0, before everything that the same call sets in motion.
             let ordinal = ordinal.hop(self.number, port.saturating_add(1), index);
-            out.flows.push(Flow { ordinal, cause: cause.clone(), port, item });
+            out.flows.push(Flow { ordinal, cause: cause.clone(), port, placement: user.placement, item });
         }
     }
 }
 
 impl<O: Operator> Stage for Keyed<O> {
-    fn on_events(&mut self, env: &Env<'_>, inbox: Vec<Flow>, out: &mut Outbox<'_>) {
-        for Flow { ordinal, cause, port, item } in inbox {
-            let user = Arc::clone(&item.user);
-            self.call(env, &user, &ordinal, &cause, out, |operator, cx| operator.on_event(cx, port, item));
+    fn on_events(&mut self, env: &Env<'_>, when: Option<&When>, inbox: &mut Vec<Flow>, out: &mut Outbox<'_>) {
+        for flow in inbox.drain(..) {
+            let holds = |when: &When| flow.item.is_control() || when.holds(&ItemFacts::new(&flow.item));
+            if !when.is_none_or(holds) {
+                // What the operator is not for passes untouched, in its place.
+                let ordinal = flow.ordinal.hop(self.number, 1, 0);
+                out.flows.push(Flow { ordinal, port: 0, ..flow });
+                continue;
+            }
+            let Flow { ordinal, cause, port, placement, item } = flow;
+            let name = Arc::clone(&item.user);
+            let user = UserKey { name: &name, placement };
+            self.call(env, user, &ordinal, &cause, out, |operator, cx| operator.on_event(cx, port, item));
         }
     }
 
     fn on_timers(&mut self, env: &Env<'_>, out: &mut Outbox<'_>) {
-        for (at, user, subkey, id) in self.table.timers.due(env.now, DUE_PER_GROUP_MAX) {
-            // A timer that was set in this epoch fires in the next (rule 5); one that an earlier call
-            // of this wave moved or took back is not due any more.
-            let set_in = self.table.peek(&user).and_then(|slot| slot.timer_set_in(&subkey, id, at));
-            if set_in.is_none_or(|epoch| epoch == env.epoch) {
+        for due in self.table.due(env.now, DUE_PER_GROUP_MAX) {
+            if !self.table.fires(&due, env.epoch) {
                 continue;
             }
+            let Due { at, user, subkey, id, .. } = due;
             let ordinal = Ordinal::timer(at, &user, &subkey, id);
-            self.call(env, &user, &ordinal, &Cause::Timer, out, |operator, cx| {
+            self.call(env, UserKey::of(&user), &ordinal, &Cause::Timer, out, |operator, cx| {
                 cx.clear_timer(&subkey, id);
                 operator.on_timer(cx, &subkey, id);
             });
@@ -139,23 +144,24 @@ impl<O: Operator> Stage for Keyed<O> {
     }
 
     fn on_profiles(&mut self, env: &Env<'_>, changed: &[(Arc<str>, Known)], out: &mut Outbox<'_>) {
-        for (user, old) in changed {
-            if self.table.peek(user).is_some_and(super::table::UserSlot::has_entries) {
-                let ordinal = Ordinal::profile(user);
+        for (name, old) in changed {
+            let user = UserKey::of(name);
+            if self.table.has_entries(user) {
+                let ordinal = Ordinal::profile(name);
                 self.call(env, user, &ordinal, &Cause::Profile, out, |operator, cx| operator.on_profile(cx, old));
             }
         }
     }
 
     fn on_rules(&mut self, env: &Env<'_>, out: &mut Outbox<'_>) {
-        for user in self.table.users() {
-            let ordinal = Ordinal::rules(&user);
-            self.call(env, &user, &ordinal, &Cause::Rules, out, Operator::on_rules);
+        for name in self.table.user_names() {
+            let ordinal = Ordinal::rules(&name);
+            self.call(env, UserKey::of(&name), &ordinal, &Cause::Rules, out, Operator::on_rules);
         }
     }
 
     fn next_timer(&self) -> Option<Instant> {
-        self.table.timers.earliest()
+        self.table.next_timer()
     }
 
     fn drain_dirty(&mut self, image: &mut dyn FnMut(StateKey, Image)) {

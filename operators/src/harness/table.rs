@@ -1,238 +1,127 @@
-//! The state of one operator on one worker: a table per key group, users within, entries below.
+//! The state of one operator on one worker: entries in hashed sub-tables, their users beside them.
 //!
-//! Tables are per key group so that checkpoints are written and dealt out by group, and so that no
-//! table grows large. A user's entries are ordered by subkey, so that walking them needs no sort.
-//! What an epoch touched is marked where it lies; `Table::drain_dirty` turns the marks into images.
+//! An entry is found by the hash of its user and subkey: a call for one of a user's ten thousand keys
+//! touches none of the others, and a hot user makes no table big. A user lists its entries, for
+//! operators that walk them. What an epoch touched is marked where it lies;
+//! `Table::drain_dirty` turns the marks into images.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::cell::Cell;
 use std::sync::Arc;
 
-use hashbrown::HashMap;
+use hashbrown::HashTable;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
-use tidings_schemas::ids::{KEY_GROUPS, KeyGroup, key_group, placement};
+use tidings_schemas::ids::{KeyGroup, key_group, placement};
 use tidings_schemas::time::Instant;
 
+use super::slab::{Place, Slab, Tag};
+use super::timers::{Due, Timer, Timers};
 use crate::deliberate::{self, Bug};
 use crate::keyed::{Operator, State, Subkey, TimerId};
 
-/// One entry of one user.
-struct Entry<O: Operator> {
-    head: Option<O::Entry>,
-    body: Option<O::Body>,
-    /// (id, due, epoch in which it was set).
-    timers: SmallVec<[(TimerId, Instant, u64); 1]>,
-    dirty: bool,
-    body_dirty: bool,
+/// Sub-tables of one index: growing one moves a 256th of all keys, and stalls for as long.
+const SUB_TABLES: usize = 256;
+
+/// A user as tables find it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct UserKey<'a> {
+    pub(crate) name: &'a Arc<str>,
+    /// [`placement`] of the name: hashed once per record, and asked for everywhere.
+    pub(crate) placement: u64,
 }
 
-impl<O: Operator> Default for Entry<O> {
-    fn default() -> Self {
-        Self { head: None, body: None, timers: SmallVec::new(), dirty: false, body_dirty: false }
+impl<'a> UserKey<'a> {
+    pub(crate) fn of(name: &'a Arc<str>) -> Self {
+        Self { name, placement: placement(name) }
     }
+
+    /// The placement's top bits say which worker has the user; here all bits must differ.
+    pub(crate) const fn hash(placement: u64) -> u64 {
+        placement.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
+
+    fn entry_hash(self, subkey: &Subkey) -> u64 {
+        xxhash_rust::xxh3::xxh3_64_with_seed(subkey.bytes(), self.placement)
+    }
+}
+
+/// One entry of one user.
+struct Entry<O: Operator> {
+    user: Place,
+    placement: u64,
+    subkey: Subkey,
+    /// Its place among the user's entries.
+    number: u32,
+    head: Option<O::Entry>,
+    body: Option<O::Body>,
+    timers: SmallVec<[Timer; 1]>,
+    dirty: bool,
+    body_dirty: bool,
 }
 
 impl<O: Operator> Entry<O> {
     fn is_gone(&self) -> bool {
         self.head.is_none() && self.body.is_none() && self.timers.is_empty()
     }
-}
 
-/// All state of one user within one operator.
-pub(crate) struct UserSlot<O: Operator> {
-    user: Option<O::User>,
-    user_dirty: bool,
-    entries: BTreeMap<Subkey, Entry<O>>,
-    /// Subkeys touched in this epoch; empty means that nothing of the user is dirty.
-    touched: Vec<Subkey>,
-    /// Whether the table has noted that the user is dirty.
-    noted: bool,
-}
+    fn timer(&self, id: TimerId) -> Option<&Timer> {
+        self.timers.iter().find(|timer| timer.id == id)
+    }
 
-impl<O: Operator> Default for UserSlot<O> {
-    fn default() -> Self {
-        Self { user: None, user_dirty: false, entries: BTreeMap::new(), touched: Vec::new(), noted: false }
+    fn timer_mut(&mut self, id: TimerId) -> Option<&mut Timer> {
+        self.timers.iter_mut().find(|timer| timer.id == id)
     }
 }
 
-impl<O: Operator> UserSlot<O> {
-    pub(crate) fn user(&self) -> Option<&O::User> {
-        self.user.as_ref()
+/// A user with state.
+struct User<O: Operator> {
+    name: Arc<str>,
+    placement: u64,
+    state: Option<O::User>,
+    dirty: bool,
+    entries: SmallVec<[Place; 4]>,
+}
+
+/// From hashes to places.
+struct Index(Vec<HashTable<Place>>);
+
+impl Index {
+    fn new() -> Self {
+        Self((0..SUB_TABLES).map(|_| HashTable::new()).collect())
     }
 
-    pub(crate) fn user_mut(&mut self) -> &mut O::User {
-        self.user_dirty = true;
-        self.user.get_or_insert_default()
+    /// The sub-tables' own bits are the lowest and the highest.
+    const fn sub(hash: u64) -> usize {
+        (hash >> 32) as usize % SUB_TABLES
     }
 
-    pub(crate) fn clear_user(&mut self) {
-        self.user_dirty |= self.user.take().is_some();
+    fn find(&self, hash: u64, is: impl Fn(Place) -> bool) -> Option<Place> {
+        self.0[Self::sub(hash)].find(hash, |place| is(*place)).copied()
     }
 
-    pub(crate) fn head(&self, subkey: &Subkey) -> Option<&O::Entry> {
-        self.entries.get(subkey).and_then(|entry| entry.head.as_ref())
+    fn insert(&mut self, hash: u64, place: Place, rehash: impl Fn(Place) -> u64) {
+        self.0[Self::sub(hash)].insert_unique(hash, place, |place| rehash(*place));
     }
 
-    /// Whether a call was the first of the epoch to leave anything to be written.
-    pub(crate) fn turned_dirty(&self) -> bool {
-        !self.noted && (self.user_dirty || !self.touched.is_empty())
-    }
-
-    fn touch(&mut self, subkey: &Subkey) -> &mut Entry<O> {
-        let entry = self.entries.entry(subkey.clone()).or_default();
-        if !entry.dirty {
-            entry.dirty = true;
-            self.touched.push(subkey.clone());
-        }
-        entry
-    }
-
-    pub(crate) fn head_mut(&mut self, subkey: &Subkey) -> &mut O::Entry {
-        self.touch(subkey).head.get_or_insert_default()
-    }
-
-    pub(crate) fn body(&self, subkey: &Subkey) -> Option<&O::Body> {
-        self.entries.get(subkey).and_then(|entry| entry.body.as_ref())
-    }
-
-    /// Takes the body out of an entry, which stays. Costs nothing where there is none.
-    pub(crate) fn take_body(&mut self, subkey: &Subkey) -> Option<O::Body> {
-        self.entries.get(subkey)?.body.as_ref()?;
-        let entry = self.touch(subkey);
-        entry.body_dirty = true;
-        entry.body.take()
-    }
-
-    pub(crate) fn set_body(&mut self, subkey: &Subkey, body: O::Body) {
-        let entry = self.touch(subkey);
-        entry.body = Some(body);
-        entry.body_dirty = true;
-    }
-
-    /// Removes the entry; its timers must have been taken out of the index before.
-    pub(crate) fn remove(&mut self, subkey: &Subkey) -> Option<(O::Entry, O::Body)> {
-        self.entries.get(subkey)?;
-        let entry = self.touch(subkey);
-        entry.timers.clear();
-        entry.body_dirty = true;
-        match (entry.head.take(), entry.body.take()) {
-            (None, None) => None,
-            (head, body) => Some((head.unwrap_or_default(), body.unwrap_or_default())),
+    fn remove(&mut self, hash: u64, place: Place) {
+        if let Ok(found) = self.0[Self::sub(hash)].find_entry(hash, |other| *other == place) {
+            found.remove();
         }
     }
-
-    pub(crate) fn subkeys(&self) -> Vec<Subkey> {
-        self.entries.iter().filter(|(_, entry)| !entry.is_gone()).map(|(subkey, _)| subkey.clone()).collect()
-    }
-
-    pub(crate) fn timers_of(&self, subkey: &Subkey) -> SmallVec<[(TimerId, Instant); 1]> {
-        self.entries
-            .get(subkey)
-            .map(|entry| entry.timers.iter().map(|(id, at, _)| (*id, *at)).collect())
-            .unwrap_or_default()
-    }
-
-    /// Sets a timer; returns when its predecessor was due.
-    pub(crate) fn set_timer(&mut self, subkey: &Subkey, id: TimerId, at: Instant, epoch: u64) -> Option<Instant> {
-        let entry = self.touch(subkey);
-        if let Some(timer) = entry.timers.iter_mut().find(|(timer, _, _)| *timer == id) {
-            let before = timer.1;
-            *timer = (id, at, epoch);
-            Some(before)
-        } else {
-            entry.timers.push((id, at, epoch));
-            None
-        }
-    }
-
-    pub(crate) fn clear_timer(&mut self, subkey: &Subkey, id: TimerId) -> Option<Instant> {
-        let place = self.entries.get(subkey)?.timers.iter().position(|(timer, _, _)| *timer == id)?;
-        Some(self.touch(subkey).timers.remove(place).1)
-    }
-
-    /// The epoch in which the timer was set, if it still stands at `at`.
-    pub(crate) fn timer_set_in(&self, subkey: &Subkey, id: TimerId, at: Instant) -> Option<u64> {
-        let timers = &self.entries.get(subkey)?.timers;
-        timers.iter().find(|(timer, due, _)| *timer == id && *due == at).map(|(_, _, epoch)| *epoch)
-    }
-
-    fn is_gone(&self) -> bool {
-        self.user.is_none() && !self.user_dirty && self.touched.is_empty() && self.entries.is_empty()
-    }
-
-    pub(crate) fn has_entries(&self) -> bool {
-        !self.entries.is_empty() || self.user.is_some()
-    }
 }
 
-/// (due, user, subkey, id): the order in which timers fire.
-pub(crate) type TimerKey = (Instant, Arc<str>, Subkey, TimerId);
-
-/// Timers of one operator on one worker: ordered per key group, with the groups ordered by their
-/// earliest, so that nothing is walked that is not due.
-#[derive(Default)]
-pub(crate) struct TimerIndex {
-    groups: BTreeMap<KeyGroup, BTreeSet<TimerKey>>,
-    next: BTreeSet<(Instant, KeyGroup)>,
-}
-
-impl TimerIndex {
-    pub(crate) fn insert(&mut self, at: Instant, user: &Arc<str>, subkey: &Subkey, id: TimerId) {
-        let group = key_group(placement(user));
-        let timers = self.groups.entry(group).or_default();
-        let before = timers.first().map(|(due, ..)| *due);
-        timers.insert((at, Arc::clone(user), subkey.clone(), id));
-        self.reindex(group, before);
-    }
-
-    pub(crate) fn remove(&mut self, at: Instant, user: &Arc<str>, subkey: &Subkey, id: TimerId) {
-        let group = key_group(placement(user));
-        let Some(timers) = self.groups.get_mut(&group) else { return };
-        let before = timers.first().map(|(due, ..)| *due);
-        timers.remove(&(at, Arc::clone(user), subkey.clone(), id));
-        self.reindex(group, before);
-    }
-
-    fn reindex(&mut self, group: KeyGroup, before: Option<Instant>) {
-        let after = self.groups.get(&group).and_then(|timers| timers.first()).map(|(due, ..)| *due);
-        if before != after {
-            if let Some(at) = before {
-                self.next.remove(&(at, group));
-            }
-            match after {
-                Some(at) => drop(self.next.insert((at, group))),
-                None => drop(self.groups.remove(&group)),
-            }
-        }
-    }
-
-    /// The earliest deadline.
-    pub(crate) fn earliest(&self) -> Option<Instant> {
-        self.next.first().map(|(at, _)| *at)
-    }
-
-    /// What is due at `now`, per key group in order, at most `per_group` of each. The index is left
-    /// as it is: whoever fires a timer takes it out.
-    pub(crate) fn due(&self, now: Instant, per_group: usize) -> Vec<TimerKey> {
-        let mut groups: Vec<_> = self.next.iter().take_while(|(at, _)| *at <= now).map(|(_, group)| *group).collect();
-        groups.sort_unstable();
-        let of_group = |group| {
-            let timers = self.groups.get(&group).into_iter().flatten();
-            timers.take_while(move |(at, ..)| *at <= now).take(per_group).cloned()
-        };
-        groups.into_iter().flat_map(of_group).collect()
-    }
-}
+/// A head's bytes: most are few.
+pub type HeadBytes = SmallVec<[u8; 40]>;
 
 /// What a key was at an epoch's end.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Image {
     /// The head: version and bytes; absent where there is none.
-    pub head: Option<(u8, Vec<u8>)>,
+    pub head: Option<(u8, HeadBytes)>,
     /// The body, where this epoch set it: version and bytes, or removed. `None` keeps the older one.
     pub body: Option<Option<(u8, Vec<u8>)>>,
     /// Its timers.
-    pub timers: Vec<(TimerId, Instant)>,
+    pub timers: SmallVec<[(TimerId, Instant); 1]>,
 }
 
 impl Image {
@@ -265,125 +154,458 @@ pub struct StateKey {
 
 /// The state of one operator on one worker.
 pub(crate) struct Table<O: Operator> {
-    groups: Vec<HashMap<Arc<str>, UserSlot<O>>>,
-    /// Users touched in this epoch, each once.
-    dirty: Vec<(KeyGroup, Arc<str>)>,
-    pub(crate) timers: TimerIndex,
-    /// What a call for a user without state works on. It moves into the table once something is in it,
-    /// so that operators that keep nothing cost no insertion.
-    spare: UserSlot<O>,
+    user_index: Index,
+    users: Slab<User<O>>,
+    entry_index: Index,
+    entries: Slab<Entry<O>>,
+    /// Users whose own state was touched in this epoch, each once.
+    dirty_users: Vec<Place>,
+    /// Entries touched in this epoch, each once.
+    dirty: Vec<Place>,
+    timers: Timers,
+    /// The entry that was found last: a call asks for one several times.
+    last: Cell<Place>,
 }
 
 impl<O: Operator> Table<O> {
     pub(crate) fn new() -> Self {
-        let groups = (0..KEY_GROUPS).map(|_| HashMap::new()).collect();
-        Self { groups, dirty: Vec::new(), timers: TimerIndex::default(), spare: UserSlot::default() }
-    }
-
-    /// The user's slot and the timers, for one call. [`Table::settle`] follows where the slot
-    /// [turned dirty](UserSlot::turned_dirty); a slot that did not is what it was.
-    pub(crate) fn slot(&mut self, user: &Arc<str>) -> (&mut UserSlot<O>, &mut TimerIndex) {
-        let group = usize::from(key_group(placement(user)).0);
-        let slot = self.groups[group].get_mut(user).unwrap_or(&mut self.spare);
-        (slot, &mut self.timers)
-    }
-
-    pub(crate) fn peek(&self, user: &str) -> Option<&UserSlot<O>> {
-        self.groups[usize::from(key_group(placement(user)).0)].get(user)
-    }
-
-    /// Notes that a call left something to be written.
-    pub(crate) fn settle(&mut self, user: &Arc<str>) {
-        let group = key_group(placement(user));
-        let users = &mut self.groups[usize::from(group.0)];
-        if self.spare.turned_dirty() {
-            users.insert(Arc::clone(user), std::mem::take(&mut self.spare));
+        Self {
+            user_index: Index::new(),
+            users: Slab::default(),
+            entry_index: Index::new(),
+            entries: Slab::default(),
+            dirty_users: Vec::new(),
+            dirty: Vec::new(),
+            timers: Timers::default(),
+            last: Cell::new(0),
         }
-        if let Some(slot) = users.get_mut(user) {
-            slot.noted = true;
-            self.dirty.push((group, Arc::clone(user)));
+    }
+
+    fn find_user(&self, user: UserKey<'_>) -> Option<Place> {
+        let is = |place| {
+            let is = |known: &User<O>| known.placement == user.placement && known.name == *user.name;
+            self.users.get(place).is_some_and(is)
+        };
+        self.user_index.find(UserKey::hash(user.placement), is)
+    }
+
+    fn find(&self, user: UserKey<'_>, subkey: &Subkey) -> Option<Place> {
+        let of_user = |place| self.users.get(place).is_some_and(|known| known.name == *user.name);
+        let is = |place| {
+            let is = |entry: &Entry<O>| {
+                entry.placement == user.placement && entry.subkey.bytes() == subkey.bytes() && of_user(entry.user)
+            };
+            self.entries.get(place).is_some_and(is)
+        };
+        if is(self.last.get()) {
+            return Some(self.last.get());
         }
+        let found = self.entry_index.find(user.entry_hash(subkey), is);
+        found.into_iter().for_each(|place| self.last.set(place));
+        found
+    }
+
+    fn entry(&self, user: UserKey<'_>, subkey: &Subkey) -> Option<&Entry<O>> {
+        self.entries.get(self.find(user, subkey)?)
+    }
+
+    fn make_user(&mut self, user: UserKey<'_>) -> Place {
+        if let Some(place) = self.find_user(user) {
+            return place;
+        }
+        let (name, entries) = (Arc::clone(user.name), SmallVec::new());
+        let place = self.users.insert(User { name, placement: user.placement, state: None, dirty: false, entries });
+        let users = &self.users;
+        let rehash = |place| users.get(place).map_or(0, |user| UserKey::hash(user.placement));
+        self.user_index.insert(UserKey::hash(user.placement), place, rehash);
+        place
+    }
+
+    fn make(&mut self, user: UserKey<'_>, subkey: &Subkey) -> Place {
+        if let Some(place) = self.find(user, subkey) {
+            return place;
+        }
+        let of = self.make_user(user);
+        let siblings = self.users.get(of).map_or(0, |user| user.entries.len());
+        let place = self.entries.insert(Entry {
+            user: of,
+            placement: user.placement,
+            subkey: subkey.clone(),
+            // As many as places: fewer than four billion.
+            number: u32::try_from(siblings).unwrap_or(u32::MAX),
+            head: None,
+            body: None,
+            timers: SmallVec::new(),
+            dirty: false,
+            body_dirty: false,
+        });
+        if let Some(user) = self.users.get_mut(of) {
+            user.entries.push(place);
+        }
+        let entries = &self.entries;
+        let rehash = |place| {
+            let hash = |entry: &Entry<O>| xxhash_rust::xxh3::xxh3_64_with_seed(entry.subkey.bytes(), entry.placement);
+            entries.get(place).map_or(0, hash)
+        };
+        self.entry_index.insert(user.entry_hash(subkey), place, rehash);
+        self.last.set(place);
+        place
+    }
+
+    /// The entry, made where it is absent, marked as touched.
+    fn touch(&mut self, user: UserKey<'_>, subkey: &Subkey) -> (Place, &mut Entry<O>) {
+        let place = self.make(user, subkey);
+        (place, self.mark(place).expect("an entry that was made or found just now"))
+    }
+
+    fn mark(&mut self, place: Place) -> Option<&mut Entry<O>> {
+        let entry = self.entries.get_mut(place)?;
+        if !entry.dirty {
+            entry.dirty = true;
+            self.dirty.push(place);
+        }
+        Some(entry)
+    }
+
+    pub(crate) fn user(&self, user: UserKey<'_>) -> Option<&O::User> {
+        self.users.get(self.find_user(user)?)?.state.as_ref()
+    }
+
+    pub(crate) fn user_mut(&mut self, user: UserKey<'_>) -> &mut O::User {
+        let place = self.make_user(user);
+        self.mark_user(place).expect("a user that was made or found just now").state.get_or_insert_default()
+    }
+
+    pub(crate) fn clear_user(&mut self, user: UserKey<'_>) {
+        let Some(place) = self.find_user(user) else { return };
+        if self.users.get(place).is_some_and(|user| user.state.is_some())
+            && let Some(user) = self.mark_user(place)
+        {
+            user.state = None;
+        }
+    }
+
+    fn mark_user(&mut self, place: Place) -> Option<&mut User<O>> {
+        let user = self.users.get_mut(place)?;
+        if !user.dirty {
+            user.dirty = true;
+            self.dirty_users.push(place);
+        }
+        Some(user)
+    }
+
+    pub(crate) fn head(&self, user: UserKey<'_>, subkey: &Subkey) -> Option<&O::Entry> {
+        self.entry(user, subkey)?.head.as_ref()
+    }
+
+    pub(crate) fn head_mut(&mut self, user: UserKey<'_>, subkey: &Subkey) -> &mut O::Entry {
+        self.touch(user, subkey).1.head.get_or_insert_default()
+    }
+
+    pub(crate) fn body(&self, user: UserKey<'_>, subkey: &Subkey) -> Option<&O::Body> {
+        self.entry(user, subkey)?.body.as_ref()
+    }
+
+    /// Takes the body out of an entry, which stays. Costs nothing where there is none.
+    pub(crate) fn take_body(&mut self, user: UserKey<'_>, subkey: &Subkey) -> Option<O::Body> {
+        let place = self.find(user, subkey)?;
+        self.entries.get(place)?.body.as_ref()?;
+        let entry = self.mark(place)?;
+        entry.body_dirty = true;
+        entry.body.take()
+    }
+
+    pub(crate) fn set_body(&mut self, user: UserKey<'_>, subkey: &Subkey, body: O::Body) {
+        let (_, entry) = self.touch(user, subkey);
+        entry.body = Some(body);
+        entry.body_dirty = true;
+    }
+
+    /// Removes the entry and its timers. It lies there, empty, until its image was made.
+    pub(crate) fn remove(&mut self, user: UserKey<'_>, subkey: &Subkey) -> Option<(O::Entry, O::Body)> {
+        let place = self.find(user, subkey)?;
+        let entry = self.mark(place)?;
+        entry.timers.clear();
+        entry.body_dirty = true;
+        match (entry.head.take(), entry.body.take()) {
+            (None, None) => None,
+            (head, body) => Some((head.unwrap_or_default(), body.unwrap_or_default())),
+        }
+    }
+
+    /// The user's subkeys, in order.
+    pub(crate) fn subkeys(&self, user: UserKey<'_>) -> Vec<Subkey> {
+        let places = self.find_user(user).and_then(|place| self.users.get(place)).map(|user| &*user.entries);
+        let entries = places.unwrap_or_default().iter().filter_map(|place| self.entries.get(*place));
+        let mut subkeys: Vec<_> = entries.filter(|entry| !entry.is_gone()).map(|entry| entry.subkey.clone()).collect();
+        subkeys.sort_unstable();
+        subkeys
+    }
+
+    pub(crate) fn has_entries(&self, user: UserKey<'_>) -> bool {
+        self.find_user(user).is_some()
     }
 
     /// Users with state, in order.
-    pub(crate) fn users(&self) -> Vec<Arc<str>> {
-        let mut users: Vec<_> = self.groups.iter().flat_map(|group| group.keys().cloned()).collect();
-        users.sort_unstable();
-        users
+    pub(crate) fn user_names(&self) -> Vec<Arc<str>> {
+        let mut names: Vec<_> = self.users.iter().map(|user| Arc::clone(&user.name)).collect();
+        names.sort_unstable();
+        names
+    }
+
+    pub(crate) fn timer(&self, user: UserKey<'_>, subkey: &Subkey, id: TimerId) -> Option<Instant> {
+        self.entry(user, subkey)?.timer(id).map(|timer| timer.at)
+    }
+
+    pub(crate) fn set_timer(&mut self, user: UserKey<'_>, subkey: &Subkey, id: TimerId, at: Instant, epoch: u64) {
+        let (place, entry) = self.touch(user, subkey);
+        let listed = match entry.timer_mut(id) {
+            Some(timer) => {
+                (timer.at, timer.set_in) = (at, epoch);
+                let listed = timer.listed.is_some_and(|listed| listed <= at);
+                if !listed {
+                    timer.listed = Some(at);
+                }
+                listed
+            }
+            None => {
+                entry.timers.push(Timer { id, at, set_in: epoch, listed: Some(at) });
+                false
+            }
+        };
+        if !listed {
+            self.timers.list(at, self.entries.tag(place), id);
+        }
+    }
+
+    pub(crate) fn clear_timer(&mut self, user: UserKey<'_>, subkey: &Subkey, id: TimerId) {
+        let Some(place) = self.find(user, subkey) else { return };
+        if self.entries.get(place).is_some_and(|entry| entry.timer(id).is_some())
+            && let Some(entry) = self.mark(place)
+        {
+            entry.timers.retain(|timer| timer.id != id);
+        }
+    }
+
+    /// What is due at `now`, at most `per_group` of a key group: the rest waits for the next epoch.
+    /// Each of them is to be [fired](Self::fires).
+    pub(crate) fn due(&mut self, now: Instant, per_group: usize) -> Vec<Due> {
+        let mut due = std::mem::take(&mut self.timers.overdue);
+        due.retain(|due| self.stands(due.at, due.entry, due.id));
+        while let Some((at, list)) = self.timers.pop(now) {
+            for (tag, id) in list {
+                if self.stands(at, tag, id)
+                    && let Some(entry) = self.entries.get(tag.place)
+                    && let Some(user) = self.users.get(entry.user)
+                {
+                    let (user, subkey) = (Arc::clone(&user.name), entry.subkey.clone());
+                    due.push(Due { group: key_group(entry.placement), at, user, subkey, id, entry: tag });
+                }
+            }
+        }
+        // Stable, because what was left from the last epoch is in order already.
+        due.sort();
+        due.dedup();
+        let (mut group, mut taken) = (None, 0);
+        let (due, overdue) = due.into_iter().partition(|due| {
+            if group != Some(due.group) {
+                (group, taken) = (Some(due.group), 0);
+            }
+            taken += 1;
+            taken <= per_group
+        });
+        self.timers.overdue = overdue;
+        for Due { entry, id, .. } in &due {
+            if let Some(timer) = self.entries.tagged_mut(*entry).and_then(|entry| entry.timer_mut(*id)) {
+                timer.listed = None;
+            }
+        }
+        due
+    }
+
+    /// Whether the timer that the list of `at` names is due then. One that was moved to later goes into its list.
+    fn stands(&mut self, at: Instant, tag: Tag, id: TimerId) -> bool {
+        let Some(timer) = self.entries.tagged_mut(tag).and_then(|entry| entry.timer_mut(id)) else { return false };
+        if timer.listed != Some(at) {
+            return false;
+        }
+        let moved = timer.at;
+        if moved > at {
+            timer.listed = Some(moved);
+            self.timers.list(moved, tag, id);
+        }
+        moved == at
+    }
+
+    /// Whether a due timer fires now. Not if it was set in this epoch: then in the next; nor if a call
+    /// of this wave moved it or took it back.
+    pub(crate) fn fires(&mut self, due: &Due, epoch: u64) -> bool {
+        let timer = self.entries.tagged_mut(due.entry).and_then(|entry| entry.timer_mut(due.id));
+        let Some(timer) = timer.filter(|timer| timer.at == due.at) else { return false };
+        if timer.set_in == epoch {
+            if timer.listed.is_none() {
+                timer.listed = Some(due.at);
+                self.timers.list(due.at, due.entry, due.id);
+            }
+            return false;
+        }
+        true
+    }
+
+    /// The earliest deadline, as of the end of the last epoch.
+    pub(crate) const fn next_timer(&self) -> Option<Instant> {
+        self.timers.next
+    }
+
+    /// Finds the earliest deadline; what stands in a list no more is dropped on the way.
+    fn look_ahead(&mut self) {
+        let mut next = None;
+        while let Some((at, mut list)) = self.timers.pop(Instant(i64::MAX)) {
+            while let Some((tag, id)) = list.pop() {
+                if self.stands(at, tag, id) {
+                    list.push((tag, id));
+                    next = Some(at);
+                    break;
+                }
+            }
+            if next.is_some() {
+                self.timers.put_back(at, list);
+                break;
+            }
+        }
+        let mut overdue = std::mem::take(&mut self.timers.overdue);
+        overdue.retain(|due| self.stands(due.at, due.entry, due.id));
+        let waits = overdue.iter().map(|due| due.at).min();
+        self.timers.overdue = overdue;
+        self.timers.next = [next, waits].into_iter().flatten().min();
     }
 
     /// Images of all that this epoch touched, in key order; the marks are taken off.
     pub(crate) fn drain_dirty(&mut self, mut image: impl FnMut(StateKey, Image)) {
-        let mut dirty = std::mem::take(&mut self.dirty);
-        dirty.sort_unstable();
-        if deliberate::has(Bug::ForgottenDirtyKey) && dirty.len() > 1 {
-            dirty.pop();
+        let mut encoder = Encoder::default();
+        let mut touched = self.touched();
+        if deliberate::has(Bug::ForgottenDirtyKey) && touched.len() > 1 {
+            touched.pop();
         }
-        for (group, user) in dirty {
-            let users = &mut self.groups[usize::from(group.0)];
-            let Some(slot) = users.get_mut(&user) else { continue };
-            slot.noted = false;
-            if std::mem::take(&mut slot.user_dirty) {
-                let head = slot.user.as_ref().map(encode);
-                let body = Some(None);
-                image(
-                    StateKey { group, user: Arc::clone(&user), subkey: None },
-                    Image { head, body, timers: Vec::new() },
-                );
+        for (user, entry) in touched {
+            let Some(known) = self.users.get_mut(user) else { continue };
+            let (name, group) = (Arc::clone(&known.name), key_group(known.placement));
+            let Some(place) = entry else {
+                known.dirty = false;
+                let head = known.state.as_ref().map(|state| (O::User::VERSION, encoder.encode(state).into()));
+                let out = Image { head, body: Some(None), ..Image::default() };
+                image(StateKey { group, user: name, subkey: None }, out);
+                self.drop_user_if_gone(user);
+                continue;
+            };
+            let Some(entry) = self.entries.get_mut(place) else { continue };
+            entry.dirty = false;
+            let set = std::mem::take(&mut entry.body_dirty);
+            let out = Image {
+                head: entry.head.as_ref().map(|head| (O::Entry::VERSION, encoder.encode(head).into())),
+                body: set.then(|| entry.body.as_ref().map(|body| (O::Body::VERSION, encoder.encode(body).to_vec()))),
+                timers: entry.timers.iter().map(|timer| (timer.id, timer.at)).collect(),
+            };
+            image(StateKey { group, user: name, subkey: Some(entry.subkey.clone()) }, out);
+            if entry.is_gone() {
+                self.drop_entry(place);
+                self.drop_user_if_gone(user);
             }
-            let mut touched = std::mem::take(&mut slot.touched);
-            touched.sort_unstable();
-            for subkey in touched {
-                let Some(entry) = slot.entries.get_mut(&subkey) else { continue };
-                entry.dirty = false;
-                let set = std::mem::take(&mut entry.body_dirty);
-                let out = Image {
-                    head: entry.head.as_ref().map(encode),
-                    body: set.then(|| entry.body.as_ref().map(encode)),
-                    timers: entry.timers.iter().map(|(id, at, _)| (*id, *at)).collect(),
-                };
-                if entry.is_gone() {
-                    slot.entries.remove(&subkey);
-                }
-                image(StateKey { group, user: Arc::clone(&user), subkey: Some(subkey) }, out);
-            }
-            if slot.is_gone() {
-                users.remove(&user);
-            }
+        }
+        self.look_ahead();
+    }
+
+    /// What this epoch touched, in key order: users, and entries with theirs.
+    fn touched(&mut self) -> Vec<(Place, Option<Place>)> {
+        let users = std::mem::take(&mut self.dirty_users).into_iter().map(|user| (user, None));
+        let entries = std::mem::take(&mut self.dirty);
+        let entries = entries.into_iter().filter_map(|place| Some((self.entries.get(place)?.user, Some(place))));
+        let touched = users.chain(entries).filter_map(|(user, entry)| {
+            let known = self.users.get(user)?;
+            // Nearly every comparison ends in these bytes, without a look at the name.
+            let (mut first, name) = ([0; 8], known.name.as_bytes());
+            let length = name.len().min(8);
+            first[..length].copy_from_slice(&name[..length]);
+            Some(((key_group(known.placement), first), user, entry))
+        });
+        let mut touched: Vec<_> = touched.collect();
+        let name = |user| self.users.get(user).map(|user| &*user.name);
+        let subkey = |entry: Option<Place>| entry.and_then(|place| self.entries.get(place)).map(|entry| &entry.subkey);
+        touched.sort_unstable_by(|one, two| {
+            let same_user = || if one.1 == two.1 { std::cmp::Ordering::Equal } else { name(one.1).cmp(&name(two.1)) };
+            one.0.cmp(&two.0).then_with(same_user).then_with(|| subkey(one.2).cmp(&subkey(two.2)))
+        });
+        touched.into_iter().map(|(_, user, entry)| (user, entry)).collect()
+    }
+
+    fn drop_entry(&mut self, place: Place) {
+        let Some(entry) = self.entries.remove(place) else { return };
+        let hash = xxhash_rust::xxh3::xxh3_64_with_seed(entry.subkey.bytes(), entry.placement);
+        self.entry_index.remove(hash, place);
+        let Some(user) = self.users.get_mut(entry.user) else { return };
+        let number = entry.number as usize;
+        user.entries.swap_remove(number);
+        if let Some(moved) = user.entries.get(number).and_then(|moved| self.entries.get_mut(*moved)) {
+            moved.number = entry.number;
+        }
+    }
+
+    fn drop_user_if_gone(&mut self, place: Place) {
+        let gone = |user: &User<O>| user.state.is_none() && !user.dirty && user.entries.is_empty();
+        if self.users.get(place).is_some_and(gone)
+            && let Some(user) = self.users.remove(place)
+        {
+            self.user_index.remove(UserKey::hash(user.placement), place);
         }
     }
 
     /// Puts an image back.
     pub(crate) fn restore(&mut self, key: &StateKey, image: &Image) -> Result<(), String> {
-        let slot = self.groups[usize::from(key.group.0)].entry(Arc::clone(&key.user)).or_default();
+        let user = UserKey::of(&key.user);
+        let head = image.head.as_ref();
         let Some(subkey) = &key.subkey else {
-            slot.user = image.head.as_ref().map(|(version, bytes)| decode(*version, bytes)).transpose()?;
+            let state = head.map(|(version, bytes)| decode(*version, bytes)).transpose()?;
+            let place = self.make_user(user);
+            if let Some(user) = self.users.get_mut(place) {
+                user.state = state;
+            }
             return Ok(());
         };
-        let mut entry = Entry::<O> {
-            head: image.head.as_ref().map(|(version, bytes)| decode(*version, bytes)).transpose()?,
-            ..Entry::default()
+        let head = head.map(|(version, bytes)| decode(*version, bytes)).transpose()?;
+        let body = match &image.body {
+            Some(Some((version, bytes))) => Some(decode(*version, bytes)?),
+            Some(None) | None => None,
         };
-        if let Some(Some((version, bytes))) = &image.body {
-            entry.body = Some(decode(*version, bytes)?);
-        }
+        let place = self.make(user, subkey);
+        let tag = self.entries.tag(place);
+        let Some(entry) = self.entries.get_mut(place) else { return Ok(()) };
+        (entry.head, entry.body) = (head, body);
+        entry.timers.clear();
         for (id, at) in &image.timers {
-            entry.timers.push((*id, *at, 0));
+            entry.timers.push(Timer { id: *id, at: *at, set_in: 0, listed: Some(*at) });
             if !deliberate::has(Bug::TimerLostOnRestore) {
-                self.timers.insert(*at, &key.user, subkey, *id);
+                self.timers.list(*at, tag, *id);
+                self.timers.next = Some(self.timers.next.map_or(*at, |next| next.min(*at)));
             }
         }
-        slot.entries.insert(subkey.clone(), entry);
         Ok(())
     }
 }
 
-fn encode<S: State>(state: &S) -> (u8, Vec<u8>) {
-    // Serialising into memory fails only for types that do not know their length; none of ours.
-    (S::VERSION, postcard::to_stdvec(state).unwrap_or_default())
+/// Writes states one after the other, with one memory for all of them.
+#[derive(Default)]
+struct Encoder(Vec<u8>);
+
+impl Encoder {
+    fn encode<S: State>(&mut self, state: &S) -> &[u8] {
+        self.0.clear();
+        // Serialising into memory fails only for types that do not know their length; none of ours.
+        self.0 = postcard::to_extend(state, std::mem::take(&mut self.0)).unwrap_or_default();
+        &self.0
+    }
 }
 
-fn decode<S: State>(version: u8, bytes: &[u8]) -> Result<S, String> {
+pub(crate) fn decode<S: State>(version: u8, bytes: &[u8]) -> Result<S, String> {
     if version == S::VERSION {
         postcard::from_bytes(bytes).map_err(|error| format!("state bytes do not fit version {version}: {error}"))
     } else {

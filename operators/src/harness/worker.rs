@@ -3,9 +3,11 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError};
 use tidings_schemas::ids::key_group;
+use tidings_schemas::time::Instant;
 
 use super::chain::{Block, Chain};
 use super::dataflow::{Assigned, Command, Cut, Report};
@@ -15,6 +17,13 @@ use crate::ingest::{Path, Source, ingest};
 /// Records that one worker reads ahead of the cut. Beyond it feeds are not polled: the log waits,
 /// not the memory. A few epochs' worth at a million events a second and two workers.
 pub const READ_AHEAD_MAX: usize = 32_768;
+
+/// Records that it reads ahead however slow it is: what an epoch costs beside its records must be paid by some.
+const READ_AHEAD_MIN: usize = 512;
+
+/// How long an epoch should take under a flood. An urgent record waits for the epochs that are open when
+/// it comes, so two or three times as long; below it the cost of an epoch itself begins to show.
+const EPOCH_AIM: Duration = Duration::from_millis(40);
 
 /// Records in one block: large enough to pay for the exchange, small enough to stay in the cache.
 const BLOCK_MAX: usize = 512;
@@ -73,6 +82,26 @@ pub struct Intake {
     waiting: VecDeque<Arc<Cut>>,
     stopping: bool,
     scratch: Vec<RawRecord>,
+    pace: Pace,
+}
+
+/// How much is read ahead: about what is decided in [`EPOCH_AIM`], judged by the stream time between two
+/// cuts. It decides how large epochs are, never what they say.
+struct Pace {
+    room: usize,
+    cut_at: Option<Instant>,
+}
+
+impl Pace {
+    /// `records` were released by a cut at `now`. A single epoch that was held up (a checkpoint, a slow append)
+    /// halves the room at most.
+    fn cut(&mut self, records: usize, now: Instant) {
+        if let Some(before) = self.cut_at.replace(now) {
+            let took = now.since(before).as_millis().max(1);
+            let fits = usize::try_from(records as u128 * EPOCH_AIM.as_millis() / took).unwrap_or(READ_AHEAD_MAX);
+            self.room = fits.clamp(self.room / 2, self.room * 2).clamp(READ_AHEAD_MIN, READ_AHEAD_MAX);
+        }
+    }
 }
 
 impl Intake {
@@ -93,7 +122,8 @@ impl Intake {
         let mut inlets: Vec<_> = assigned.into_iter().map(inlet).collect();
         inlets.sort_by_key(|inlet| (inlet.assigned.rank, inlet.assigned.lot));
         let (waiting, scratch) = (VecDeque::new(), Vec::new());
-        Self { worker, peers, sources, inlets, commands, reports, waiting, stopping: false, scratch }
+        let pace = Pace { room: READ_AHEAD_MIN, cut_at: None };
+        Self { worker, peers, sources, inlets, commands, reports, waiting, stopping: false, scratch, pace }
     }
 
     /// Does the next thing. Never blocks, as long as the host takes reports.
@@ -142,19 +172,24 @@ impl Intake {
         }
         self.waiting.pop_front();
         let (read, blocks) = self.release(&cut);
+        let records: u64 = read.values().map(|extent| extent.records).sum();
+        self.pace.cut(usize::try_from(records).unwrap_or(READ_AHEAD_MAX), cut.now);
         Ok(Step::Release(Released { cut, read }, blocks))
     }
 
     /// Step 1: strict preference with a guaranteed minimum. The most urgent source may fill the whole
-    /// read-ahead; each of the others gets at least its share.
+    /// read-ahead, whatever the others hold; each of the others gets at least its share. So a worker holds a
+    /// full read-ahead of each rank at most.
     fn read_ahead(&mut self) -> Result<Step, String> {
         let mut ahead = Vec::new();
         let mut full = false;
         for place in 0..self.inlets.len() {
-            let total: usize = self.inlets.iter().map(|inlet| inlet.buffer.len()).sum();
             let inlet = &self.inlets[place];
-            let share = READ_AHEAD_MAX * usize::from(inlet.assigned.at_least_permille) / 1000;
-            let room = READ_AHEAD_MAX.saturating_sub(total).max(share.saturating_sub(inlet.buffer.len()));
+            // What is less urgent takes no room: it may wait for a cut that comes only after this one's.
+            let as_urgent = self.inlets.iter().filter(|it| it.assigned.rank <= inlet.assigned.rank);
+            let total: usize = as_urgent.map(|inlet| inlet.buffer.len()).sum();
+            let share = self.pace.room * usize::from(inlet.assigned.at_least_permille) / 1000;
+            let room = self.pace.room.saturating_sub(total).max(share.saturating_sub(inlet.buffer.len()));
             if room > 0 {
                 full |= self.poll(place, room.min(POLL_MAX))? == POLL_MAX;
             }
@@ -273,11 +308,76 @@ mod tests {
 
     impl Feed for Log {
         fn poll(&mut self, records_max: usize, out: &mut Vec<RawRecord>) -> Result<u64, String> {
-            let timestamp = tidings_schemas::time::Instant(0);
+            let timestamp = Instant(0);
             let record = |offset| RawRecord { offset, key: None, value: None, headers: Vec::new(), timestamp };
             out.extend(self.0.by_ref().take(records_max).map(record));
             Ok(self.0.start)
         }
+    }
+
+    /// A log whose first fetch comes later.
+    struct Late(Log, bool);
+
+    impl Feed for Late {
+        fn poll(&mut self, records_max: usize, out: &mut Vec<RawRecord>) -> Result<u64, String> {
+            if std::mem::take(&mut self.1) { Ok(0) } else { self.0.poll(records_max, out) }
+        }
+    }
+
+    // Events are not cut before side inputs are read to their end.
+    #[test]
+    fn events_that_fill_the_read_ahead_leave_side_inputs_their_room() {
+        let lots = [0, 1].map(|source| Lot { source, partition: 0 });
+        let (command, commands) = crossbeam_channel::bounded(1);
+        let (reports, reported) = crossbeam_channel::bounded(1);
+        let source = |id: &str, kind| Source { id: id.into(), kind };
+        let events = SourceKind::Events { unknown_to_data: false };
+        let sources = Arc::from([source("profiles", SourceKind::Profiles), source("high", events)]);
+        let assigned = |lot, feed, rank| Assigned { lot, from: 0, feed, rank, at_least_permille: 0 };
+        let feeds: [Box<dyn Feed>; 2] = [Box::new(Late(Log(0..5_000), true)), Box::new(Log(0..1_000_000))];
+        let [profiles, high] = feeds;
+        let assigned = vec![assigned(lots[0], profiles, 0), assigned(lots[1], high, 1)];
+        let mut intake = Intake::new(0, 1, sources, assigned, commands, reports);
+        let rules = Arc::new(crate::script::rules());
+        let (mut read, mut epoch) = (0, 0);
+        while read < 5_000 {
+            intake.step();
+            let Ok(Report::Ahead(0, ahead)) = reported.try_recv() else { panic!("stuck at {read}") };
+            let Some((_, extent)) = ahead.iter().find(|(lot, _)| *lot == lots[0]) else { continue };
+            (read, epoch) = (extent.end, epoch + 1);
+            let (now, ends) = (Instant(20 * i64::try_from(epoch).unwrap()), BTreeMap::from([(lots[0], read)]));
+            let cut = Cut { epoch, now, rules: Arc::clone(&rules), ends };
+            command.send(Command::Release(Arc::new(cut))).unwrap();
+            assert!(matches!(intake.step(), Step::Release(..)));
+        }
+    }
+
+    #[test]
+    fn an_epoch_has_what_is_decided_in_forty_milliseconds() {
+        let mut pace = Pace { room: READ_AHEAD_MIN, cut_at: None };
+        let mut now = Instant(0);
+        pace.cut(512, now);
+        // (records of the cut, milliseconds since the one before, what may be read ahead now)
+        for (records, took, room) in [
+            (512, 20, 1_024),
+            (1_024, 20, 2_048),
+            (2_048, 80, 1_024), // as fast as it was found to be
+            (1_024, 41, 999),   // near enough to the aim
+            (999, 5_000, 512),  // held up once: halved, and no less than the least
+            (512, 0, 1_024),    // two cuts of one instant
+            (32_768, 1, 2_048),
+            (0, 1_000, 1_024), // nothing came
+            (0, 1_000, 512),
+        ] {
+            now = Instant(now.0 + took);
+            pace.cut(records, now);
+            assert_eq!(pace.room, room, "after {records} records in {took} ms");
+        }
+        for _ in 0..10 {
+            now = Instant(now.0 + 20);
+            pace.cut(1_000_000, now);
+        }
+        assert_eq!(pace.room, READ_AHEAD_MAX);
     }
 
     // After a crash nothing may have to come in for what waits behind the logged cuts to be seen.
@@ -290,7 +390,7 @@ mod tests {
         let assigned = Assigned { lot, from: 0, feed: Box::new(Log(0..5)), rank: 1, at_least_permille: 0 };
         let mut intake = Intake::new(0, 1, sources, vec![assigned], commands, reports);
         let rules = Arc::new(crate::script::rules());
-        let cut = Cut { epoch: 1, now: tidings_schemas::time::Instant(0), rules, ends: BTreeMap::from([(lot, 2)]) };
+        let cut = Cut { epoch: 1, now: Instant(0), rules, ends: BTreeMap::from([(lot, 2)]) };
         command.send(Command::Release(Arc::new(cut))).unwrap();
         assert!(matches!(intake.step(), Step::Release(..)));
         assert!(reported.try_recv().is_err(), "a replayed cut is no news");

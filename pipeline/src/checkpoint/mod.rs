@@ -35,7 +35,7 @@ use std::sync::Arc;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 use serde::{Deserialize, Serialize};
-use tidings_operators::harness::output::Delta;
+use tidings_operators::harness::delta::{Delta, Pending};
 use tidings_operators::harness::table::{Image, StateKey};
 use tidings_schemas::codec::{frame, unframe};
 use tidings_schemas::time::Instant;
@@ -230,16 +230,12 @@ impl Checkpoints {
     }
 
     fn merged(&self, chunks: &[String]) -> Result<Delta, CheckpointError> {
-        let mut state = Delta::new();
+        let mut state = Pending::default();
         for chunk in chunks {
             let images: Vec<(Arc<str>, StateKey, Image)> = self.decode(chunk)?;
-            for (operator, key, image) in images {
-                let key = (operator, key);
-                let before = state.remove(&key);
-                state.insert(key, image.upon(before));
-            }
+            state.add(images.into_iter().map(|(operator, key, image)| ((operator, key), image)).collect());
         }
-        Ok(state)
+        Ok(state.into_delta())
     }
 
     /// Step 5: deletes a manifest that is not kept any more, and its chunks that no kept one names.
@@ -283,11 +279,11 @@ mod tests {
     }
 
     fn image(byte: u8) -> Image {
-        Image { head: Some((1, vec![byte])), body: None, timers: Vec::new() }
+        Image { head: Some((1, [byte].as_slice().into())), ..Image::default() }
     }
 
     fn gone() -> Image {
-        Image { head: None, body: Some(None), timers: Vec::new() }
+        Image { body: Some(None), ..Image::default() }
     }
 
     #[test]
@@ -305,7 +301,8 @@ mod tests {
             assert!(manifest.chunks.len() <= CHUNKS_MAX);
         }
         let state = checkpoints.state(&manifest).unwrap();
-        let heads: Vec<_> = state.iter().map(|((_, key), image)| (key.user.to_string(), image.head.clone())).collect();
+        let head = |image: &Image| image.head.as_ref().map(|(version, bytes)| (*version, bytes.to_vec()));
+        let heads: Vec<_> = state.iter().map(|((_, key), image)| (key.user.to_string(), head(image))).collect();
         let expected =
             [("u0", 39), ("u1", 40), ("u2", 38)].map(|(user, byte)| (user.to_owned(), Some((1, vec![byte]))));
         assert_eq!(heads, expected);

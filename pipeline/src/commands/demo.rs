@@ -2,7 +2,7 @@
 //! record, simulated providers over real HTTP/2, and a page in which one watches what happens and asks
 //! why.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -128,6 +128,7 @@ impl Demo {
             graph_svg: svg(&loaded.config.topology, &operators),
             create_topics: true,
             accept_divergence: false,
+            may_drop: BTreeSet::new(),
         };
         let mut process = Process::start(&loaded.config, settings).await?;
         if let Some(admin) = process.admin {
@@ -155,7 +156,7 @@ impl Demo {
         // A stage that ended by itself is news; one that runs says nothing.
         let ended = tokio::time::timeout(Duration::ZERO, process.ended()).await.ok();
         shell.talk("the night is over: what is under way lands");
-        process.stop().await?;
+        process.finish().await?;
         if let Some(error) = ended {
             return Err(error);
         }

@@ -12,7 +12,7 @@ use tidings_operators::harness::dataflow::Transport;
 use tidings_pipeline::assemble::RunSettings;
 use tidings_pipeline::console::Inbox;
 use tidings_pipeline::cutlog::Hash;
-use tidings_pipeline::process::{Process, Settings, Stage};
+use tidings_pipeline::process::{Process, Settings, Stage, give_way};
 use tidings_pipeline::runtime::clock::{Clock as _, SystemClock};
 use tidings_pipeline::topology::{OperatorKinds, svg};
 
@@ -42,6 +42,9 @@ pub(crate) struct Run {
     /// Go on although another build decided what is to be replayed.
     #[arg(long)]
     accept_divergence: bool,
+    /// Drop the state of an operator that the topology has no longer: what it holds is said to be lost.
+    #[arg(long = "allow-dropped-state", value_name = "OPERATOR")]
+    may_drop: Vec<String>,
 }
 
 /// Without simulated providers nobody here knows what people received.
@@ -56,6 +59,13 @@ impl Inbox for NoInbox {
 impl Run {
     pub(crate) fn run(self, shell: &Shell) -> anyhow::Result<Exit> {
         let loaded = shell.load(&self.config, &Calendar::bundled())?;
+        let has = |id: &&String| loaded.config.topology.operators.iter().any(|operator| operator.id == **id);
+        if let Some(id) = self.may_drop.iter().find(has) {
+            shell.talk(format_args!(
+                "error: --allow-dropped-state: the topology has operator `{id}`; only what it has no longer is dropped"
+            ));
+            return Ok(Exit::Usage);
+        }
         let folder = self.config.parent().map(PathBuf::from).unwrap_or_default();
         let read = |path: &PathBuf| std::fs::read(path).with_context(|| format!("--ca {}", path.display()));
         let clock = Arc::new(SystemClock::default());
@@ -80,8 +90,10 @@ impl Run {
             graph_svg: svg(&loaded.config.topology, &OperatorKinds::standard()),
             create_topics: self.create_topics,
             accept_divergence: self.accept_divergence,
+            may_drop: self.may_drop.into_iter().collect(),
         };
-        runtime()?.block_on(async {
+        let bulk = tokio::runtime::Builder::new_multi_thread().enable_all().on_thread_start(give_way).build()?;
+        bulk.block_on(async {
             let mut process = Process::start(&loaded.config, settings).await?;
             if let Some(admin) = process.admin {
                 shell.talk(format_args!("running; console and metrics at http://{admin}"));

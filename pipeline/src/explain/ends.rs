@@ -60,7 +60,7 @@ impl Teller<'_, '_> {
                 let why = last.reason.map_or(String::new(), |reason| format!(": {}", words::why(reason, matter)));
                 end("suppressed", &format!("not sent{why}"), Tone::Quiet)
             }
-            Some(Fate::Merged) => match self.joined.and_then(|joined| Some((joined, joined.until?))) {
+            Some(Fate::Merged) => match self.joined.and_then(|joined| Some((joined, self.joined_until?))) {
                 // Nothing of the group has left yet, or its leg would stand here.
                 Some((joined, until)) => {
                     let why = joined.reason.map_or(String::new(), |reason| format!(": {}", words::why(reason, matter)));
@@ -342,7 +342,7 @@ impl Teller<'_, '_> {
                 _ => format!("waited until {until}"),
             });
         }
-        if let Some((joined, until)) = self.joined.and_then(|row| Some((row, row.until?))) {
+        if let Some((joined, until)) = self.joined.and_then(|row| Some((row, self.joined_until?))) {
             return Some(match joined.reason {
                 Some(Reason::QuietHours) if over(joined, until) => {
                     format!("was not sent at once: it was quiet until {}", self.clock.text(until))

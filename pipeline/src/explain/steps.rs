@@ -246,7 +246,7 @@ fn telling(row: &Row) -> Vec<State> {
         State::Parked => !waits_by_name && !has(State::Merged),
         // Waits that were over within the same instant are no waits.
         State::Deferred | State::RateLimited | State::Scheduled => !has(State::Queued),
-        State::Returned => !has(State::FailedOver),
+        State::Returned | State::Suppressed => !has(State::FailedOver),
         State::Dlq => true,
         State::Sent => !has(State::Retry),
         _ => true,

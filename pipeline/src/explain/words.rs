@@ -189,7 +189,9 @@ pub fn why(reason: Reason, matter: Matter<'_>) -> String {
         Reason::LedgerUnreachable => {
             "the book of what was sent could not be reached, and it was too important to wait".to_owned()
         }
-        Reason::AcceptedLoss => "an operator accepted the loss to start again".to_owned(),
+        Reason::AcceptedLoss => {
+            "what held it was taken out of the topology, and its state dropped by an operator's word".to_owned()
+        }
     }
 }
 

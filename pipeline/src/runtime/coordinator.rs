@@ -1,7 +1,7 @@
 //! The coordinator: makes cuts, and lets nothing be said too early. Steps are numbered as in the
 //! module above.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,6 +13,7 @@ use tidings_operators::calendar::Calendar;
 use tidings_operators::deliberate::{self, Bug};
 use tidings_operators::harness::chain::RestoreError;
 use tidings_operators::harness::dataflow::{Assigned, Command, Cut, Report, WorkerIo};
+use tidings_operators::harness::dropped::{DropCount, MayDrop};
 use tidings_operators::harness::feed::{Extent, Lot};
 use tidings_operators::harness::output::EpochOutput;
 use tidings_operators::ingest::Path;
@@ -109,6 +110,8 @@ pub struct Surroundings {
     pub older: Planner,
     /// Goes on although another build decided what is to be replayed.
     pub accept_divergence: bool,
+    /// Operators that the topology has no longer, whose state may be dropped.
+    pub may_drop: BTreeSet<String>,
 }
 
 /// From the stored bytes of a topology to its plan, or to why it has none.
@@ -317,13 +320,22 @@ impl<'a> Generation<'a> {
                 place += 1;
             }
         }
+        // Cuts of this very topology upon this state: what it lacks was dropped by whoever made them.
+        let again = start.cuts.first().is_some_and(|cut| cut.topology == topology);
+        let may_drop = if again { MayDrop::Again } else { MayDrop::Named(around.may_drop.clone()) };
+        let mut dropped: BTreeMap<Arc<str>, DropCount> = BTreeMap::new();
         let mut commands = Vec::new();
         let mut workers = Vec::new();
         for (worker, assigned) in assigned.into_iter().enumerate() {
             let mut chain = plan.wiring.chain(Path::Decide).map_err(|error| DecideError::Worker(error.to_string()))?;
             if start.checkpoint.is_some() {
                 let mine = start.state.iter().filter(|((_, key), _)| key.group.worker(plan.workers) == worker);
-                chain.restore(mine, manifest.rules)?;
+                chain.restore_but(mine, manifest.rules, &may_drop)?;
+                for (operator, count) in chain.dropped() {
+                    let sum = dropped.entry(operator).or_default();
+                    sum.entries += count.entries;
+                    sum.parked += count.parked;
+                }
             }
             let (command, inbox) = command_channel();
             commands.push(command);
@@ -331,6 +343,9 @@ impl<'a> Generation<'a> {
         }
         drop(report);
         start.state.clear();
+        for (operator, DropCount { entries, parked }) in dropped {
+            tracing::warn!(%operator, entries, parked, "state is dropped; what was parked in it is recorded as lost");
+        }
         let sources = plan.wiring.sources.clone();
         crew.workers(workers, &wakers, sources, plan.transport).map_err(DecideError::Worker)?;
 
@@ -875,8 +890,12 @@ impl<'a> Generation<'a> {
 
     /// Ends gracefully: what is open finishes, is said and kept.
     async fn stop(mut self) -> Result<(), DecideError> {
-        let deadline = self.around.clock.elapsed() + STOP_MAX;
-        let in_time = |this: &Self| this.around.clock.elapsed() < deadline;
+        let began = self.around.clock.elapsed();
+        // In real time: a clock that runs faster makes no disk faster.
+        let in_time = |this: &Self| {
+            let clock = &this.around.clock;
+            clock.real(clock.elapsed().saturating_sub(began)) < STOP_MAX
+        };
         while (self.finished < self.last || self.unlogged.is_some() || self.said_through < self.last) && in_time(&self)
         {
             self.wait(Duration::from_millis(50)).await?;

@@ -13,7 +13,8 @@ use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender};
 use tidings_operators::harness::output::{EpochOutput, Said, To};
 use tidings_schemas::block::Block;
-use tidings_schemas::ids::lane_partition;
+use tidings_schemas::channel::{Channel, Priority};
+use tidings_schemas::ids::{lane_partition, put_hex};
 use tidings_schemas::lane::{HEADER_EPOCH, HEADER_EVENT, HEADER_GENERATION, HEADER_ORDINAL, Mark};
 use tidings_schemas::lifecycle::Stage;
 use tidings_schemas::rows::Rows;
@@ -62,9 +63,9 @@ pub struct Outlets {
 }
 
 impl Outlets {
-    fn partition(&self, topic: String, user: &str) -> TopicPartition {
-        let count = self.partitions.get(&topic).copied().unwrap_or(1).max(1);
-        TopicPartition { partition: lane_partition(user, count), topic: topic.into() }
+    fn partition(&self, topic: Arc<str>, user: &str) -> TopicPartition {
+        let count = self.partitions.get(&*topic).copied().unwrap_or(1).max(1);
+        TopicPartition { partition: lane_partition(user, count), topic }
     }
 
     /// Where an output goes.
@@ -74,12 +75,11 @@ impl Outlets {
             To::HandOver(priority, _) => self.topics.events(priority),
             To::Dlq(_) => self.topics.dlq(),
         };
-        self.partition(topic, &said.user)
+        self.partition(topic.into(), &said.user)
     }
 
     /// Every lane partition.
     pub(crate) fn lanes(&self) -> Vec<TopicPartition> {
-        use tidings_schemas::channel::{Channel, Priority};
         let mut lanes = Vec::new();
         for channel in Channel::ALL {
             for priority in Priority::ALL.iter().filter(|priority| **priority != Priority::Critical) {
@@ -212,26 +212,49 @@ impl Egress {
 
     fn epoch(&mut self, output: EpochOutput, appends: &mut Vec<Append>, written: &mut BTreeSet<TopicPartition>) {
         let EpochOutput { epoch, said, rows, .. } = output;
-        for said in said {
-            let to = self.outlets.place(&said);
-            let ordinal = said.ordinal.0.to_vec();
-            if matches!(said.to, To::Lane(..)) {
-                if self.present.contains(&(epoch, ordinal)) {
-                    continue;
+        // What the records share is made once: names of topics, two headers, one buffer of keys and ordinals.
+        let (generation, number) = (Bytes::from(self.generation.to_string()), Bytes::from(epoch.to_string()));
+        let mut texts = Vec::new();
+        let of_record = |said: &Said| {
+            let start = texts.len();
+            texts.extend_from_slice(said.user.as_bytes());
+            let ordinal = texts.len();
+            put_hex(&mut texts, &said.ordinal.0);
+            (start..ordinal, ordinal..texts.len())
+        };
+        let places: Vec<_> = said.iter().map(of_record).collect();
+        let texts = Bytes::from(texts);
+        let mut topics: BTreeMap<(Channel, Priority), Arc<str>> = BTreeMap::new();
+        let mut lanes = BTreeSet::new();
+        for (said, (key, ordinal)) in said.into_iter().zip(places) {
+            let to = match said.to {
+                To::Lane(channel, priority) => {
+                    if !self.present.is_empty() && self.present.contains(&(epoch, said.ordinal.0.to_vec())) {
+                        continue;
+                    }
+                    let topic = topics.entry((channel, priority));
+                    let topic = topic.or_insert_with(|| self.outlets.topics.lane(channel, priority).into());
+                    let to = self.outlets.partition(Arc::clone(topic), &said.user);
+                    lanes.insert((channel, priority, to.partition));
+                    to
                 }
-                written.insert(to.clone());
-            }
+                To::HandOver(..) | To::Dlq(_) => self.outlets.place(&said),
+            };
             let mut headers: Headers = vec![
-                (HEADER_GENERATION.to_owned(), Bytes::from(self.generation.to_string())),
-                (HEADER_EPOCH.to_owned(), Bytes::from(epoch.to_string())),
-                (HEADER_ORDINAL.to_owned(), Bytes::from(said.ordinal.to_string())),
+                (HEADER_GENERATION.to_owned(), generation.clone()),
+                (HEADER_EPOCH.to_owned(), number.clone()),
+                (HEADER_ORDINAL.to_owned(), texts.slice(ordinal)),
             ];
             if let To::HandOver(_, event) = said.to {
                 headers.push((HEADER_EVENT.to_owned(), Bytes::from(event.to_string())));
             }
-            let key = (!said.user.is_empty()).then(|| Bytes::copy_from_slice(said.user.as_bytes()));
+            let key = (!said.user.is_empty()).then(|| texts.slice(key));
             appends.push(Append { to, key, value: Some(said.value), headers });
         }
+        let lane = |(channel, priority, partition)| {
+            topics.get(&(channel, priority)).map(|topic| TopicPartition { topic: Arc::clone(topic), partition })
+        };
+        written.extend(lanes.into_iter().filter_map(lane));
         let count = rows.len() as u64;
         appends.extend(self.outlets.blocks(Stage::Decide, epoch, &rows));
         // The epoch's record is complete with this one, in whatever order partitions are read.
@@ -291,7 +314,7 @@ pub enum PresentError {
     /// A lane speaks of an epoch that the cut log does not have.
     #[error(
         "{partition} at offset {offset} speaks of epoch {epoch}, but the cut log ends with epoch {last}: \
-         the cut log was truncated; restore it, or start with `--accept-loss`"
+         the cut log was truncated; restore it"
     )]
     Beyond {
         /// The lane.

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
-use tidings_operators::harness::output::{Delta, merge};
+use tidings_operators::harness::delta::{Delta, Pending};
 
 use super::crew::{Next, Part, hear};
 use crate::checkpoint::{CheckpointError, Checkpoints, Manifest};
@@ -34,7 +34,7 @@ pub(crate) struct Keeper {
     /// Chunks that the newest manifest names.
     pub(crate) chunks: Vec<String>,
     /// What changed since then.
-    pub(crate) pending: Delta,
+    pub(crate) pending: Pending,
     pub(crate) inbox: Receiver<Keep>,
     pub(crate) outbox: Sender<Kept>,
 }
@@ -46,7 +46,7 @@ impl Part for Keeper {
             Err(next) => return next,
         };
         match keep {
-            Keep::Delta(delta) => merge(&mut self.pending, delta),
+            Keep::Delta(delta) => self.pending.add(delta),
             Keep::Write(manifest) => {
                 let kept = self.write(*manifest);
                 if self.outbox.send(kept).is_err() {
@@ -68,7 +68,7 @@ impl Part for Keeper {
 impl Keeper {
     fn write(&mut self, mut manifest: Manifest) -> Kept {
         manifest.chunks.clone_from(&self.chunks);
-        match self.checkpoints.write(self.generation, manifest, &self.pending) {
+        match self.checkpoints.write(self.generation, manifest, self.pending.delta()) {
             Ok((name, written)) => {
                 self.pending.clear();
                 self.chunks.clone_from(&written.chunks);

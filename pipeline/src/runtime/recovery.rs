@@ -10,7 +10,7 @@
 
 use std::collections::BTreeMap;
 
-use tidings_operators::harness::output::Delta;
+use tidings_operators::harness::delta::Delta;
 
 use crate::checkpoint::{CheckpointError, Checkpoints, Manifest};
 use crate::cutlog::{Counted, CutBody, CutLogError, Hash, Named};
@@ -46,7 +46,7 @@ pub enum StartError {
     /// The log was trimmed, and no checkpoint can be read.
     #[error(
         "the cut log begins with epoch {first:?}, so a checkpoint must be loaded, but none can be: {}; \
-         restore the checkpoint store, or start anew with an empty cut log and `--accept-loss`",
+         restore the checkpoint store",
         .problems.join("; ")
     )]
     NoCheckpoint {
@@ -66,7 +66,7 @@ pub enum StartError {
     /// Cuts beyond the checkpoint were made by another build.
     #[error(
         "{cuts} cuts beyond the checkpoint were decided by another build: drain them with that build \
-         (`tidings recover`), or start with `--accept-divergence`, which marks what differs as duplicates"
+         (run it once more and stop it with SIGTERM), or start with `--accept-divergence`, which marks what differs as duplicates"
     )]
     Build {
         /// How many.

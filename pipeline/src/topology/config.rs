@@ -170,7 +170,7 @@ pub struct Sink {
     pub providers: Providers,
     /// The folder of its templates.
     pub templates: Option<PathBuf>,
-    /// At most so many over all users; what exceeds it waits in the lane.
+    /// At most so many over all users, in each process that delivers; what exceeds it waits in the lane.
     pub cap: Option<Rate>,
 }
 
@@ -433,7 +433,8 @@ pub struct Provider {
     pub kind: String,
     /// Its parameters.
     pub params: Private<Value>,
-    /// At most so many calls; the provider's own quota where absent.
+    /// At most so many deliveries, in each process that delivers; what exceeds it waits in the lane, critical
+    /// ones do not. Only the provider's own answers limit it where absent.
     pub rate: Option<Rate>,
 }
 

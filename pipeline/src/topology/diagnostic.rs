@@ -68,6 +68,8 @@ codes! {
     Cycle = "cycle",
     /// An operator that no source reaches.
     Unreachable = "unreachable",
+    /// Events that one path hands to the other through a topic that no source reads.
+    UnreadHandOver = "unread_hand_over",
     /// A source or operator whose output nothing reads.
     UnusedOutput = "unused_output",
     /// Events that don't pass `validate` first.

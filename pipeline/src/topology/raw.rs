@@ -207,7 +207,7 @@ pub(super) struct Sink {
     pub(super) providers: At<Providers>,
     /// The folder of its templates; built-in ones where absent.
     pub(super) templates: Option<String>,
-    /// At most so many over all users; what exceeds it waits in the lane.
+    /// At most so many over all users, in each process that delivers; what exceeds it waits in the lane.
     #[schemars(with = "Option<Rate>")]
     pub(super) cap: Option<At<Rate>>,
 }

@@ -111,8 +111,7 @@ fn operator_list(generator: &mut SchemaGenerator, kinds: &OperatorKinds) -> Valu
 
 fn provider_map(generator: &mut SchemaGenerator, kinds: &ProviderKinds) -> Value {
     let rate = generator.subschema_for::<Rate>().to_value();
-    let rate =
-        json!({ "description": "At most so many calls; the provider's own quota where absent.", "allOf": [rate] });
+    let rate = json!({ "description": "At most so many deliveries, in each process that delivers; what exceeds it waits in the lane, critical ones do not.", "allOf": [rate] });
     let (mut named, mut any) = (Map::new(), Vec::new());
     for (name, kind) in &kinds.0 {
         let params: Value = (kind.schema)(generator).to_value();

@@ -268,7 +268,20 @@ impl World {
 
     /// What the providers counted.
     pub(crate) fn counts(&self, providers: &Providers) -> Value {
-        serde_json::from_str(&self.get(&format!("{}/api/counts", providers.inbox)).unwrap()).unwrap()
+        let place = format!("{}/api/counts", providers.inbox);
+        let mut url = place.clone();
+        let mut addresses = serde_json::Map::new();
+        loop {
+            let mut page: Value = serde_json::from_str(&self.get(&url).unwrap()).unwrap();
+            addresses.append(page["addresses"].as_object_mut().unwrap());
+            match page["next"].as_str() {
+                Some(next) => url = reqwest::Url::parse_with_params(&place, [("after", next)]).unwrap().to_string(),
+                None => {
+                    page["addresses"] = Value::Object(addresses);
+                    return page;
+                }
+            }
+        }
     }
 
     /// One of the numbers at `/metrics`, summed over its labels; none where nobody answers.

@@ -9,6 +9,8 @@ mod dying;
 mod world;
 
 use dying::{Death, Moment};
+use tidings_schemas::lifecycle::{State, Unit};
+use tidings_sinks::record::fates::{Fate, Fates};
 use world::World;
 
 /// Runs a world that dies at `moment`, as often as it takes, and compares.
@@ -115,8 +117,56 @@ fn acknowledgements_that_are_lost() {
 fn an_operator_that_held_state_must_not_vanish() {
     let mut world = World::new();
     assert!(!world.run(None, 1));
-    let error = world.start_without("dedup").unwrap_err();
+    let error = world.start_without(&["dedup"]).unwrap_err();
     let expected = "the checkpoint holds state of operator `dedup`, which the topology does not have: put it back, \
-                    or start with `--drop-state dedup`";
+                    or start with `--allow-dropped-state dedup`, which gives up what it holds";
     assert_eq!(error, expected);
+}
+
+/// Parked events in the one, parked legs in the other.
+const GONE: &[&str] = &["schedule", "quiet_hours"];
+
+#[test]
+fn what_a_vanished_operator_held_is_lost_by_an_explicit_word_and_accounted_for() {
+    let deaths = [
+        None,
+        // The first cut upon the dropped state: not there, there and not said, half said.
+        Some(Death::Append { topic: "notifications.cuts".to_owned(), nth: 2, moment: Moment::Before }),
+        Some(Death::Append { topic: "notifications.cuts".to_owned(), nth: 2, moment: Moment::After }),
+        Some(Death::Append { topic: "notifications.lifecycle".to_owned(), nth: 1, moment: Moment::Torn(1) }),
+        // The checkpoint that holds it no longer.
+        Some(Death::Checkpoint { nth: 1, moment: Moment::Before }),
+        Some(Death::Checkpoint { nth: 1, moment: Moment::After }),
+    ];
+    for death in deaths {
+        let name = format!("{death:?}");
+        let mut world = World::new();
+        world.pause_after(3);
+        assert!(!world.run(None, 1), "{name}");
+        assert!(world.operators_with_state().is_superset(&GONE.iter().map(|kind| (*kind).to_owned()).collect()));
+        // Images are met in the order of the operators' names.
+        for (allowed, refused) in [(&[][..], "quiet_hours"), (&["quiet_hours"][..], "schedule")] {
+            world.take_out(GONE, allowed);
+            let error = world.start_without(GONE).unwrap_err();
+            assert!(error.contains(&format!("`--allow-dropped-state {refused}`")), "{name}: {error}");
+        }
+        world.take_out(GONE, GONE);
+        let durable = !matches!(&death, Some(Death::Append { moment: Moment::Before, .. }));
+        assert_eq!(world.run(death.clone(), 2), death.is_some(), "{name}");
+        // Once a cut was made upon it the word was given.
+        world.take_out(GONE, if durable { &[] } else { GONE });
+        assert!(!world.run(None, 3), "{name}");
+        world.compare(&name);
+        let held = world.operators_with_state();
+        assert!(GONE.iter().all(|kind| !held.contains(*kind)), "{name}: {held:?}");
+        let rows = world.rows();
+        let lost = |unit| rows.iter().filter(|row| row.unit == unit && row.states.contains(&State::Lost)).count();
+        assert!(lost(Unit::Event) > 0 && lost(Unit::Leg) > 0, "{name}: too little was parked to prove anything");
+        for sum in Fates::of(rows.iter()).sums() {
+            assert!(sum.adds_up() && sum.unaccounted == 0, "{name}: {sum:?}");
+            let of = |wanted| sum.fates.iter().find(|(fate, _)| *fate == wanted).map_or(0, |(_, units)| *units);
+            // A parked leg of one event that is lost ends as suppressed.
+            assert_eq!(of(Fate::Lost), if sum.unit == Unit::Event { lost(Unit::Event) as u64 } else { 0 }, "{name}");
+        }
+    }
 }

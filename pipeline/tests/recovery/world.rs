@@ -1,7 +1,7 @@
 //! A world that outlives its processes: a log, a store, a workload, a clock; and the comparison of
 //! all that was ever said with a plain recomputation along the logged cuts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -12,10 +12,12 @@ use object_store::path::Path as ObjectPath;
 use object_store::{ObjectStore, ObjectStoreExt};
 use tidings_operators::harness::chain::Block;
 use tidings_operators::harness::dataflow::Transport;
+use tidings_operators::harness::delta::Pending;
+use tidings_operators::harness::dropped::MayDrop;
 use tidings_operators::harness::feed::{Lot, RawRecord};
 use tidings_operators::harness::output::{EpochOutput, To};
 use tidings_operators::ingest::{Path, ingest};
-use tidings_operators::registry::Wiring;
+use tidings_operators::registry::{Input, Wiring};
 use tidings_operators::rules::Rules;
 use tidings_operators::script;
 use tidings_pipeline::checkpoint::Checkpoints;
@@ -58,6 +60,12 @@ pub(crate) struct World {
     /// How far the cuts were looked through, and where they end.
     looked: u64,
     cut_ends: BTreeMap<(String, u32), u64>,
+    /// Slices after which a run stops; all of them, and noon, if none.
+    slices_max: Option<usize>,
+    /// Operators that were taken out of the topology.
+    gone: &'static [&'static str],
+    /// Those of them whose state may be dropped.
+    may_drop: BTreeSet<String>,
 }
 
 fn wiring() -> Wiring {
@@ -72,6 +80,28 @@ fn wiring() -> Wiring {
         ("quiet_hours", serde_json::json!({"spread": "10m"}), None),
         ("rate_limit", limits, None),
     ])
+}
+
+/// The wiring without operators of these kinds.
+fn without(kinds: &[&str]) -> Wiring {
+    let mut wiring = wiring();
+    for kind in kinds {
+        let gone = wiring.operators.iter().position(|operator| operator.kind == *kind).unwrap();
+        wiring.operators.remove(gone);
+        for operator in &mut wiring.operators[gone..] {
+            for input in &mut operator.inputs {
+                if let Input::Operator(number) = input {
+                    *number -= usize::from(*number >= gone);
+                }
+            }
+        }
+    }
+    wiring
+}
+
+/// Names a topology.
+fn topology_bytes(wiring: &Wiring) -> Vec<u8> {
+    wiring.operators.iter().flat_map(|operator| operator.kind.bytes().chain([b'\n'])).collect()
 }
 
 fn topics() -> Vec<(String, u32)> {
@@ -115,7 +145,22 @@ impl World {
             fed: 0,
             looked: 0,
             cut_ends: BTreeMap::new(),
+            slices_max: None,
+            gone: &[],
+            may_drop: BTreeSet::new(),
         }
+    }
+
+    /// Runs to come stop gracefully once `slices` of the workload were cut.
+    pub(crate) fn pause_after(&mut self, slices: usize) {
+        self.slices_max = Some(slices);
+    }
+
+    /// Runs to come have no operators of these kinds, and may drop the state of some of them.
+    pub(crate) fn take_out(&mut self, gone: &'static [&'static str], may_drop: &[&str]) {
+        self.slices_max = None;
+        self.gone = gone;
+        self.may_drop = may_drop.iter().map(|kind| (*kind).to_owned()).collect();
     }
 
     fn plan(&self, workers: usize, wiring: Wiring) -> Plan {
@@ -128,10 +173,10 @@ impl World {
             side_input: *side_input,
         };
         Plan {
+            topology: topology_bytes(&wiring).into(),
             wiring,
             sources: SOURCES.iter().enumerate().map(source).collect(),
             rules: Arc::clone(&self.rules),
-            topology: Arc::from(&b"the test's topology"[..]),
             build: [7; 32],
             outlets: Outlets { topics: Topics::default(), partitions: topics().into_iter().collect() },
             workers,
@@ -153,6 +198,7 @@ impl World {
             observer: None,
             older: Arc::new(|_, _| Err("the test has one topology".to_owned())),
             accept_divergence: false,
+            may_drop: self.may_drop.clone(),
         }
     }
 
@@ -161,7 +207,7 @@ impl World {
     pub(crate) fn run(&mut self, death: Option<Death>, workers: usize) -> bool {
         let life = Life::new(death);
         let around = self.surroundings(&life);
-        let plan = self.plan(workers, wiring());
+        let plan = self.plan(workers, without(self.gone));
         let (stop, status) = (Arc::clone(&around.stop), Arc::clone(&around.status));
         let process = std::thread::spawn(move || run(&plan, &around));
         let noon = NOON.parse().unwrap();
@@ -170,6 +216,8 @@ impl World {
             let epoch = status.epoch.load(Ordering::Relaxed);
             if !status.ready.load(Ordering::Relaxed) || !self.caught_up() {
                 // Ask again.
+            } else if self.slices_max == Some(self.fed) {
+                stop.store(true, Ordering::Relaxed);
             } else if self.fed < self.slices.len() {
                 self.log.append(&self.slices[self.fed]).unwrap();
                 self.fed += 1;
@@ -231,22 +279,35 @@ impl World {
         runtime.block_on(self.store.put(&path, Bytes::from_static(b"\x01torn").into())).unwrap();
     }
 
-    /// Starts a topology that lacks an operator.
-    pub(crate) fn start_without(&self, kind: &str) -> Result<(), String> {
-        let mut wiring = wiring();
-        let gone = wiring.operators.iter().position(|operator| operator.kind == kind).unwrap();
-        wiring.operators.remove(gone);
-        for operator in &mut wiring.operators[gone..] {
-            for input in &mut operator.inputs {
-                if let tidings_operators::registry::Input::Operator(number) = input {
-                    *number -= usize::from(*number >= gone);
-                }
-            }
-        }
-        let plan = self.plan(1, wiring);
+    /// Starts a topology that lacks operators.
+    pub(crate) fn start_without(&self, kinds: &[&str]) -> Result<(), String> {
+        let plan = self.plan(1, without(kinds));
         let around = self.surroundings(&Life::new(None));
         around.stop.store(true, Ordering::Relaxed);
         run(&plan, &around).map_err(|error| error.to_string())
+    }
+
+    /// The operators whose state the newest checkpoint holds.
+    pub(crate) fn operators_with_state(&self) -> BTreeSet<String> {
+        let entries: Vec<_> = self.cuts.lock().unwrap().clone().into_iter().collect();
+        let entries = entries.into_iter().map(|(offset, bytes)| (offset, Entry::decode(offset, &bytes).unwrap()));
+        let counted = cutlog::read(entries, false).unwrap();
+        let (_, newest) = counted.checkpoints.last_key_value().unwrap();
+        let checkpoints = Checkpoints::new(Arc::clone(&self.store) as Arc<dyn ObjectStore>).unwrap();
+        let state = checkpoints.state(&checkpoints.manifest(&newest.name).unwrap()).unwrap();
+        state.iter().map(|((operator, _), _)| operator.to_string()).collect()
+    }
+
+    /// Every row, once.
+    pub(crate) fn rows(&self) -> Vec<Row> {
+        let mut rows = BTreeMap::new();
+        for record in (0..2).flat_map(|partition| self.records("notifications.lifecycle", partition)) {
+            let value = record.value.unwrap();
+            for row in RowBlock::decode_header(&value).unwrap().decode_rows().unwrap() {
+                rows.insert(row.row_id, row);
+            }
+        }
+        rows.into_values().collect()
     }
 
     fn records(&self, topic: &str, partition: u32) -> Vec<Record> {
@@ -265,6 +326,7 @@ impl World {
     /// What a plain recomputation along the logged cuts says, on one chain, without timely.
     fn recomputed(&self) -> Vec<EpochOutput> {
         let mut chain = wiring().chain(Path::Decide).unwrap();
+        let (mut topology, mut state) = (blake3::hash(&topology_bytes(&wiring())), Pending::default());
         let sources = script::sources();
         let mut outputs = Vec::new();
         let mut from: BTreeMap<(usize, u32), u64> = BTreeMap::new();
@@ -285,8 +347,18 @@ impl World {
                     blocks.push(Block { lot, target: 0, records: arrived.collect() });
                 }
             }
+            if blake3::Hash::from(cut.topology) != topology {
+                // From here on the other topology, upon the state of the one before.
+                let wiring = without(self.gone);
+                topology = blake3::hash(&topology_bytes(&wiring));
+                chain = wiring.chain(Path::Decide).unwrap();
+                let mut restored = state.delta().clone();
+                restored.retain(|_, image| !image.is_gone());
+                chain.restore_but(restored.iter(), self.rules.hash, &MayDrop::Again).unwrap();
+            }
             let mut output = chain.epoch(cut.epoch, cut.now, &self.rules, blocks);
             output.canonical();
+            state.add(std::mem::take(&mut output.delta));
             outputs.push(output);
         }
         outputs
@@ -403,6 +475,11 @@ fn workload() -> Vec<Vec<Append>> {
         if place % 4 == 3 {
             slice.push(append("in.profiles", 0, format!("u{place}"), opt_out.to_owned()));
         }
+        let later = format!(
+            r#"{{"id":"s{place}","type":"like","user_id":"u1","object":{{"id":"s"}},"scheduled_at":"2026-03-29T1{}:00:00Z"}}"#,
+            place % 3
+        );
+        slice.push(append("in.events", 1, "u1".to_owned(), later));
         slice.push(append("in.events", 0, "broken".to_owned(), "{".to_owned()));
     }
     slices

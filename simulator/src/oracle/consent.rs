@@ -116,7 +116,7 @@ pub(super) fn verdict(
     rules: &Rules,
     now: Instant,
 ) -> Verdict {
-    let zone = rules.wall.zone(known.profile.time_zone.as_deref());
+    let zone = wall::zone(known.profile.time_zone.as_deref());
     let end = known.profile.quiet_hours.and_then(|hours| wall::quiet_end(&zone, hours, now));
     let Some(end) = end else { return Verdict::Pass };
     match rule(rules, priority, channel) {
@@ -143,8 +143,8 @@ pub(super) fn fresh_until(thing: &Thing, channel: Channel, known: &Known, rules:
     if matches!(rule(rules, thing.priority, channel), QuietRule::Defer | QuietRule::InApp)
         && let Some(hours) = known.profile.quiet_hours
     {
-        let zone = rules.wall.zone(known.profile.time_zone.as_deref());
-        until = wall::next_quiet_start(&zone, hours, now).map_or(until, |start| until.min(start));
+        let zone = wall::zone(known.profile.time_zone.as_deref());
+        until = wall::quiet_start(&zone, hours, now, until).unwrap_or(until);
     }
     until
 }

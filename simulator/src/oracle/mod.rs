@@ -9,12 +9,25 @@
 //! Where the specification is silent, the engine's choice is one legitimate choice. Those that the
 //! oracle follows:
 //! - Subkeys, which ids hash, are the fields of the key in order, each ended by a zero byte; a leg that
-//!   waits alone has its leg id as the subkey.
+//!   waits alone has its leg id as the subkey. What deliver gave back always waits alone.
 //! - A type without channels has push, email, in_app at high and medium priority; email, in_app at low.
-//! - `schedule` checks expiry of whatever passes it, `close` and `leave` of each member by itself.
-//! - An event that a window gathered alone keeps the name that it came with.
-//! - Whoever waits already is joined, not overtaken, even if there is budget.
-//! - A cap of zero is an opt-out by another name.
+//! - `schedule` checks expiry of whatever passes it; an operator that lets go, or judges again what it
+//!   holds, of each member by itself. A group is too late when all of it is.
+//! - An event that a window gathered alone keeps the name that it came with; what is left of a place
+//!   gets the place's, and is no group if it is one.
+//! - Type and category of a group are its newest member's, as its content is; its priority is the most
+//!   urgent that ever joined; its object is what all agree on.
+//! - `in_app` as a quiet rule or as overflow goes on with the in-app candidate, where there is one.
+//! - A candidate that a limit or an opt-out brought to the front asks the quiet hours; the first one, at
+//!   `rate_limit`, does not ask again what `quiet_hours` has just answered.
+//! - Whoever waits already is joined, not overtaken, even if there is budget; both are tried at once.
+//! - A user's cap counts from when it is set. A cap of zero is an opt-out by another name.
+//! - A leg that failed over is suppressed (undeliverable), and so its event is what the next one is.
+//!
+//! # Not modelled
+//! The critical path (what is handed to it is only named), chains that branch, `digest`, `escalate` and
+//! `fan_out`, comparisons by order in `when`, dedup keys that are fractions, and who goes first when more
+//! timers of one key group are due than an epoch may fire. Each is refused by [`NotModelled`].
 
 mod condition;
 mod consent;
@@ -41,9 +54,9 @@ use tidings_schemas::time::Instant;
 use consent::{Known, fresh_until};
 use steps::{Now, Station};
 use thing::Thing;
-pub use told::{Difference, Fate, Told, Unit};
+use told::Story;
+pub use told::{Difference, End, Fate, Told, Unit};
 pub use topology::{NotModelled, Records, Source, Topology, Written};
-use wall::Wall;
 
 /// The engine fires at most so many of an operator's timers per key group and epoch and leaves the
 /// rest due. The oracle does not model who goes first, and says so where it comes to that.
@@ -56,13 +69,16 @@ pub struct Slips {
     pub counts_twice: bool,
     /// Retractions take nothing out.
     pub forgets_retractions: bool,
+    /// A changed profile does not reach what is parked.
+    pub forgets_the_parked: bool,
+    /// What was due before an epoch's side inputs is released before they are heard.
+    pub timers_first: bool,
 }
 
 /// What a decision depends on beside events and profiles.
 struct Rules {
     topology: Topology,
     policies: Policies,
-    wall: Wall,
 }
 
 /// One record of a source.
@@ -90,6 +106,9 @@ pub struct Oracle {
     slips: Slips,
     stations: Vec<Station>,
     users: BTreeMap<String, Known>,
+    /// The policies changed since the last epoch.
+    changed: bool,
+    story: Story,
 }
 
 /// What sets a wave off, beside what comes in from above.
@@ -104,8 +123,15 @@ impl Oracle {
     #[must_use]
     pub fn new(topology: Topology, policies: Policies) -> Self {
         let stations = topology.steps.iter().map(|step| Station::new(&step.kind)).collect();
-        let rules = Rules { topology, policies, wall: Wall::bundled() };
-        Self { rules, slips: Slips::default(), stations, users: BTreeMap::new() }
+        let rules = Rules { topology, policies };
+        Self {
+            rules,
+            slips: Slips::default(),
+            stations,
+            users: BTreeMap::new(),
+            changed: false,
+            story: Story::default(),
+        }
     }
 
     /// The same with deliberate mistakes.
@@ -113,6 +139,12 @@ impl Oracle {
     pub fn with(mut self, slips: Slips) -> Self {
         self.slips = slips;
         self
+    }
+
+    /// Other policies hold from the next epoch on.
+    pub fn change(&mut self, policies: Policies) {
+        self.changed |= self.rules.policies != policies;
+        self.rules.policies = policies;
     }
 
     /// The earliest deadline.
@@ -145,7 +177,18 @@ impl Oracle {
         let nobody = Known::default();
         let changed = |user: &&String| before.get(*user).unwrap_or(&nobody) != &self.users[*user];
         let changed: BTreeSet<String> = self.users.keys().filter(changed).cloned().collect();
-        self.wave(number, now, &mut told, &Trigger::Changed(&changed), None)?;
+        if self.slips.timers_first {
+            let after = std::mem::replace(&mut self.users, before);
+            self.wave(number, now, &mut told, &Trigger::Timers, None)?;
+            self.users = after;
+        }
+        if !self.slips.forgets_the_parked {
+            self.wave(number, now, &mut told, &Trigger::Changed(&changed), None)?;
+        }
+        if std::mem::take(&mut self.changed) {
+            let waiting = self.stations.iter().flat_map(Station::waiting).collect();
+            self.wave(number, now, &mut told, &Trigger::Changed(&waiting), None)?;
+        }
         // 2. Due timers, as a wave down the chain.
         self.wave(number, now, &mut told, &Trigger::Timers, None)?;
         // 3. Records by (source, partition, offset), each down the whole chain.
@@ -154,7 +197,20 @@ impl Oracle {
                 self.wave(number, now, &mut told, &Trigger::Nothing, Some(arrival))?;
             }
         }
+        self.story.add(&told);
         Ok(told)
+    }
+
+    /// What became of an event, as of the newest epoch. None: it was never heard of here.
+    #[must_use]
+    pub fn end(&self, event: EventId) -> Option<End> {
+        self.story.end(event)
+    }
+
+    /// What is known of an event and its legs, for a person who looks into a difference.
+    #[must_use]
+    pub fn describe(&self, event: EventId) -> String {
+        self.story.describe(event)
     }
 
     /// Takes in a profile or an address; None where it is neither.
@@ -310,6 +366,7 @@ fn end(told: &mut Told, rules: &Rules, known: &Known, now: Instant, thing: Thing
         return told.fate(Unit::Leg(leg), Fate::Expired);
     }
     told.fate(Unit::Leg(leg), Fate::Queued);
+    told.set_out.push((leg, thing.members.iter().map(|member| member.event).collect(), thing.silent));
     let names = thing.actors().into_iter().take(3);
     let actors = names.map(|actor| actor.name.clone().unwrap_or_else(|| actor.id.clone())).collect();
     told.lanes.push(LaneRecord {

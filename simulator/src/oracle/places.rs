@@ -37,57 +37,58 @@ pub(super) struct Place {
 
 pub(super) type Places = BTreeMap<Key, Place>;
 
-/// Puts a leg into a place; whoever stands there already is joined.
-pub(super) fn park(
-    places: &mut Places,
-    now: &mut Now<'_>,
-    key: Key,
-    thing: Thing,
-    until: Instant,
-    turn: Instant,
-    reason: Reason,
-) {
-    if let Some(place) = places.get_mut(&key) {
+/// Puts a leg into a place; whoever stands there already is joined. The caller says when it is due.
+pub(super) fn park(places: &mut Places, now: &mut Now<'_>, key: &Key, thing: Thing, until: Instant, reason: Reason) {
+    if let Some(place) = places.get_mut(key) {
         let merged = Fate::Merged([place.group].into());
         now.events(&thing, &merged);
-        now.leg(&thing, merged.clone());
-        for folded in place.thing.join(thing) {
-            now.member(&folded, merged.clone());
-        }
+        now.leg(&thing, merged);
+        // Whoever is folded was said to be merged when it came.
+        place.thing.join(thing);
         place.changed = true;
         return;
     }
     now.leg(&thing, Fate::Parked { until: Some(until), reason: Some(reason) });
     let group = GroupId::new(now.id, &thing.user, &key.1, thing.first_event());
-    places.insert(key, Place { thing, since: now.at, until, due: now.due(turn), group, changed: false });
+    places.insert(key.clone(), Place { thing, since: now.at, until, due: now.due(until), group, changed: false });
 }
 
-/// The leg as it leaves its place: under its own name if its membership is what it was, else as a new
-/// notification, into which the old leg merges. None: nothing is left of it.
-pub(super) fn leave(now: &mut Now<'_>, key: &Key, place: Place) -> Option<Thing> {
-    let Place { mut thing, group, mut changed, .. } = place;
+/// The place without the members whose time has passed. None: nothing is left of it.
+pub(super) fn fresh(now: &mut Now<'_>, mut place: Place) -> Option<Place> {
     let at = now.at;
-    let gone = thing.part(|_, member| member.expires_at.is_some_and(|expires| expires <= at));
+    let whole = place.thing.clone();
+    let gone = place.thing.part(|member| member.expires_at.is_some_and(|expires| expires <= at));
+    if place.thing.members.is_empty() {
+        now.leg(&whole, Fate::Expired);
+        return None;
+    }
     for member in &gone {
         now.member(member, Fate::Expired);
     }
-    if thing.members.is_empty() {
-        now.leg(&thing, Fate::Expired);
-        return None;
-    }
-    changed |= !gone.is_empty();
+    place.changed |= !gone.is_empty();
+    Some(place)
+}
+
+/// The leg as it leaves its place: under its own name if its membership is what it was, else as a new
+/// notification, into which the old leg merges.
+pub(super) fn leave(now: &mut Now<'_>, key: &Key, place: Place) -> Thing {
+    let Place { mut thing, group, changed, .. } = place;
     thing.ready_at = now.at;
     if changed {
         let merged = Fate::Merged([group].into());
         now.leg(&thing, merged.clone());
-        now.events(&thing, &merged);
+        if thing.activities() > 1 {
+            now.events(&thing, &merged);
+        }
         thing.notification = thing.formed(now.id, &key.1);
-        thing.group = group;
-        let first = thing.channel().map_or("", |channel| channel.as_str());
+        // A notification of one is no group.
+        thing.group = if thing.activities() > 1 { group } else { GroupId::default() };
+        let channel = thing.channel().map_or("", |channel| channel.as_str());
+        let first = if thing.silent { "silent" } else { channel };
         thing.leg = Some(LegId::new(thing.notification, first, thing.replay));
         now.leg(&thing, Fate::Open);
     }
-    Some(thing)
+    thing
 }
 
 /// Takes out of every place what the control means.
@@ -95,7 +96,7 @@ pub(super) fn part(places: &mut Places, now: &mut Now<'_>, control: &mut Thing) 
     let keys: Vec<Key> = places.keys().filter(|key| key.0 == control.user).cloned().collect();
     for key in keys {
         let Some(place) = places.get_mut(&key) else { continue };
-        let gone = place.thing.part(|thing, member| control.means(thing, member));
+        let gone = place.thing.part(|member| control.means(member));
         if gone.is_empty() {
             continue;
         }

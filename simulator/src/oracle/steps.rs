@@ -43,6 +43,8 @@ impl Now<'_> {
     }
 
     pub(super) fn leg(&mut self, thing: &Thing, fate: Fate) {
+        let events = thing.members.iter().map(|member| member.event).collect();
+        self.told.set_out.push((thing.leg.unwrap_or_default(), events, thing.silent));
         self.told.fate(Unit::Leg(thing.leg.unwrap_or_default()), fate);
     }
 
@@ -125,6 +127,14 @@ impl Station {
         due
     }
 
+    /// Who has legs that wait here.
+    pub(super) fn waiting(&self) -> Vec<String> {
+        match self {
+            Self::Quiet(places) | Self::Limits(_, places, _) => places.keys().map(|key| key.0.clone()).collect(),
+            _ => Vec::new(),
+        }
+    }
+
     /// The earliest deadline.
     pub(super) fn next_due(&self) -> Option<Instant> {
         let far = Instant(i64::MAX);
@@ -150,6 +160,7 @@ impl Station {
                 let still_due = |place: &Place| place.due.at == at && place.due.set_in != now.epoch;
                 if places.get(key).is_some_and(still_due)
                     && let Some(place) = places.remove(key)
+                    && let Some(place) = super::places::fresh(now, place)
                 {
                     judge_quiet(places, now, place.thing.clone(), Some((key, place)));
                 }
@@ -201,8 +212,7 @@ impl Station {
             Self::Schedule(held) => {
                 if thing.is_control() {
                     for key in keys_of(held, &thing.user) {
-                        let means = |member: &Member| thing.means(&held[&key].0.thing, member);
-                        if held[&key].0.thing.members.iter().any(means)
+                        if held[&key].0.thing.members.iter().any(|member| thing.means(member))
                             && let Some(HeldBox(out)) = held.remove(&key)
                         {
                             now.events(&out.thing, &taken(&thing));
@@ -245,8 +255,10 @@ impl Station {
                 if thing.is_control() {
                     places_part(places, now, &mut thing);
                     now.out.push(thing);
+                } else if unlimited(now, &thing) {
+                    now.out.push(thing);
                 } else {
-                    limit(levels, places, sends, now, thing);
+                    limit(levels, places, sends, now, thing, true);
                 }
             }
         }
@@ -367,7 +379,7 @@ fn gather(gathering: &Gathering, windows: &mut BTreeMap<Key, WindowBox>, now: &m
 fn close(now: &mut Now<'_>, key: &Key, window: Window) {
     let Some(mut thing) = window.thing else { return };
     let at = now.at;
-    for member in thing.part(|_, member| member.expires_at.is_some_and(|expires| expires <= at)) {
+    for member in thing.part(|member| member.expires_at.is_some_and(|expires| expires <= at)) {
         now.member(&member, Fate::Expired);
     }
     if thing.members.is_empty() {
@@ -390,7 +402,7 @@ fn take_out_of_windows(windows: &mut BTreeMap<Key, WindowBox>, now: &mut Now<'_>
     for key in keys_of(windows, &control.user) {
         let Some(WindowBox(window)) = windows.get_mut(&key) else { continue };
         let Some(thing) = &mut window.thing else { continue };
-        let gone = thing.part(|thing, member| control.means(thing, member));
+        let gone = thing.part(|member| control.means(member));
         for member in &gone {
             now.member(member, taken(control));
         }
@@ -514,42 +526,56 @@ fn came_back(now: &mut Now<'_>, mut thing: Thing, cause: ReturnCause) {
 
 fn quiet_place(thing: &Thing, channel: Channel) -> Key {
     let subkey = match &thing.object {
-        Some(object) => fields(&[channel.as_str(), &thing.tenant, &thing.event_type, &object.id]),
-        None => thing.leg.unwrap_or_default().0.to_vec(),
+        // What deliver gave back is that leg alone.
+        Some(object) if thing.returns == 0 => fields(&[channel.as_str(), &thing.tenant, &thing.event_type, &object.id]),
+        _ => thing.leg.unwrap_or_default().0.to_vec(),
     };
     (thing.user.clone(), subkey)
 }
 
+/// In quiet hours only the in-app candidate remains, if there is one.
+fn keep_in_app(thing: &mut Thing, reason: Reason) {
+    let others = thing.candidates.iter().filter(|channel| **channel != Channel::InApp);
+    thing.struck.extend(others.map(|channel| (*channel, reason)));
+    thing.candidates.retain(|channel| *channel == Channel::InApp);
+}
+
 /// Judges a leg's first candidate. `waited`: the place it was taken out of, with its key.
-fn judge_quiet(places: &mut Places, now: &mut Now<'_>, thing: Thing, waited: Option<(&Key, Place)>) {
+fn judge_quiet(places: &mut Places, now: &mut Now<'_>, mut thing: Thing, waited: Option<(&Key, Place)>) {
     let Some(channel) = thing.channel() else { return };
-    match now.verdict(&thing, channel) {
-        Verdict::Wait(until, turn) => match waited {
-            Some((key, mut place)) => {
-                if place.until != until {
-                    now.leg(&place.thing, Fate::Parked { until: Some(until), reason: Some(Reason::QuietHours) });
-                }
-                (place.until, place.due) = (until, now.due(turn));
-                places.insert(key.clone(), place);
+    let verdict = now.verdict(&thing, channel);
+    if verdict == Verdict::Inbox {
+        let before = thing.clone();
+        keep_in_app(&mut thing, Reason::QuietHours);
+        return match thing.channel() {
+            Some(_) => judge_quiet(places, now, thing, waited),
+            None => now.leg(&before, Fate::Suppressed(Some(Reason::QuietHours))),
+        };
+    }
+    thing.silent |= verdict == Verdict::Silent;
+    let leaving = |now: &mut Now<'_>, thing: Thing| match waited.clone() {
+        None => thing,
+        Some((key, place)) => super::places::leave(now, key, Place { thing, ..place }),
+    };
+    let Verdict::Wait(until, turn) = verdict else {
+        let thing = leaving(now, thing);
+        return now.out.push(thing);
+    };
+    let key = quiet_place(&thing, channel);
+    match &waited {
+        Some((stood, place)) if **stood == key => {
+            if place.until != until {
+                now.leg(&thing, Fate::Parked { until: Some(until), reason: Some(Reason::QuietHours) });
             }
-            None => {
-                let key = quiet_place(&thing, channel);
-                super::places::park(places, now, key, thing, until, turn, Reason::QuietHours);
-            }
-        },
-        verdict => {
-            let leaves = match waited {
-                None => Some(thing),
-                Some((key, place)) => super::places::leave(now, key, place),
-            };
-            let Some(mut thing) = leaves else { return };
-            match verdict {
-                Verdict::Inbox => now.leg(&thing, Fate::Suppressed(Some(Reason::QuietHours))),
-                Verdict::Silent => {
-                    thing.silent = true;
-                    now.out.push(thing);
-                }
-                Verdict::Pass | Verdict::Wait(..) => now.out.push(thing),
+            places.insert(key, Place { thing, until, due: now.due(turn), ..place.clone() });
+        }
+        _ => {
+            let thing = leaving(now, thing);
+            super::places::park(places, now, &key, thing, until, Reason::QuietHours);
+            // Whoever comes last to a place says when it is left.
+            let due = now.due(turn);
+            if let Some(place) = places.get_mut(&key) {
+                place.due = due;
             }
         }
     }
@@ -557,29 +583,23 @@ fn judge_quiet(places: &mut Places, now: &mut Now<'_>, thing: Thing, waited: Opt
 
 /// The profile changed: what may not go any more ends, the rest is judged again.
 fn judge_again(places: &mut Places, now: &mut Now<'_>, key: &Key) {
-    let Some(mut place) = places.remove(key) else { return };
-    let first = place.thing.channel();
-    if !super::places::strike_closed(now, &mut place.thing) {
-        return;
-    }
-    if place.thing.channel() == first {
+    let Some(place) = places.remove(key) else { return };
+    let Some(mut place) = super::places::fresh(now, place) else { return };
+    if super::places::strike_closed(now, &mut place.thing) {
         judge_quiet(places, now, place.thing.clone(), Some((key, place)));
-    } else if let Some(thing) = super::places::leave(now, key, place) {
-        // Its first candidate is another: it is judged as if it had just come.
-        judge_quiet(places, now, thing, None);
     }
 }
 
 // ---- limits ---------------------------------------------------------------------------------------
 
 /// A rate that holds for a leg, and where its sends are counted.
-struct Held2 {
+struct Rate {
     counter: Vec<String>,
     max: usize,
     per: std::time::Duration,
 }
 
-fn rates(levels: &[Level], now: &Now<'_>, thing: &Thing, channel: Channel) -> Vec<Held2> {
+fn rates(levels: &[Level], now: &Now<'_>, thing: &Thing, channel: Channel) -> Vec<Rate> {
     let mut held = Vec::new();
     let value = |per: Per| match per {
         Per::Channel => channel.as_str().to_owned(),
@@ -591,7 +611,7 @@ fn rates(levels: &[Level], now: &Now<'_>, thing: &Thing, channel: Channel) -> Ve
         let Some(rate) = level.rates.get(&value(*first)).or_else(|| level.rates.get("other")) else { continue };
         let mut counter = vec![format!("level {number}")];
         counter.extend(level.per.iter().map(|per| value(*per)));
-        held.push(Held2 { counter, max: rate.max as usize, per: rate.per.0 });
+        held.push(Rate { counter, max: rate.max as usize, per: rate.per.0 });
     }
     for cap in &now.known.profile.caps {
         let holds = cap.category.as_ref().is_none_or(|category| *category == thing.category)
@@ -605,7 +625,7 @@ fn rates(levels: &[Level], now: &Now<'_>, thing: &Thing, channel: Channel) -> Ve
                 cap.channel.map(|only| only.to_string()).unwrap_or_default(),
                 cap.per.to_string(),
             ];
-            held.push(Held2 { counter, max: cap.max as usize, per: cap.per.0 });
+            held.push(Rate { counter, max: cap.max as usize, per: cap.per.0 });
         }
     }
     held
@@ -613,7 +633,7 @@ fn rates(levels: &[Level], now: &Now<'_>, thing: &Thing, channel: Channel) -> Ve
 
 /// When all of `held` have budget: the first instant, from now on, at which fewer than `max` sends
 /// lie within the span before it. None: never.
-fn free_at(sends: &Sends, user: &str, held: &[Held2], now: Instant) -> Option<Instant> {
+fn free_at(sends: &Sends, user: &str, held: &[Rate], now: Instant) -> Option<Instant> {
     let mut free = now;
     for rate in held {
         if rate.max == 0 {
@@ -629,9 +649,9 @@ fn free_at(sends: &Sends, user: &str, held: &[Held2], now: Instant) -> Option<In
     Some(free)
 }
 
-fn count(sends: &mut Sends, now: &Now<'_>, user: &str, held: Vec<Held2>) {
+fn count(sends: &mut Sends, now: &Now<'_>, user: &str, held: &[Rate]) {
     for rate in held {
-        let sent = sends.entry((user.to_owned(), rate.counter)).or_default();
+        let sent = sends.entry((user.to_owned(), rate.counter.clone())).or_default();
         sent.push(now.at);
         if now.slips.counts_twice {
             sent.push(now.at);
@@ -653,57 +673,84 @@ fn overflow(now: &Now<'_>, thing: &Thing) -> Overflow {
 
 fn limited_place(thing: &Thing, channel: Channel, overflow: Overflow) -> Key {
     let subkey = match overflow {
-        Overflow::Merge => fields(&["wait", channel.as_str(), &thing.tenant, &thing.event_type]),
+        Overflow::Merge if thing.returns == 0 => fields(&["wait", channel.as_str(), &thing.tenant, &thing.event_type]),
         _ => thing.leg.unwrap_or_default().0.to_vec(),
     };
     (thing.user.clone(), subkey)
 }
 
-/// Judges a leg that just came, candidate by candidate.
-fn limit(levels: &[Level], places: &mut Places, sends: &mut Sends, now: &mut Now<'_>, mut thing: Thing) {
-    if unlimited(now, &thing) {
-        return now.out.push(thing);
-    }
+/// Judges a leg candidate by candidate. `asked`: quiet hours were asked about the first.
+fn limit(
+    levels: &[Level],
+    places: &mut Places,
+    sends: &mut Sends,
+    now: &mut Now<'_>,
+    mut thing: Thing,
+    mut asked: bool,
+) {
     let user = thing.user.clone();
-    let mut asked_quiet = true;
+    let mut why = Reason::RateLimited;
     while let Some(channel) = thing.channel() {
+        why = Reason::RateLimited;
+        let verdict = if asked { Verdict::Pass } else { now.verdict(&thing, channel) };
+        asked = false;
+        let held = rates(levels, now, &thing, channel);
         let policy = overflow(now, &thing);
         let key = limited_place(&thing, channel, policy);
-        // `quiet_hours` judged the first candidate only.
-        if !asked_quiet {
-            match now.verdict(&thing, channel) {
-                Verdict::Pass => {}
-                Verdict::Silent => {
-                    thing.silent = true;
-                    return now.out.push(thing);
-                }
-                Verdict::Wait(until, turn) => {
-                    return super::places::park(places, now, key, thing, until, turn, Reason::QuietHours);
-                }
-                Verdict::Inbox => return now.leg(&thing, Fate::Suppressed(Some(Reason::QuietHours))),
-            }
-        }
-        asked_quiet = false;
-        let held = rates(levels, now, &thing, channel);
         let free = free_at(sends, &user, &held, now.at);
-        if free == Some(now.at) && !places.contains_key(&key) {
-            count(sends, now, &user, held);
-            thing.counted = true;
-            return now.out.push(thing);
-        }
-        match (policy, free) {
-            (Overflow::Merge | Overflow::Defer, Some(free)) => {
-                return super::places::park(places, now, key, thing, free, free, Reason::RateLimited);
+        let joins = policy == Overflow::Merge && places.contains_key(&key);
+        match (verdict, free, policy) {
+            // A cap of zero is an opt-out by another name.
+            (_, None, _) => strike(&mut thing, channel, why),
+            (Verdict::Silent, ..) => {
+                thing.silent = true;
+                return now.out.push(thing);
             }
-            // A cap of zero never frees: it is an opt-out by another name.
-            (Overflow::Next | Overflow::Merge | Overflow::Defer, _) => {
-                thing.candidates.remove(0);
-                thing.struck.push((channel, Reason::RateLimited));
+            (Verdict::Wait(until, turn), ..) => {
+                return wait(places, now, &key, thing, until, turn, Reason::QuietHours);
             }
-            (Overflow::InApp | Overflow::Drop, _) => break,
+            (Verdict::Inbox, ..) => {
+                why = Reason::QuietHours;
+                keep_in_app(&mut thing, why);
+            }
+            (Verdict::Pass, Some(free), _) if free == now.at && !joins => {
+                count(sends, now, &user, &held);
+                thing.counted = true;
+                return now.out.push(thing);
+            }
+            (Verdict::Pass, Some(free), Overflow::Merge | Overflow::Defer) => {
+                return wait(places, now, &key, thing, free, free, why);
+            }
+            (Verdict::Pass, _, Overflow::InApp) if channel == Channel::InApp => break,
+            (Verdict::Pass, _, Overflow::InApp) => keep_in_app(&mut thing, why),
+            (Verdict::Pass, _, Overflow::Next) => strike(&mut thing, channel, why),
+            (Verdict::Pass, _, Overflow::Drop) => break,
         }
     }
-    now.leg(&thing, Fate::Suppressed(Some(Reason::RateLimited)));
+    now.leg(&thing, Fate::Suppressed(Some(why)));
+}
+
+fn strike(thing: &mut Thing, channel: Channel, reason: Reason) {
+    thing.candidates.retain(|candidate| *candidate != channel);
+    thing.struck.push((channel, reason));
+}
+
+/// Parks a leg; where others wait already, it is tried no later than they are.
+fn wait(
+    places: &mut Places,
+    now: &mut Now<'_>,
+    key: &Key,
+    thing: Thing,
+    until: Instant,
+    turn: Instant,
+    reason: Reason,
+) {
+    let turn = places.get(key).map_or(turn, |place| place.due.at.min(turn));
+    super::places::park(places, now, key, thing, until, reason);
+    let due = now.due(turn);
+    if let Some(place) = places.get_mut(key) {
+        place.due = due;
+    }
 }
 
 /// Lets leave what can, oldest first; says anew until when the rest waits.
@@ -711,50 +758,74 @@ fn release_limited(levels: &[Level], places: &mut Places, sends: &mut Sends, now
     let mut keys = keys_of(places, user);
     keys.sort_by_key(|key| (places[key].since, key.clone()));
     for key in keys {
-        let Some(mut place) = places.remove(&key) else { continue };
+        let Some(place) = places.remove(&key) else { continue };
+        let Some(mut place) = super::places::fresh(now, place) else { continue };
         let Some(channel) = place.thing.channel() else { continue };
-        let verdict = now.verdict(&place.thing, channel);
         let held = rates(levels, now, &place.thing, channel);
+        let patient = matches!(overflow(now, &place.thing), Overflow::Merge | Overflow::Defer);
         let free = free_at(sends, user, &held, now.at);
-        let wait = match (verdict, free) {
-            (Verdict::Wait(until, turn), _) => Some((until, turn)),
-            (_, Some(free)) if free > now.at => Some((free, free)),
-            (_, None) => Some((place.until, place.until)),
-            _ => None,
-        };
-        if let Some((until, turn)) = wait {
-            if place.until != until {
-                now.leg(&place.thing, Fate::Parked { until: Some(until), reason: Some(Reason::RateLimited) });
+        let (until, turn) = match now.verdict(&place.thing, channel) {
+            // A cap of zero ends the wait.
+            _ if free.is_none() => {
+                let thing = super::places::leave(now, &key, place);
+                limit(levels, places, sends, now, thing, true);
+                continue;
             }
-            (place.until, place.due) = (until, now.due(turn));
-            places.insert(key, place);
-            continue;
-        }
-        let Some(mut thing) = super::places::leave(now, &key, place) else { continue };
-        match verdict {
-            Verdict::Inbox => now.leg(&thing, Fate::Suppressed(Some(Reason::QuietHours))),
+            Verdict::Wait(until, turn) => (until, turn),
+            Verdict::Inbox => {
+                let before = place.thing.clone();
+                keep_in_app(&mut place.thing, Reason::QuietHours);
+                if place.thing.candidates.is_empty() {
+                    now.leg(&before, Fate::Suppressed(Some(Reason::QuietHours)));
+                } else {
+                    let thing = super::places::leave(now, &key, place);
+                    limit(levels, places, sends, now, thing, false);
+                }
+                continue;
+            }
             Verdict::Silent => {
-                thing.silent = true;
+                place.thing.silent = true;
+                let thing = super::places::leave(now, &key, place);
                 now.out.push(thing);
+                continue;
             }
-            Verdict::Pass | Verdict::Wait(..) => {
-                count(sends, now, user, held);
+            Verdict::Pass if free == Some(now.at) => {
+                let mut thing = super::places::leave(now, &key, place);
+                count(sends, now, user, &held);
                 thing.counted = true;
                 now.out.push(thing);
+                continue;
             }
+            // It waited for the morning only: the policy says what becomes of overflow.
+            Verdict::Pass if !patient => {
+                let thing = super::places::leave(now, &key, place);
+                limit(levels, places, sends, now, thing, true);
+                continue;
+            }
+            Verdict::Pass => {
+                let free = free.unwrap_or(now.at);
+                (free, free)
+            }
+        };
+        if place.until != until {
+            now.leg(&place.thing, Fate::Parked { until: Some(until), reason: Some(Reason::RateLimited) });
         }
+        (place.until, place.due) = (until, now.due(turn));
+        places.insert(key, place);
     }
 }
 
 fn limit_again(levels: &[Level], places: &mut Places, sends: &mut Sends, now: &mut Now<'_>, key: &Key) {
-    let Some(mut place) = places.remove(key) else { return };
+    let Some(place) = places.remove(key) else { return };
+    let Some(mut place) = super::places::fresh(now, place) else { return };
     let first = place.thing.channel();
     if !super::places::strike_closed(now, &mut place.thing) {
         return;
     }
     if place.thing.channel() == first {
         places.insert(key.clone(), place);
-    } else if let Some(thing) = super::places::leave(now, key, place) {
-        limit(levels, places, sends, now, thing);
+    } else {
+        let thing = super::places::leave(now, key, place);
+        limit(levels, places, sends, now, thing, false);
     }
 }

@@ -24,6 +24,9 @@ pub(super) struct Member {
     pub(super) intent_by_id: IntentId,
     pub(super) cancel_key: Option<String>,
     pub(super) actor: Option<Actor>,
+    pub(super) event_type: String,
+    pub(super) category: String,
+    pub(super) object: Option<Object>,
     pub(super) data: BTreeMap<String, Value>,
     pub(super) template_id: Option<String>,
     pub(super) created_at: Instant,
@@ -108,6 +111,9 @@ impl Thing {
             intent_by_id: IntentId::new(&event.tenant, &event.user_id, None, &by_id),
             cancel_key: event.cancel_key,
             actor: event.actor,
+            event_type: event.event_type.clone(),
+            category: policy.category.clone().unwrap_or_default(),
+            object: event.object.clone(),
             data: event.data,
             template_id: event.template_id.or(policy.template_id),
             created_at: accepted,
@@ -154,6 +160,9 @@ impl Thing {
             intent_by_id: IntentId::default(),
             cancel_key: None,
             actor: names.next().map(|name| Actor { id: name.clone(), name: Some(name.clone()) }),
+            event_type: leg.event_type.clone(),
+            category: leg.category.clone(),
+            object: leg.object.clone(),
             data: leg.data.clone(),
             template_id: leg.template_id.clone(),
             created_at: leg.created_at,
@@ -213,9 +222,10 @@ impl Thing {
         self.object.as_ref().map(|object| object.id.as_str())
     }
 
-    /// When the first of it is too late.
+    /// When all of it is too late; never, if some of it never is.
     pub(super) fn expires_at(&self) -> Option<Instant> {
-        self.members.iter().filter_map(|member| member.expires_at).min()
+        let all: Option<Vec<Instant>> = self.members.iter().map(|member| member.expires_at).collect();
+        all.filter(|_| self.folded.count == 0)?.into_iter().max()
     }
 
     pub(super) fn is_expired(&self, now: Instant) -> bool {
@@ -236,8 +246,8 @@ impl Thing {
         self.actors().len() as u64 + self.folded.actors
     }
 
-    /// Whether the control `self` means this member of `other`.
-    pub(super) fn means(&self, other: &Self, member: &Member) -> bool {
+    /// Whether the control `self` means this event.
+    pub(super) fn means(&self, member: &Member) -> bool {
         let Some(own) = self.members.first() else { return false };
         match self.op {
             Op::Notify => false,
@@ -248,23 +258,35 @@ impl Thing {
             }
             Op::Retract => {
                 let (Some(who), Some(actor)) = (&own.actor, &member.actor) else { return false };
-                self.event_type == other.event_type && who.id == actor.id && self.object_id() == other.object_id()
+                let object = member.object.as_ref().map(|object| object.id.as_str());
+                self.event_type == member.event_type && who.id == actor.id && self.object_id() == object
             }
         }
     }
 
     /// The members that `leaves` says leave; the rest stays. A group with folded members keeps one.
-    pub(super) fn part(&mut self, leaves: impl Fn(&Self, &Member) -> bool) -> Vec<Member> {
-        let whole = self.clone();
-        let (mut gone, kept): (Vec<_>, Vec<_>) = self.members.drain(..).partition(|member| leaves(&whole, member));
+    pub(super) fn part(&mut self, leaves: impl Fn(&Member) -> bool) -> Vec<Member> {
+        let (mut gone, kept): (Vec<_>, Vec<_>) = self.members.drain(..).partition(|member| leaves(member));
         self.members = kept;
         if self.members.is_empty() && self.folded.count > 0 {
             self.members.extend(gone.pop());
         }
         if !gone.is_empty() && !self.members.is_empty() {
             self.created_at = self.members.iter().map(|member| member.created_at).min().unwrap_or_default();
+            self.settle();
         }
         gone
+    }
+
+    /// Type and category are the newest's, as the content is; the object is what all agree on.
+    fn settle(&mut self) {
+        let Some(newest) = self.members.last().cloned() else { return };
+        let id = |object: &Option<Object>| object.as_ref().map(|object| object.id.clone());
+        let common = self.members.iter().all(|member| id(&member.object) == id(&newest.object));
+        // Of folded members only this is known: whether they agreed until now.
+        let agreed = self.folded.count == 0 || id(&self.object) == id(&newest.object);
+        self.object = newest.object.filter(|_| common && agreed);
+        (self.event_type, self.category) = (newest.event_type, newest.category);
     }
 
     /// Takes in another's members. Returns those that were folded.
@@ -292,6 +314,7 @@ impl Thing {
         if self.object_id() != other.object.as_ref().map(|object| object.id.as_str()) {
             self.object = None;
         }
+        self.settle();
         self.created_at = self.created_at.min(other.created_at);
         self.priority = self.priority.min(other.priority);
         folded

@@ -64,7 +64,7 @@ impl Fate {
 }
 
 /// What one epoch says.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default)]
 pub struct Told {
     /// Lane records.
     pub lanes: Vec<LaneRecord>,
@@ -74,6 +74,8 @@ pub struct Told {
     pub letters: BTreeMap<Reason, u64>,
     /// The last fate of each unit that the epoch touched.
     pub fates: BTreeMap<Unit, Fate>,
+    /// Legs that set out, with their events and whether they are silent: not compared, for the sum.
+    pub(super) set_out: Vec<(LegId, Vec<EventId>, bool)>,
 }
 
 impl Told {
@@ -95,7 +97,10 @@ impl Told {
         let mut fate = Fate::Open;
         for state in &row.states {
             fate = match state {
-                State::Parked => Fate::Parked { until: row.until, reason: row.reason },
+                // What an event once was for a reason, it may wait for another.
+                State::Parked => {
+                    Fate::Parked { until: row.until, reason: row.reason.filter(|_| row.unit == RowUnit::Leg) }
+                }
                 State::Rejected => Fate::Rejected(row.reason),
                 State::Deduplicated => Fate::Deduplicated,
                 State::Retracted => Fate::Retracted,
@@ -112,36 +117,23 @@ impl Told {
         self.fate(unit, fate);
     }
 
-    /// Puts everything whose order within an epoch is no promise into one order.
-    fn sorted(&self) -> (Vec<(LegId, String)>, Vec<(Priority, EventId)>) {
-        let shown = |lane: &LaneRecord| (lane.leg, serde_json::to_string(lane).unwrap_or_default());
-        let mut lanes: Vec<_> = self.lanes.iter().map(shown).collect();
-        let mut handed_over = self.handed_over.clone();
-        lanes.sort();
-        handed_over.sort();
-        (lanes, handed_over)
-    }
-
-    /// The first thing in which `found` differs from this, in words. None: they agree.
+    /// The first thing in which `found` differs from this, in words. None: they agree. Order within an
+    /// epoch is no promise of lanes, and is not compared.
     #[must_use]
     pub fn difference(&self, found: &Self) -> Option<Difference> {
-        let ((lanes, handed), (found_lanes, found_handed)) = (self.sorted(), found.sorted());
-        let none = || "nothing".to_owned();
         let differs = |what: String, expected: String, found: String| Some(Difference { what, expected, found });
-        for pair in 0..lanes.len().max(found_lanes.len()) {
-            let (one, two) = (lanes.get(pair), found_lanes.get(pair));
+        let (lanes, found_lanes) = (by_leg(&self.lanes), by_leg(&found.lanes));
+        for leg in lanes.keys().chain(found_lanes.keys()) {
+            let (one, two) = (lanes.get(leg), found_lanes.get(leg));
             if one != two {
-                // The lesser leg is the one that the other side lacks.
-                let (one, two) = match (one, two) {
-                    (Some(one), Some(two)) if one.0 < two.0 => (Some(one), None),
-                    (Some(one), Some(two)) if one.0 > two.0 => (None, Some(two)),
-                    both => both,
+                let text = |side: Option<&Vec<&LaneRecord>>| {
+                    side.map_or_else(|| "nothing".to_owned(), |all| serde_json::to_string(all).unwrap_or_default())
                 };
-                let leg = one.or(two).map(|(leg, _)| leg.to_string()).unwrap_or_default();
-                let text = |side: Option<&(LegId, String)>| side.map_or_else(none, |(_, json)| json.clone());
                 return differs(format!("the lane record of {leg}"), text(one), text(two));
             }
         }
+        let sorted = |all: &[(Priority, EventId)]| all.iter().copied().collect::<BTreeSet<_>>();
+        let (handed, found_handed) = (sorted(&self.handed_over), sorted(&found.handed_over));
         if handed != found_handed {
             return differs("hand-overs".to_owned(), format!("{handed:?}"), format!("{found_handed:?}"));
         }
@@ -158,6 +150,127 @@ impl Told {
             }
         }
         None
+    }
+}
+
+/// Lane records by their leg: one each, unless a return and its leg meet in an epoch.
+fn by_leg(lanes: &[LaneRecord]) -> BTreeMap<LegId, Vec<&LaneRecord>> {
+    let mut by_leg: BTreeMap<LegId, Vec<&LaneRecord>> = BTreeMap::new();
+    for lane in lanes {
+        by_leg.entry(lane.leg).or_default().push(lane);
+    }
+    by_leg
+}
+
+/// What became of an event in the end, or so far: promise 7's sum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum End {
+    /// No event.
+    Rejected,
+    /// A repeat.
+    Deduplicated,
+    /// Its actor was taken out, or it took one out.
+    Retracted,
+    /// Taken back, or it took something back.
+    Cancelled,
+    /// Too late.
+    Expired,
+    /// Not said, for ever.
+    Suppressed,
+    /// Said as part of another.
+    Merged,
+    /// Waits.
+    Parked,
+    /// Said.
+    Notified,
+}
+
+impl End {
+    /// Its word.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Rejected => "rejected",
+            Self::Deduplicated => "deduplicated",
+            Self::Retracted => "retracted",
+            Self::Cancelled => "cancelled",
+            Self::Expired => "expired",
+            Self::Suppressed => "suppressed",
+            Self::Merged => "merged",
+            Self::Parked => "parked",
+            Self::Notified => "notified",
+        }
+    }
+
+    const fn of(fate: &Fate) -> Option<Self> {
+        Some(match fate {
+            Fate::Rejected(_) => Self::Rejected,
+            Fate::Deduplicated => Self::Deduplicated,
+            Fate::Retracted => Self::Retracted,
+            Fate::Cancelled => Self::Cancelled,
+            Fate::Expired => Self::Expired,
+            Fate::Suppressed(_) | Fate::FailedOver => Self::Suppressed,
+            Fate::Merged(_) => Self::Merged,
+            Fate::Parked { .. } | Fate::Returned => Self::Parked,
+            Fate::Queued => Self::Notified,
+            Fate::Open => return None,
+        })
+    }
+}
+
+/// All that was told, one fate a unit.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Story {
+    fates: BTreeMap<Unit, Fate>,
+    /// The legs of each event, in the order in which they set out.
+    legs: BTreeMap<EventId, Vec<(LegId, bool)>>,
+}
+
+impl Story {
+    pub(super) fn add(&mut self, told: &Told) {
+        for (unit, fate) in &told.fates {
+            if *fate != Fate::Open || !self.fates.contains_key(unit) {
+                self.fates.insert(*unit, fate.clone());
+            }
+        }
+        for (leg, events, silent) in &told.set_out {
+            for event in events {
+                let legs = self.legs.entry(*event).or_default();
+                match legs.iter_mut().find(|(known, _)| known == leg) {
+                    // In-app that was asked for may turn silent at night.
+                    Some((_, known)) => *known |= silent,
+                    None => legs.push((*leg, *silent)),
+                }
+            }
+        }
+    }
+
+    /// What is known of an event and its legs, in words.
+    pub(super) fn describe(&self, event: EventId) -> String {
+        let mut text = format!("{:?}", self.fates.get(&Unit::Event(event)));
+        for (leg, silent) in self.legs.get(&event).into_iter().flatten() {
+            let _ = write!(text, "; {leg} silent {silent} {:?}", self.fates.get(&Unit::Leg(*leg)));
+        }
+        text
+    }
+
+    /// MODEL §5: its own end; else a spoken leg queued, one parked, one merged, the silent one queued;
+    /// else what its first leg came to.
+    pub(super) fn end(&self, event: EventId) -> Option<End> {
+        let own = End::of(self.fates.get(&Unit::Event(event))?);
+        if let Some(end) = own.filter(|end| *end != End::Parked) {
+            return Some(end);
+        }
+        let legs = self.legs.get(&event).map_or(&[][..], Vec::as_slice);
+        let ends: Vec<_> = legs.iter().map(|(leg, silent)| (self.fates.get(&Unit::Leg(*leg)), silent)).collect();
+        let ends: Vec<_> = ends.iter().filter_map(|(fate, silent)| Some((End::of((*fate)?)?, **silent))).collect();
+        let order =
+            [(End::Notified, Some(false)), (End::Parked, None), (End::Merged, None), (End::Notified, Some(true))];
+        let is = |(end, silent): &(End, Option<bool>)| {
+            ends.iter().any(|(other, quiet)| other == end && silent.is_none_or(|silent| silent == *quiet))
+        };
+        let first = ends.iter().find(|(_, silent)| !silent).or(ends.first());
+        order.iter().find(|one| is(one)).map(|(end, _)| *end).or(first.map(|(end, _)| *end)).or(own)
     }
 }
 

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
+use tidings_operators::params::SideInput;
 use tidings_pipeline::topology as config;
 use tidings_schemas::channel::{ChannelSet, Priority};
 use tidings_schemas::units::{Period, Rate};
@@ -228,8 +229,6 @@ impl Topology {
         Self::straight(sources, &written, returned_at.unwrap_or(0), provided)
     }
 }
-
-use tidings_operators::params::SideInput;
 
 fn understood(written: &Written, spread: &mut Period) -> Result<Kind, NotModelled> {
     #[derive(Deserialize)]

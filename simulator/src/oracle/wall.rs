@@ -2,6 +2,7 @@
 //! question is put to jiff, minute by minute where need be. Slow, and plain.
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 use jiff::tz::TimeZone;
 use tidings_schemas::profile::QuietHours;
@@ -13,24 +14,11 @@ static BUNDLED: &[u8] = include_bytes!("../../../operators/data/tzdata-2026f.bin
 
 const MINUTE: i64 = 60_000;
 
-/// How far ahead a quiet window's start is looked for. A window comes every day, but for a night
-/// whose clock is put forward over it.
-const START_WITHIN_MINUTES: i64 = 3 * 24 * 60;
+static ZONES: LazyLock<BTreeMap<String, TimeZone>> = LazyLock::new(|| read(BUNDLED).unwrap_or_default());
 
-/// Every zone of one release.
-pub(super) struct Wall {
-    zones: BTreeMap<String, TimeZone>,
-}
-
-impl Wall {
-    pub(super) fn bundled() -> Self {
-        Self { zones: read(BUNDLED).unwrap_or_default() }
-    }
-
-    /// The zone of this name; UTC where there is none.
-    pub(super) fn zone(&self, name: Option<&str>) -> TimeZone {
-        name.and_then(|name| self.zones.get(name)).cloned().unwrap_or(TimeZone::UTC)
-    }
+/// The zone of this name; UTC where there is none.
+pub(super) fn zone(name: Option<&str>) -> TimeZone {
+    name.and_then(|name| ZONES.get(name)).cloned().unwrap_or(TimeZone::UTC)
 }
 
 fn read(file: &'static [u8]) -> Option<BTreeMap<String, TimeZone>> {
@@ -83,13 +71,10 @@ pub(super) fn quiet_end(zone: &TimeZone, hours: QuietHours, at: Instant) -> Opti
     end
 }
 
-/// The first instant after `at` at which the wall clock turns quiet.
-pub(super) fn next_quiet_start(zone: &TimeZone, hours: QuietHours, at: Instant) -> Option<Instant> {
-    if hours.from == hours.to {
-        return None;
-    }
+/// The first instant after `at` and not after `last` at which the wall clock turns quiet.
+pub(super) fn quiet_start(zone: &TimeZone, hours: QuietHours, at: Instant, last: Instant) -> Option<Instant> {
     let first = at.0.div_euclid(MINUTE) + 1;
-    (first..first + START_WITHIN_MINUTES)
+    (first..=last.0.div_euclid(MINUTE))
         .map(|minute| Instant(minute * MINUTE))
         .find(|start| is_quiet(zone, hours, *start) && !is_quiet(zone, hours, Instant(start.0 - 1)))
 }
@@ -104,8 +89,7 @@ mod tests {
 
     #[test]
     fn nights_are_as_long_as_the_clock_makes_them() {
-        let wall = Wall::bundled();
-        assert_eq!(wall.zones.len(), 598);
+        assert_eq!(ZONES.len(), 598);
         let night = |from: &str, to: &str| QuietHours { from: from.parse().unwrap(), to: to.parse().unwrap() };
         for (zone, from, to, now, end) in [
             ("America/New_York", "22:00", "07:00", "2026-03-08T09:00:00Z", Some("2026-03-08T11:00:00Z")),
@@ -118,11 +102,12 @@ mod tests {
             ("Asia/Kolkata", "13:00", "15:00", "2026-06-01T07:30:00Z", Some("2026-06-01T09:30:00Z")),
             ("Nowhere/Land", "13:00", "15:00", "2026-06-01T14:59:59.999Z", Some("2026-06-01T15:00:00Z")),
         ] {
-            let found = quiet_end(&wall.zone(Some(zone)), night(from, to), at(now));
+            let found = quiet_end(&super::zone(Some(zone)), night(from, to), at(now));
             assert_eq!(found, end.map(at), "{zone} {from}-{to} at {now}");
         }
-        let berlin = wall.zone(Some("Europe/Berlin"));
-        let start = next_quiet_start(&berlin, night("22:00", "07:00"), at("2026-03-29T05:00:00Z"));
-        assert_eq!(start, Some(at("2026-03-29T20:00:00Z")));
+        let berlin = zone(Some("Europe/Berlin"));
+        let start = |last| quiet_start(&berlin, night("22:00", "07:00"), at("2026-03-29T19:51:00Z"), at(last));
+        assert_eq!(start("2026-03-29T20:01:00Z"), Some(at("2026-03-29T20:00:00Z")));
+        assert_eq!(start("2026-03-29T19:59:59Z"), None);
     }
 }

@@ -16,10 +16,14 @@ use tidings_operators::registry::Wiring;
 use tidings_operators::rules::Rules;
 use tidings_operators::script;
 use tidings_schemas::channel::{Channel, ChannelSet, Priority};
-use tidings_schemas::lane::LaneRecord;
+use tidings_schemas::ids::EventId;
+use tidings_schemas::lane::{HEADER_EVENT, LaneRecord};
+use tidings_schemas::lifecycle::{Row, State, Unit};
 use tidings_schemas::policy::{Limits, Overflow, Policies, QuietRule, QuietRules, TypePolicy};
 use tidings_schemas::time::Instant;
-use tidings_simulator::oracle::{Oracle, Record, Records, Slips, Source, Told, Topology, Written};
+use tidings_schemas::units::Period;
+use tidings_simulator::oracle::{End, Oracle, Record, Records, Slips, Source, Told, Topology, Written};
+use tidings_sinks::record::fates::{Fate, Fates};
 
 const EPOCHS: u64 = 90;
 const USERS: u64 = 5;
@@ -32,8 +36,10 @@ pub(crate) enum Stage {
     Aggregate,
     Quiet,
     Limits,
-    /// Every operator, any of them left out; conditions; returns.
+    /// Every operator, any of them left out; conditions; returns; hand-overs; policies that change.
     Whole,
+    /// One user whom a thousand people like: groups beyond the bound of what they keep.
+    Crowd,
 }
 
 struct Dice(u64);
@@ -68,6 +74,14 @@ pub(crate) struct Life {
     operators: Vec<(&'static str, Value, Option<&'static str>)>,
     spread: Duration,
     policies: Policies,
+    /// Other policies, and the epoch from which they hold.
+    later: Option<(u64, Policies)>,
+    /// By how much the oracle's windows are too long.
+    slower: Duration,
+    handed_over: Vec<Drawn>,
+    /// How many of them came in earlier epochs: within one, a copy's `validated` hides until when the
+    /// event is parked.
+    settled: usize,
     dice: Dice,
 }
 
@@ -83,6 +97,9 @@ impl Life {
     pub(crate) fn draw(stage: Stage, seed: u64) -> Self {
         let mut dice = Dice(seed ^ ((stage as u64) << 32));
         let mut operators: Vec<(&str, Value, Option<&str>)> = vec![("validate", json!({}), None)];
+        if stage == Stage::Crowd {
+            return Self::crowd(dice, seed);
+        }
         let all = stage == Stage::Whole;
         let leave_out = |dice: &mut Dice| all && dice.one_in(6);
         if !leave_out(&mut dice) {
@@ -128,14 +145,61 @@ impl Life {
             let levels = json!([
                 {"per": ["channel", "type"], "push": rate(4), "email": rate(3), "other": rate(5)},
                 {"per": ["channel"], "push": rate(6), "in_app": rate(9)},
+                {"per": ["channel"], "push": rate(12)},
                 {"per": ["category"], "marketing": rate(2)},
                 {"per": ["type"], "comment": rate(3)},
             ]);
             let when = if all { dice.pick(&[None, None, Some(r#"channel != "email""#)]) } else { None };
             operators.push(("rate_limit", json!({"levels": levels}), when));
         }
-        let policies = policies(&mut dice);
-        Self { seed, stage, operators, spread: Duration::from_secs(spread_holds), policies, dice }
+        let drawn = policies(&mut dice);
+        let later = (all && dice.one_in(2)).then(|| (dice.roll(EPOCHS), policies(&mut dice)));
+        let spread = Duration::from_secs(spread_holds);
+        Self {
+            seed,
+            stage,
+            operators,
+            spread,
+            policies: drawn,
+            later,
+            slower: Duration::ZERO,
+            handed_over: Vec::new(),
+            settled: 0,
+            dice,
+        }
+    }
+
+    fn crowd(mut dice: Dice, seed: u64) -> Self {
+        let level = dice.pick(&["1/d", "2/d"]);
+        let mut operators = vec![("validate", json!({}), None), ("preferences", json!({}), None)];
+        if dice.one_in(2) {
+            operators.push(("aggregate", json!({"window": "3h", "threshold": 5000}), None));
+        }
+        operators.push(("route", json!({}), None));
+        if dice.one_in(2) {
+            operators.push(("quiet_hours", json!({}), None));
+        }
+        operators.push(("rate_limit", json!({"levels": [{"per": ["channel"], "push": level}]}), None));
+        let (stage, policies) = (Stage::Crowd, script::policies());
+        let (spread, slower) = (Duration::ZERO, Duration::ZERO);
+        Self {
+            seed,
+            stage,
+            operators,
+            spread,
+            policies,
+            later: None,
+            slower,
+            handed_over: Vec::new(),
+            settled: 0,
+            dice,
+        }
+    }
+
+    /// The same life, in which the oracle believes that windows are longer by this.
+    pub(crate) fn slower(mut self, by: Duration) -> Self {
+        self.slower = by;
+        self
     }
 
     fn wiring(&self) -> Wiring {
@@ -150,7 +214,11 @@ impl Life {
             params: params.clone(),
             when: when.map(str::to_owned),
         };
-        let operators: Vec<_> = self.operators.iter().map(written).collect();
+        let mut operators: Vec<_> = self.operators.iter().map(written).collect();
+        for window in operators.iter_mut().filter_map(|operator| operator.params.get_mut("window")) {
+            let right: Period = window.as_str().and_then(|text| text.parse().ok()).expect("a window");
+            *window = json!(Period(right.0 + self.slower));
+        }
         let returned_at = operators.iter().position(|operator| operator.kind == "dedup").unwrap_or(0);
         let topology = Topology::straight(sources.collect(), &operators, returned_at, provided());
         topology.expect("the oracle models all that is drawn")
@@ -202,23 +270,26 @@ fn policies(dice: &mut Dice) -> Policies {
 const ZONES: [&str; 6] =
     ["Europe/Berlin", "America/New_York", "Asia/Kolkata", "Africa/Cairo", "Australia/Lord_Howe", "Nowhere/Land"];
 
-/// A record before it has an offset: source, partition, key, value.
-type Drawn = (u16, u32, String, Option<String>);
+/// A record before it has an offset: source, partition, key, value, and the event id that it keeps.
+type Drawn = (u16, u32, String, Option<String>, Option<EventId>);
 
 impl Life {
     /// One record. `said` are lane records that deliver may give back.
     fn record(&mut self, number: u64, now: Instant, said: &[LaneRecord]) -> Drawn {
         let stage = self.stage;
         let dice = &mut self.dice;
+        if stage == Stage::Crowd {
+            return liked(dice, number);
+        }
         let user = format!("u{}", dice.roll(USERS));
         match dice.roll(24) {
-            0 | 1 => return (2, 0, user, profile(dice)),
+            0 | 1 => return (2, 0, user, profile(dice), None),
             2 | 3 => {
                 let (channel, name) = dice.pick(&[("push", "phone"), ("push", "tablet"), ("email", "m"), ("sms", "p")]);
                 let status = dice.pick(&["live", "live", "live", "invalid"]);
                 let address =
                     json!({"user_id": user, "address_id": name, "channel": channel, "address": "x", "status": status});
-                return (3, 0, format!("{user}/{name}"), (!dice.one_in(6)).then(|| address.to_string()));
+                return (3, 0, format!("{user}/{name}"), (!dice.one_in(6)).then(|| address.to_string()), None);
             }
             4 if dice.one_in(3) => {
                 let wrong = dice.pick(&[
@@ -227,17 +298,22 @@ impl Life {
                     r#"{"user_id":"u1","type":"like","channels":[]}"#,
                     r#"{"user_id":"u1","type":"like","colour":"red"}"#,
                 ]);
-                return (0, 0, user, Some(wrong.to_owned()));
+                return (0, 0, user, Some(wrong.to_owned()), None);
             }
-            5 if stage == Stage::Whole && !said.is_empty() => {
-                let leg = dice.pick(said);
+            5..8 if stage == Stage::Whole && !said.is_empty() => {
+                let leg = dice.pick(&said[said.len().saturating_sub(12)..]);
                 let cause = dice.pick(&["stale", "stale", "undeliverable", "replay"]);
                 let mut leg = leg;
                 if cause == "replay" {
                     leg.replay += 1;
                     leg.only_address = Some("phone".to_owned());
                 }
-                return (1, 0, leg.user.clone(), Some(json!({"cause": cause, "leg": leg}).to_string()));
+                return (1, 0, leg.user.clone(), Some(json!({"cause": cause, "leg": leg}).to_string()), None);
+            }
+            // What was handed over from the other path may come twice: its event id says so.
+            8 if self.settled > 0 => {
+                self.settled -= 1;
+                return self.handed_over.remove(usize::try_from(dice.roll(self.settled as u64 + 1)).unwrap());
             }
             _ => {}
         }
@@ -255,7 +331,7 @@ impl Life {
         ]);
         let op = if stage < Stage::Schedule { 9 } else { dice.roll(10) };
         let op = ["retract", "retract", "cancel"].get(usize::try_from(op).unwrap()).copied().unwrap_or("notify");
-        let id = if dice.one_in(8) { dice.roll(number.min(400)) } else { number };
+        let id = if dice.one_in(5) { number.saturating_sub(dice.roll(12)) } else { number };
         let mut event = json!({"id": format!("e{id}"), "type": kind, "user_id": user, "op": op});
         if kind == "like" || kind == "comment" && !dice.one_in(3) {
             let actor = dice.roll(5);
@@ -313,8 +389,34 @@ impl Life {
         if dice.one_in(40) {
             event.as_object_mut().unwrap().remove("id");
         }
-        (0, u32::try_from(dice.roll(3)).unwrap(), user, Some(event.to_string()))
+        let kept = (self.operators[1].1["window"] == "24h" && stage == Stage::Whole && dice.one_in(12))
+            .then(|| EventId::new("other path", 0, number));
+        let drawn = (0, u32::try_from(dice.roll(3)).unwrap(), user, Some(event.to_string()), kept);
+        if kept.is_some() {
+            self.handed_over.push(drawn.clone());
+        }
+        drawn
     }
+}
+
+fn liked(dice: &mut Dice, number: u64) -> Drawn {
+    let actor = dice.roll(900);
+    let mut like =
+        json!({"id": format!("e{number}"), "type": "like", "user_id": "u0", "actor": {"id": format!("a{actor}")}});
+    if dice.one_in(30) {
+        like["op"] = json!(dice.pick(&["retract", "cancel"]));
+    }
+    if !dice.one_in(300) {
+        like["object"] = json!({"id": "o"});
+    }
+    if dice.one_in(100) {
+        like["expires_at"] = json!("2026-03-28T20:00:00Z");
+    }
+    if number == 1 {
+        let phone = json!({"user_id": "u0", "address_id": "p", "channel": "push", "address": "x"});
+        return (3, 0, "u0/p".to_owned(), Some(phone.to_string()), None);
+    }
+    (0, 0, "u0".to_owned(), Some(like.to_string()), None)
 }
 
 fn profile(dice: &mut Dice) -> Option<String> {
@@ -404,32 +506,52 @@ pub(crate) struct Lived {
     pub fates: BTreeMap<String, usize>,
 }
 
+impl Lived {
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.lanes += other.lanes;
+        for (fate, count) in &other.fates {
+            *self.fates.entry(fate.clone()).or_default() += count;
+        }
+    }
+}
+
 /// Runs engine and oracle through a life. The first difference, with all that led to it; None: they
 /// agree to the end.
 pub(crate) fn check(mut life: Life, slips: Slips) -> Result<Lived, String> {
     let wiring = life.wiring();
-    let rules = Rules::new(&life.policies, provided(), life.spread, Calendar::bundled()).expect("policies compile");
+    let compiled = |policies: &Policies| {
+        Rules::new(policies, provided(), life.spread, Calendar::bundled()).expect("policies compile")
+    };
+    let mut rules = compiled(&life.policies);
+    let later = life.later.clone().map(|(epoch, policies)| (epoch, compiled(&policies), policies));
+    let (epochs, per_epoch) = if life.stage == Stage::Crowd { (14, 260) } else { (EPOCHS, 9) };
     let mut chain = wiring.chain(Path::Decide).expect("a chain");
     let mut oracle = Oracle::new(life.topology(), life.policies.clone()).with(slips);
     let mut offsets: BTreeMap<Lot, u64> = BTreeMap::new();
     let mut history: BTreeMap<String, String> = BTreeMap::new();
     let mut lived = Lived::default();
     let mut said: Vec<LaneRecord> = Vec::new();
+    let mut rows: Vec<Row> = Vec::new();
     let mut number = 0;
     // The nights in which clocks change: Berlin and Cairo in spring, New York in autumn.
     let nights = ["2026-03-28T18:00:00Z", "2026-03-08T00:00:00Z", "2026-10-31T20:00:00Z", "2026-06-01T20:00:00Z"];
     let mut now: Instant = life.dice.pick(&nights).parse().expect("an instant");
-    for epoch in 1..=EPOCHS {
+    for epoch in 1..=epochs {
         // Mostly seconds, sometimes hours, sometimes exactly the next deadline.
         now = match life.dice.roll(8) {
             0 => now.after(Duration::from_secs(life.dice.roll(6 * 3600))),
             1 | 2 => chain.next_timer().map_or(now, |due| due.max(now)),
             _ => now.after(Duration::from_millis(life.dice.roll(400_000))),
         };
+        if let Some((_, compiled, policies)) = later.as_ref().filter(|(from, ..)| *from == epoch) {
+            rules = compiled.clone();
+            oracle.change(policies.clone());
+        }
+        life.settled = life.handed_over.len();
         let mut blocks: BTreeMap<Lot, Vec<RawRecord>> = BTreeMap::new();
-        for _ in 0..life.dice.roll(9) {
+        for _ in 0..life.dice.roll(per_epoch) {
             number += 1;
-            let (source, partition, key, value) = life.record(number, now, &said);
+            let (source, partition, key, value, kept) = life.record(number, now, &said);
             let lot = Lot { source, partition };
             let offset = offsets.entry(lot).or_default();
             let owner = key.split('/').next().unwrap_or_default().to_owned();
@@ -444,7 +566,7 @@ pub(crate) fn check(mut life: Life, slips: Slips) -> Result<Lived, String> {
                 offset: *offset,
                 key: Some(Bytes::from(key)),
                 value: value.map(Bytes::from),
-                headers: Vec::new(),
+                headers: kept.map(|id| (HEADER_EVENT.to_owned(), Bytes::from(id.to_string()))).into_iter().collect(),
                 timestamp: now.before(Duration::from_millis(life.dice.roll(50))),
             });
             *offset += 1;
@@ -474,9 +596,10 @@ pub(crate) fn check(mut life: Life, slips: Slips) -> Result<Lived, String> {
             let _ = writeln!(
                 text,
                 "operators: {:?}\npolicy of comment: {:?}",
-                life.operators, life.policies.types["comment"]
+                life.operators,
+                life.policies.types.get("comment")
             );
-            let _ = writeln!(text, "quiet hours: {:?}", life.policies.quiet_hours);
+            let _ = writeln!(text, "quiet hours: {:?}; changed at {:?}", life.policies.quiet_hours, life.later);
             for row in &rows {
                 let _ = writeln!(
                     text,
@@ -504,6 +627,40 @@ pub(crate) fn check(mut life: Life, slips: Slips) -> Result<Lived, String> {
             *lived.fates.entry(name).or_default() += 1;
         }
         said.extend(found.lanes);
+        rows.extend(output.rows.decode());
     }
+    adds_up(&oracle, &rows).map_err(|problem| format!("{:?}, seed {}: {problem}", life.stage, life.seed))?;
     Ok(lived)
+}
+
+/// Promise 7: each unit in exactly one fate; and the record derives for each event what the oracle says.
+fn adds_up(oracle: &Oracle, rows: &[Row]) -> Result<(), String> {
+    let fates = Fates::of(rows.iter());
+    for sum in fates.sums() {
+        if !sum.adds_up() || sum.unaccounted > 0 {
+            return Err(format!("a sum does not add up: {sum:?}"));
+        }
+    }
+    let mut opened: BTreeMap<EventId, usize> = BTreeMap::new();
+    for row in rows.iter().filter(|row| row.unit == Unit::Event && row.states.contains(&State::Created)) {
+        *opened.entry(row.event).or_default() += 1;
+    }
+    // One that was handed over again after the dedup window has two stories under one name.
+    for (event, _) in opened.into_iter().filter(|(_, times)| *times == 1) {
+        let (expected, found) = (oracle.end(event).map(End::as_str), fates.event(event).map(Fate::as_str));
+        if expected != found {
+            let rows: Vec<_> = rows.iter().filter(|row| row.event == event).collect();
+            let rows: Vec<_> = rows
+                .iter()
+                .map(|row| {
+                    format!("  {} {:?} {} {:?} {} {}", row.epoch, row.unit, row.leg, row.states, row.group, row.silent)
+                })
+                .collect();
+            return Err(format!(
+                "the end of {event}\n  expected: {expected:?}\n  found:    {found:?}\n{}",
+                format!("{}\n  oracle: {}", rows.join("\n"), oracle.describe(event))
+            ));
+        }
+    }
+    Ok(())
 }

@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use super::gate::{Gate, Paused};
 use super::metrics::LaneMetrics;
 use super::outbox::Outbox;
+use super::pace::{Pace, Turn};
 use super::reader::Ticket;
 use super::wire::{self, DeadLetter, Retry};
 use super::{LaneError, rows};
@@ -32,12 +33,14 @@ use crate::consent;
 use crate::directory::{Directory, Known, Listed};
 use crate::ledger::{
     Attempt, Bucket, Claim, Claimed, Entry, Incarnation, Key, LEASE_MARGIN, Ledger, LedgerError, Note, Phase, Settle,
+    Turns,
 };
 use crate::log::{Append, Clock, Log, TopicPartition};
 use crate::outcome::{Code, Outcome};
 use crate::providers::{Call, Provider};
 use crate::render::Content;
 use crate::retry::{Next, Schedule, Wait};
+use crate::troubles::Troubles;
 
 /// How long a critical message waits for the ledger before it goes out without it.
 const CRITICAL_LEDGER_WAIT: Duration = Duration::from_millis(300);
@@ -46,6 +49,13 @@ const CRITICAL_LEDGER_WAIT: Duration = Duration::from_millis(300);
 const CRITICAL_SETTLE_MAX: Duration = Duration::from_secs(60);
 /// First and longest pause when ledger or directory don't answer.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+
+/// Troubles, as they are said.
+const CLAIMS_WAIT: &str = "a lane waits for the ledger";
+const SETTLEMENTS_WAIT: &str = "settlements wait for the ledger";
+const WITHOUT_LEDGER: &str = "critical messages go out without the ledger";
+const LEDGER_MISSES: &str = "the ledger misses critical attempts: a repeat of them would be sent again";
+const DIRECTORY_WAITS: &str = "a lane waits for the directory";
 
 /// Makes the text of a leg.
 pub trait Render: Send + Sync {
@@ -111,6 +121,8 @@ pub struct Parts {
     pub render: Arc<dyn Render>,
     /// Who carries it.
     pub providers: Choice,
+    /// How many deliveries the channel makes; what exceeds it waits in the lane.
+    pub cap: Option<Arc<Pace>>,
     /// How often it is tried.
     pub schedule: Schedule,
     /// What categories may pass.
@@ -136,6 +148,8 @@ pub struct Deliverer {
 /// What one lane's legs share.
 pub(crate) struct Desk {
     pub(crate) outbox: Outbox,
+    pub(crate) ledger: Turns,
+    pub(crate) troubles: Troubles,
     pub(crate) metrics: Arc<LaneMetrics>,
     /// Waits end when this is cancelled; what waited is abandoned and read again by the next owner.
     pub(crate) draining: CancellationToken,
@@ -187,6 +201,8 @@ struct Delivery {
     said: u32,
     /// Never granted here: what the ledger lost may have been called.
     fresh: bool,
+    /// Its places in the lines before rates, while it waits there.
+    turns: Vec<Arc<Turn>>,
 }
 
 struct Granted {
@@ -346,7 +362,8 @@ impl Deliverer {
             Step::Settle(settles) => {
                 let settled = self.settle(desk, settles, false);
                 if !matches!(tokio::time::timeout(CRITICAL_SETTLE_MAX, settled).await, Ok(Some(_))) {
-                    tracing::warn!("the ledger misses critical attempts: a repeat of them would be sent again");
+                    let error = format!("not taken within {CRITICAL_SETTLE_MAX:?}, or before a stop");
+                    desk.troubles.met(LEDGER_MISSES, &error, self.now());
                 }
                 Vec::new()
             }
@@ -418,6 +435,7 @@ impl Deliverer {
             known: attempts,
             said: attempts,
             fresh: true,
+            turns: Vec::new(),
         };
         addresses.into_iter().map(delivery).collect()
     }
@@ -466,16 +484,28 @@ impl Deliverer {
         Some((vec![row], vec![wire::leg(self.to(&topic, &record.user), &onward, None)]))
     }
 
-    /// Step 3: what is late goes back or ends, what may be called is claimed in one trip.
+    /// Step 3: what is late goes back or ends, what may be called is claimed in one trip. Once it is time to
+    /// stop nothing is begun: the next owner reads it again.
     async fn admit(&self, desk: &Desk, deliveries: Vec<Delivery>) -> Vec<Step> {
+        if desk.draining.is_cancelled() {
+            return Vec::new();
+        }
         let mut steps = Vec::new();
         let mut admitted = Vec::new();
-        for delivery in self.punctual(desk, deliveries).await {
+        for mut delivery in self.punctual(desk, deliveries).await {
+            if let Err(at) = self.take_token(&mut delivery) {
+                desk.metrics.paced.fetch_add(1, Ordering::Relaxed);
+                steps.push(Step::Again { at, gate: None, delivery: Box::new(delivery) });
+                continue;
+            }
             let provider = delivery.listed.as_ref().and_then(|it| self.parts.providers.of(&it.address));
             let name = provider.map(|provider| provider.name());
             match name.and_then(|name| self.gates.get(name)).map_or(Ok(()), |gate| gate.enter(self.now())) {
                 Ok(()) => admitted.push(delivery),
-                Err(at) => steps.push(Step::Again { at, gate: name, delivery: Box::new(delivery) }),
+                Err(at) => {
+                    self.give_back(&delivery);
+                    steps.push(Step::Again { at, gate: name, delivery: Box::new(delivery) });
+                }
             }
         }
         let (critical, others): (Vec<_>, Vec<_>) = admitted.into_iter().partition(|it| it.leg.is_critical());
@@ -487,6 +517,7 @@ impl Deliverer {
                 let granted = match claimed {
                     Ok(granted) => granted,
                     Err(met) => {
+                        self.give_back(&delivery);
                         steps.extend(self.meet(desk, delivery, met).await);
                         continue;
                     }
@@ -497,7 +528,8 @@ impl Deliverer {
                         slot.1.push((granted, content));
                     }
                     Err((note, detail)) => {
-                        verdicts.push(Verdict { granted, phase: Some(Phase::Dead { note }), detail })
+                        self.give_back(&granted.delivery);
+                        verdicts.push(Verdict { granted, phase: Some(Phase::Dead { note }), detail });
                     }
                 }
             }
@@ -511,6 +543,38 @@ impl Deliverer {
         }
         steps.extend(self.close(desk, verdicts).await);
         steps
+    }
+
+    /// The rates that a delivery keeps to: its provider's, and the channel's.
+    fn paces(&self, delivery: &Delivery) -> impl Iterator<Item = &Arc<Pace>> {
+        let provider = delivery.listed.as_ref().and_then(|it| self.parts.providers.of(&it.address));
+        provider.and_then(|provider| provider.pace()).into_iter().chain(&self.parts.cap)
+    }
+
+    /// Takes a token of every rate, or none and says when to ask again.
+    fn take_token(&self, delivery: &mut Delivery) -> Result<(), Instant> {
+        let (now, priority) = (self.now(), delivery.leg.record.priority);
+        let mut turns = std::mem::take(&mut delivery.turns);
+        let mut taken: Vec<&Arc<Pace>> = Vec::new();
+        let paces: Vec<Arc<Pace>> = self.paces(delivery).cloned().collect();
+        for pace in &paces {
+            let turn = turns.iter().position(|turn| turn.is_of(pace)).map(|place| turns.swap_remove(place));
+            match pace.enter(priority, turn, now) {
+                Ok(()) => taken.push(pace),
+                Err((at, turn)) => {
+                    taken.into_iter().for_each(|pace| pace.give_back(priority));
+                    turns.push(turn);
+                    delivery.turns = turns;
+                    return Err(at);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the tokens of a delivery back that is not called after all.
+    fn give_back(&self, delivery: &Delivery) {
+        self.paces(delivery).for_each(|pace| pace.give_back(delivery.leg.record.priority));
     }
 
     /// Those that are in time, or were called already: those have to be seen to their end here.
@@ -592,9 +656,10 @@ impl Deliverer {
                     attempts_before: it.known + u32::from(it.fresh && it.leg.believed.is_lost(&incarnation)),
                 })
                 .collect();
-            let asked = self.parts.ledger.claim(&incarnation, &claims, now);
+            let asked = desk.ledger.claim(&incarnation, &claims, now);
             let error = match patiently(critical, asked).await {
                 Ok(answers) => {
+                    desk.troubles.over(&[CLAIMS_WAIT, WITHOUT_LEDGER], now);
                     let joined = deliveries.into_iter().zip(owners).zip(answers);
                     return Some(
                         joined
@@ -614,7 +679,7 @@ impl Deliverer {
                 Err(error) => error,
             };
             if critical {
-                tracing::warn!(%error, "critical messages go out without the ledger");
+                desk.troubles.met(WITHOUT_LEDGER, &error, now);
                 let joined = deliveries.into_iter().zip(owners);
                 return Some(
                     joined
@@ -626,7 +691,7 @@ impl Deliverer {
                         .collect(),
                 );
             }
-            tracing::warn!(%error, "a lane waits for the ledger");
+            desk.troubles.met(CLAIMS_WAIT, &error, now);
             pause = self.pause(desk, pause).await?;
         }
     }
@@ -634,7 +699,7 @@ impl Deliverer {
     /// The longest that a call for it may take, and a margin, on the clock.
     fn lease(&self, delivery: &Delivery) -> Duration {
         let provider = delivery.listed.as_ref().and_then(|it| self.parts.providers.of(&it.address));
-        self.clocked(provider.map_or(Duration::ZERO, call_max) + LEASE_MARGIN)
+        self.clocked(provider.map_or(Duration::ZERO, |provider| provider.timeout()) + LEASE_MARGIN)
     }
 
     /// What stands in the ledger already is said again, and what follows from it done again.
@@ -709,7 +774,7 @@ impl Deliverer {
         desk.outbox.say(doubts.collect(), Vec::new()).await;
         let calls: Vec<_> = granted.iter().filter_map(|(it, content)| call(it, content)).collect();
         desk.metrics.calls.fetch_add(calls.len() as u64, Ordering::Relaxed);
-        let answer = tokio::time::timeout(call_max(provider), provider.deliver(&calls, self.now())).await;
+        let answer = tokio::time::timeout(provider.timeout(), provider.deliver(&calls, self.now())).await;
         let mut outcomes = answer.unwrap_or_default();
         // Silence is no answer: it may have been carried out.
         outcomes.resize(granted.len(), Outcome::unknown(Code::ours("timeout")));
@@ -719,9 +784,10 @@ impl Deliverer {
         }
         let mut verdicts = Vec::new();
         for ((granted, _), outcome) in granted.into_iter().zip(outcomes) {
-            if let (Outcome::Paused { reason, code }, Some(gate)) = (&outcome, gate) {
+            if let (Outcome::Paused { reason, code }, Some(gate)) = (&outcome, gate)
+                && gate.close(reason, self.now())
+            {
                 tracing::error!(provider = provider.name(), %reason, %code, "the provider is paused; its deliveries wait");
-                gate.close(reason, self.now());
             }
             let detail = match &outcome {
                 Outcome::Permanent { reason, .. } | Outcome::InvalidAddress { reason, .. } => reason.to_string(),
@@ -851,9 +917,12 @@ impl Deliverer {
         let mut pause = BACKOFF.0;
         loop {
             let incarnation = self.incarnation();
-            let asked = self.parts.ledger.settle(&incarnation, &settles, self.now());
+            let asked = desk.ledger.settle(&incarnation, &settles, self.now());
             let error = match patiently(once, asked).await {
-                Ok(kept) => return Some(kept),
+                Ok(kept) => {
+                    desk.troubles.over(&[SETTLEMENTS_WAIT], self.now());
+                    return Some(kept);
+                }
                 Err(LedgerError::Lost) => match self.refound(once).await {
                     Ok(()) => {
                         settles.iter_mut().for_each(|it| it.refound = true);
@@ -863,7 +932,7 @@ impl Deliverer {
                 },
                 Err(error) => error,
             };
-            tracing::warn!(%error, "settlements wait for the ledger");
+            desk.troubles.met(SETTLEMENTS_WAIT, &error, self.now());
             if once {
                 return None;
             }
@@ -983,8 +1052,11 @@ impl Deliverer {
         let mut pause = BACKOFF.0;
         loop {
             match self.parts.directory.look(self.parts.channel, &users).await {
-                Ok(known) => return Some(known),
-                Err(error) => tracing::warn!(%error, "a lane waits for the directory"),
+                Ok(known) => {
+                    desk.troubles.over(&[DIRECTORY_WAITS], self.now());
+                    return Some(known);
+                }
+                Err(error) => desk.troubles.met(DIRECTORY_WAITS, &error, self.now()),
             }
             pause = self.pause(desk, pause).await?;
         }
@@ -994,7 +1066,7 @@ impl Deliverer {
     async fn entries(&self, desk: &Desk, keys: &[Key]) -> Option<Vec<Option<Entry>>> {
         let mut pause = BACKOFF.0;
         loop {
-            let error = match self.parts.ledger.look(&self.incarnation(), keys).await {
+            let error = match desk.ledger.look(&self.incarnation(), keys).await {
                 Ok(entries) => return Some(entries),
                 Err(LedgerError::Lost) => match self.refound(false).await {
                     Ok(()) => continue,
@@ -1002,7 +1074,7 @@ impl Deliverer {
                 },
                 Err(error) => error,
             };
-            tracing::warn!(%error, "a lane waits for the ledger");
+            desk.troubles.met(CLAIMS_WAIT, &error, self.now());
             pause = self.pause(desk, pause).await?;
         }
     }
@@ -1035,11 +1107,6 @@ impl Delivery {
         self.profile = Arc::new(known.profile.clone());
         self
     }
-}
-
-/// A call may be two requests; all of it stays below the lease.
-fn call_max(provider: &Arc<dyn Provider>) -> Duration {
-    provider.timeout() * 2
 }
 
 /// A failure that another channel could make good; what the user or the clock decided is none.

@@ -49,11 +49,14 @@ impl Gate {
         }
     }
 
-    /// The provider says that it is paused.
-    pub(crate) fn close(&self, reason: &str, now: Instant) {
+    /// The provider says that it is paused; whether that is news.
+    pub(crate) fn close(&self, reason: &str, now: Instant) -> bool {
         let mut paused = self.paused.lock().unwrap_or_else(PoisonError::into_inner);
         match &mut *paused {
-            Some(it) => reason.clone_into(&mut it.reason),
+            Some(it) => {
+                reason.clone_into(&mut it.reason);
+                false
+            }
             None => {
                 *paused = Some(Paused {
                     reason: reason.to_owned(),
@@ -61,6 +64,7 @@ impl Gate {
                     probe_at: now.after(PROBE_FIRST),
                     backoff: PROBE_FIRST,
                 });
+                true
             }
         }
     }
@@ -94,8 +98,7 @@ mod tests {
     fn one_probe_goes_at_a_time_and_later_each_time() {
         let gate = Gate::default();
         assert_eq!(gate.enter(Instant(0)), Ok(()));
-        gate.close("bad key", Instant(0));
-        gate.close("bad key", Instant(1));
+        assert_eq!((gate.close("bad key", Instant(0)), gate.close("bad key", Instant(1))), (true, false));
         let cases =
             [(999, Err(1000)), (1000, Ok(())), (1001, Err(3000)), (3000, Ok(())), (6999, Err(7000)), (7000, Ok(()))];
         for (now, expected) in cases {

@@ -26,6 +26,8 @@ pub struct LaneMetrics {
     pub in_flight: AtomicU64,
     /// Their bytes.
     pub in_flight_bytes: AtomicU64,
+    /// Waits for a token of a provider's rate or a channel's cap.
+    pub paced: AtomicU64,
     /// Provider calls made.
     pub calls: AtomicU64,
     /// Deliveries that arrived, as far as the provider's acceptance says so.

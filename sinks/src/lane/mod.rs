@@ -12,7 +12,7 @@
 //!    exceeds the bounds in flight, or is not due, is held, and its partition not fetched.
 //! 2. Look up addresses and profile; a leg becomes one delivery per live address.
 //! 3. What is stale goes back, what is expired ends; unless it was called before: then it is seen to its end
-//!    here. The rest waits at its provider's gate, then is *claimed* in the ledger.
+//!    here. The rest waits at its provider's gate and for a token of its rates, then is *claimed* in the ledger.
 //! 4. Judge once more, by the profile of step 2: legal stops, opt-outs, expiry. Render.
 //! 5. Call the provider, for less time than the lease. A critical call that the ledger does not know of is said
 //!    to be `unknown` first, durably.
@@ -25,8 +25,9 @@
 //! - A record is settled only when its deliveries' ledger entries, rows and follow-up records are durable.
 //! - A delivery that was met in the ledger is never called again; what it said is said again.
 //! - Only a first retry waits in memory; every later one has left the lane.
-//! - Each lane has its own reader, bounds and outbox: critical ones share nothing with others but the
-//!   provider's connections.
+//! - Each lane has its own reader, bounds, outbox and turn at the ledger: a slow ledger slows a lane and is
+//!   asked by it once at a time. Critical ones share nothing with others where whoever puts them together
+//!   gives them a deliverer of their own.
 //!
 //! # If it dies at step n
 //! Before 3: nothing happened. Between 3 and 6: the lease runs out, the next owner claims the next attempt and
@@ -42,6 +43,7 @@ mod deliver;
 mod gate;
 mod metrics;
 mod outbox;
+mod pace;
 mod progress;
 mod reader;
 mod rows;
@@ -57,6 +59,7 @@ use std::time::Duration;
 pub use deliver::{Choice, Deliverer, Parts, Render, Unrendered};
 pub use gate::Paused;
 pub use metrics::{LaneMetrics, Reached};
+pub use pace::Pace;
 pub use reader::LaneReader;
 pub use text::Texts;
 use tidings_schemas::channel::{Channel, Priority};

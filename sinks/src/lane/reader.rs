@@ -21,8 +21,9 @@ use super::outbox::Outbox;
 use super::progress::Progress;
 use super::wire::{self, DeadLetter, Read};
 use super::{LaneError, Limits};
-use crate::ledger::Incarnation;
+use crate::ledger::{Incarnation, Turns};
 use crate::log::{Assignment, Commit, GroupReader, LogError, Record, TopicPartition};
+use crate::troubles::Troubles;
 
 /// Pause after an error of the log that passes by itself.
 const BACKOFF: Duration = Duration::from_millis(200);
@@ -229,6 +230,8 @@ impl LaneReader {
         let draining = CancellationToken::new();
         let desk = Arc::new(Desk {
             outbox: Outbox::new(log.clone(), self.deliverer.lifecycle(&self.group)),
+            ledger: Turns::new(self.deliverer.parts().ledger.clone()),
+            troubles: Troubles::new(&self.group),
             metrics: self.metrics.clone(),
             draining: draining.clone(),
         });

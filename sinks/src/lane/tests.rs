@@ -16,6 +16,7 @@ use tidings_schemas::profile::{Address, AddressStatus, Profile};
 use tidings_schemas::reason::Reason;
 use tidings_schemas::time::Instant;
 use tidings_schemas::topics::Topics;
+use tidings_schemas::units::Rate;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -28,6 +29,7 @@ use crate::log::{
     Append, Assignment, Clock, Commit, GroupReader, Log, Reader, Record, Retention, TopicPartition, TopicSpec,
 };
 use crate::outcome::{Code, Outcome};
+use crate::providers::paced::Paced;
 use crate::providers::{Call, Provider};
 use crate::render::{Content, InApp};
 use crate::retry::Schedule;
@@ -94,7 +96,7 @@ impl Provider for Line1 {
         1
     }
     fn timeout(&self) -> Duration {
-        CALL_MAX / 2
+        CALL_MAX
     }
     fn deliver<'a>(&'a self, calls: &'a [Call], now: Instant) -> BoxFuture<'a, Vec<Outcome>> {
         Box::pin(async move {
@@ -297,6 +299,8 @@ struct World {
     speed: u32,
     topics: Topics,
     channel: Channel,
+    rate: Option<Rate>,
+    cap: Option<Rate>,
 }
 
 impl World {
@@ -325,6 +329,8 @@ impl World {
             speed,
             topics,
             channel,
+            rate: None,
+            cap: None,
         };
         world.directory.loaded().await.unwrap();
         world
@@ -401,6 +407,12 @@ impl World {
         name: &str,
         limits: Limits,
     ) -> Process {
+        let provider: Arc<dyn Provider> =
+            Arc::new(Line1 { provider: self.provider.clone(), channel: self.channel, crash: crash.clone() });
+        let provider = match self.rate {
+            Some(rate) => Arc::new(Paced::new(provider, Arc::new(Pace::new(rate)))),
+            None => provider,
+        };
         let parts = Parts {
             channel: self.channel,
             topics: self.topics.clone(),
@@ -408,11 +420,8 @@ impl World {
             ledger,
             directory: self.directory.clone(),
             render: Arc::new(Plain),
-            providers: Choice::List(vec![Arc::new(Line1 {
-                provider: self.provider.clone(),
-                channel: self.channel,
-                crash: crash.clone(),
-            })]),
+            providers: Choice::List(vec![provider]),
+            cap: self.cap.map(|rate| Arc::new(Pace::new(rate))),
             schedule: Schedule::default(),
             categories: BTreeMap::new(),
             clock: self.clock.clone(),
@@ -679,6 +688,53 @@ async fn critical_does_not_feel_a_bulk_lane_that_is_stuck() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_rate_and_a_cap_are_kept_to_and_critical_waits_for_neither() {
+    for (rate, cap) in [(Some("10/s"), None), (None, Some("600/m")), (Some("10/s"), Some("36000/h")), (None, None)] {
+        let mut world = World::new(Channel::Push).await;
+        (world.rate, world.cap) = (rate.map(|it| it.parse().unwrap()), cap.map(|it| it.parse().unwrap()));
+        let lines = [Priority::Critical, Priority::High, Priority::Low].map(Line::Lane);
+        for n in 0..100 {
+            let user = format!("low{n}");
+            world.device(&user, "phone").await;
+            // One of them wants nothing any more: its token is another's.
+            if n == 50 {
+                world.profile(&user, r#"{"channels":{"push":false}}"#).await;
+            }
+            world.say(&world.leg(&user, Priority::Low), Some(1));
+        }
+        let process = world.start(&lines, Crash::never(), "p", limits()).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        for (user, priority) in [("code", Priority::Critical), ("order", Priority::High)] {
+            world.device(user, "phone").await;
+            world.say(&world.leg(user, priority), (priority != Priority::Critical).then_some(1));
+        }
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let after = world.provider.times("code")[0] - 500;
+        assert!(after < 150, "{rate:?} {cap:?}: a critical call after {after} ms");
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        let mut times: Vec<i64> = world.provider.calls.lock().unwrap().iter().map(|call| call.2.0 - T0.0).collect();
+        times.sort_unstable();
+        assert_eq!(times.len(), 101, "{rate:?} {cap:?}: nothing is dropped, nothing is called twice");
+        let high = world.provider.times("order")[0] - 500;
+        let most_in_a_second =
+            times.iter().map(|from| times.iter().filter(|at| (*from..from + 1000).contains(at)).count());
+        let (last, most) = (times[100], most_in_a_second.max().unwrap());
+        if rate.or(cap).is_some() {
+            // A second's worth at once, and a second's worth as it comes; a critical one beside them.
+            assert!(
+                (9_000..10_500).contains(&last) && most <= 21,
+                "{rate:?} {cap:?}: {most} in a second, last at {last}"
+            );
+            assert!(high < 500, "{rate:?} {cap:?}: high goes before what waits, after {high} ms");
+            assert!(process.metrics[2].paced.load(Ordering::Relaxed) >= 89);
+        } else {
+            assert!(last < 1_000 && process.metrics[2].paced.load(Ordering::Relaxed) == 0, "{last}");
+        }
+        process.stop().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_call_keeps_its_lease_however_fast_the_clock_runs() {
     for speed in [1, 60, 600, 36_000] {
         let world = World::of(Channel::Push, 1, speed).await;
@@ -698,6 +754,41 @@ async fn a_call_keeps_its_lease_however_fast_the_clock_runs() {
         assert_eq!(world.said("u1"), ["created rendered sent delivered"], "at {speed} times the machine's time");
         assert_eq!(world.provider.calls.lock().unwrap().len(), 1, "at {speed} times the machine's time");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_takes_what_calls_under_way_need_and_what_waits_is_read_again() {
+    let world = World::new(Channel::Push).await;
+    for user in ["called", "again", "away", "held1", "held2"] {
+        world.device(user, "d").await;
+    }
+    let accepted = Outcome::accepted(Code::new(200, ""), "id");
+    world.provider.set("called", [Answer::After(CALL_MAX / 2, accepted)]);
+    world.provider.set("again", [busy(), ok()]);
+    world.provider.set("away", [Answer::Never, ok()]);
+    for user in ["called", "again", "away"] {
+        world.say(&world.leg(user, Priority::Medium), Some(1));
+    }
+    let process = world.start(&MEDIUM, Crash::never(), "p", Limits { records_max: 3, ..limits() }).await;
+    world.until(|| world.provider.times("again").len() == 1).await;
+    for user in ["held1", "held2"] {
+        world.say(&world.leg(user, Priority::Medium), Some(1));
+    }
+    world.until(|| process.metrics[0].in_flight.load(Ordering::Relaxed) == 3).await;
+    let asked = (world.clock)();
+    process.stop().await;
+    let took = (world.clock)().since(asked);
+    assert!(took <= CALL_MAX, "{took:?}: the longest call takes {CALL_MAX:?}");
+    let times = |user: &str| world.provider.times(user).len();
+    assert_eq!((times("called"), times("again"), times("held1")), (1, 1, 0), "nothing was begun");
+    assert_eq!(world.said("called"), ["created rendered sent delivered"]);
+    let process = world.start(&MEDIUM, Crash::never(), "q", limits()).await;
+    world.done(&MEDIUM).await;
+    process.stop().await;
+    for user in ["again", "away", "held1", "held2"] {
+        assert!(world.said(user).last().is_some_and(|said| said.contains("delivered")), "{:?}", world.said(user));
+    }
+    assert_eq!((times("called"), times("again"), times("away"), times("held1")), (1, 2, 2, 1));
 }
 
 #[tokio::test(start_paused = true)]

@@ -46,6 +46,7 @@ mod embedded;
 mod memory;
 mod redis;
 mod table;
+mod turns;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,6 +61,7 @@ use crate::log::TopicPartition;
 pub use embedded::EmbeddedLedger;
 pub use memory::MemoryLedger;
 pub use redis::RedisLedger;
+pub(crate) use turns::Turns;
 
 /// Epochs that share a bucket. A mark comes once a second, about 50 epochs; buckets of single epochs
 /// would be fifty times as many names for entries that expire together.

@@ -20,8 +20,9 @@ use crate::connection::Connection;
 use crate::log::TopicPartition;
 
 /// How long an answer may take. A batch takes well under a millisecond; beyond this the ledger counts as
-/// unreachable, and critical messages go out without it.
-const ANSWER_MAX: Duration = Duration::from_millis(500);
+/// unreachable and is asked again. As long as the directory's: on a machine that is out of breath, asking
+/// sooner only adds to its work. Critical messages have a shorter patience of their own.
+const ANSWER_MAX: Duration = Duration::from_secs(2);
 
 /// Finds an entry: the third of its names is where it belongs, the second is its own.
 const FIND: &str = r"

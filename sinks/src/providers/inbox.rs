@@ -28,8 +28,10 @@ use crate::connection::Connection;
 use crate::outcome::{Code, Outcome};
 use crate::render::{Content, InApp};
 use crate::table::{FolderTable, MemoryTable, Table};
+use crate::troubles::Troubles;
 
 const NAME: &str = "inbox";
+const SILENT: &str = "the inbox does not answer";
 /// How long one write may take: a local disk's fsync or a Redis round trip, with room for a bad moment.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -80,9 +82,14 @@ enum Store {
 /// Users' inboxes.
 pub struct Inbox {
     store: Store,
+    troubles: Troubles,
 }
 
 impl Inbox {
+    fn of(store: Store) -> Self {
+        Self { store, troubles: Troubles::new(NAME) }
+    }
+
     fn build(params: InboxParams, context: &Context) -> Result<Self, BuildError> {
         let problem = |problem: String| BuildError { provider: NAME, problem };
         match &params.redis {
@@ -97,7 +104,7 @@ impl Inbox {
     /// When the folder cannot be opened, in words.
     pub fn open(folder: &Path) -> Result<Self, String> {
         let table = FolderTable::open(folder).map_err(|error| error.to_string())?;
-        Ok(Self { store: Store::Table(Arc::new(table)) })
+        Ok(Self::of(Store::Table(Arc::new(table))))
     }
 
     /// Inboxes in Redis at `url`, under `prefix`.
@@ -106,13 +113,13 @@ impl Inbox {
     /// When the URL is not one, in words.
     pub fn redis(url: &str, prefix: &str) -> Result<Self, String> {
         let connection = Connection::new(url, TIMEOUT)?;
-        Ok(Self { store: Store::Redis { connection, prefix: prefix.to_owned() } })
+        Ok(Self::of(Store::Redis { connection, prefix: prefix.to_owned() }))
     }
 
     /// Inboxes that are gone with the process.
     #[must_use]
     pub fn memory() -> Self {
-        Self { store: Store::Table(Arc::new(MemoryTable::default())) }
+        Self::of(Store::Table(Arc::new(MemoryTable::default())))
     }
 
     /// What `user` has, newest first.
@@ -183,9 +190,12 @@ impl Inbox {
             Err(error) => Err(error.to_string()),
         };
         match stored {
-            Ok(()) => Outcome::accepted(Code::ours("stored"), call.notification.to_string()),
+            Ok(()) => {
+                self.troubles.over(&[SILENT], now);
+                Outcome::accepted(Code::ours("stored"), call.notification.to_string())
+            }
             Err(error) => {
-                tracing::warn!(error, "the inbox does not answer");
+                self.troubles.met(SILENT, &error, now);
                 Outcome::retryable(Code::ours("store_unreachable"), None)
             }
         }
@@ -197,6 +207,10 @@ impl Provider for Inbox {
         NAME
     }
 
+    fn is_one_owner(&self) -> bool {
+        matches!(self.store, Store::Table(_))
+    }
+
     fn channel(&self) -> Channel {
         Channel::InApp
     }
@@ -206,7 +220,7 @@ impl Provider for Inbox {
     }
 
     fn timeout(&self) -> Duration {
-        TIMEOUT
+        TIMEOUT * 2 // a connection that has to be made, and the write
     }
 
     fn deliver<'a>(&'a self, calls: &'a [Call], now: Instant) -> BoxFuture<'a, Vec<Outcome>> {

@@ -12,6 +12,7 @@ pub mod fcm;
 mod http;
 pub mod inbox;
 mod jwt;
+pub mod paced;
 #[cfg(test)]
 pub(crate) mod samples;
 pub mod ses;
@@ -31,6 +32,7 @@ use tidings_schemas::ids::{DeliveryId, NotificationId};
 use tidings_schemas::profile::Address;
 use tidings_schemas::time::Instant;
 
+use crate::lane::Pace;
 use crate::outcome::{MassInvalidationGuard, Outcome};
 use crate::render::{Content, Push};
 
@@ -72,9 +74,19 @@ pub trait Provider: Send + Sync {
     /// The channel it serves.
     fn channel(&self) -> Channel;
 
+    /// Whether it owns files of this machine, so that no second one like it can stand beside it.
+    fn is_one_owner(&self) -> bool {
+        false
+    }
+
     /// Most calls that one `deliver` turns into one request; 1 where the provider has no request for
     /// several (run many `deliver` at once instead, they share connections).
     fn batch_max(&self) -> usize;
+
+    /// How fast it may be called; absent where nothing but its own answers limits it.
+    fn pace(&self) -> Option<&Arc<Pace>> {
+        None
+    }
 
     /// How long one `deliver` takes at most, second tries included: a lease outlasts it.
     fn timeout(&self) -> Duration;
@@ -198,6 +210,10 @@ impl Provider for Guarded {
 
     fn channel(&self) -> Channel {
         self.provider.channel()
+    }
+
+    fn is_one_owner(&self) -> bool {
+        self.provider.is_one_owner()
     }
 
     fn batch_max(&self) -> usize {

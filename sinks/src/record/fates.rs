@@ -1,7 +1,7 @@
 //! Where everything went: three sums, each unit in exactly one fate.
 //!
-//! The same rules as the views of `schemas/migrations/003_fates.sql`, over rows in memory: what
-//! `explain` and the demo show where there is no ClickHouse. A test holds the two together.
+//! The same rules as the views of `schemas/migrations/003_fates.sql` and `004_last_word.sql`, over rows
+//! in memory: what `explain` and the demo show where there is no ClickHouse. A test holds the two together.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -203,11 +203,12 @@ struct LegFate {
     fate: Fate,
 }
 
-/// When something was said, so that the last word counts: by time, then stage, then row id.
-type Said = (Instant, Stage, RowId);
+/// When something was said, so that the last word counts: by time, then stage, then epoch (epochs
+/// may share an instant), then row id.
+type Said = (Instant, Stage, u64, RowId);
 
 fn said(row: &Row) -> Said {
-    (row.at, row.stage, row.row_id)
+    (row.at, row.stage, row.epoch, row.row_id)
 }
 
 /// The last fate of a unit so far.

@@ -4,7 +4,8 @@
 //! contradicts another, is a problem with path, line and column; its last good text stays in use until it is mended
 //! or deleted. A file is read again when its time of change or its length differs.
 //!
-//! Nothing here runs by itself: the caller decides when [`TemplateStore::refresh`] is called.
+//! Nothing here runs by itself: the caller decides when [`TemplateStore::refresh`] is called, `tidings run` every
+//! two seconds.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -227,7 +228,8 @@ impl TemplateStore {
         };
         files.folder_problem = None;
         let known = &mut files.known;
-        let mut changed = known.keys().any(|path| !listed.contains_key(path));
+        let removed = known.keys().any(|path| !listed.contains_key(path));
+        let mut changed = removed;
         known.retain(|path, _| listed.contains_key(path));
         for (path, stamp) in listed {
             if known.get(&path).is_some_and(|file| file.stamp == stamp) {
@@ -242,11 +244,12 @@ impl TemplateStore {
                 Err(problems) => (None, problems),
             };
         }
-        changed && self.use_what_fits(known)
+        changed && self.use_what_fits(known, removed)
     }
 
-    /// Puts waiting files in use: all at once where they agree, else one by one as long as one more fits.
-    fn use_what_fits(&self, known: &mut BTreeMap<PathBuf, Known>) -> bool {
+    /// Puts waiting files in use: all at once where they agree, else one by one as long as one more fits. Says
+    /// whether the set in use is another.
+    fn use_what_fits(&self, known: &mut BTreeMap<PathBuf, Known>, removed: bool) -> bool {
         let mut waiting: Vec<PathBuf> =
             known.iter().filter(|(_, file)| file.waiting.is_some()).map(|(path, _)| path.clone()).collect();
         let everything = assemble(
@@ -258,8 +261,10 @@ impl TemplateStore {
                 file.good = file.waiting.take();
                 file.problems.clear();
             }
-            return self.replace(templates);
+            self.replace(templates);
+            return removed || !waiting.is_empty();
         }
+        let all = waiting.len();
         let mut newest = assemble(known.values().filter_map(|file| file.good.as_ref()), &self.default_locale).ok();
         loop {
             let before = waiting.len();
@@ -286,12 +291,14 @@ impl TemplateStore {
                 break;
             }
         }
-        newest.is_some_and(|templates| self.replace(templates))
+        if let Some(templates) = newest {
+            self.replace(templates);
+        }
+        removed || waiting.len() < all
     }
 
-    fn replace(&self, templates: Templates) -> bool {
+    fn replace(&self, templates: Templates) {
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(templates);
-        true
     }
 }
 

@@ -5,7 +5,7 @@
 //! | `GET /` | the page, with `/app.js` and `/style.css`; nothing comes from elsewhere |
 //! | `GET /api/messages?user=&channel=&provider=&after=` | messages, newest first; `x-accepted` counts all |
 //! | `GET /api/messages/{seq}/html` | one mail's HTML, alone in a sandbox |
-//! | `GET /api/counts` | what was counted since the start, by listener and address |
+//! | `GET /api/counts?after=&limit=` | what was counted since the start, by listener and address: a page, and `next` to go on `after` |
 //! | `GET /api/traffic` | the same by listener alone: small, however many addresses there are |
 //! | `GET /api/faults`, `POST /api/faults` | the script of faults; a new one replaces it |
 //! | `POST /api/users` | whose addresses these are, `{"address": "user"}` |
@@ -15,6 +15,7 @@
 //! must come as JSON, which another site's form or script cannot send.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, X_CONTENT_TYPE_OPTIONS};
@@ -25,8 +26,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::server::{Reply, plain};
-use super::{Faults, Message, Shared};
+use super::{Faults, Message, Received, Shared};
 use crate::render::Content;
+
+/// Addresses of one answer: a megabyte or two.
+const COUNTED_MAX: usize = 1_000;
 
 const PAGE: &str = include_str!("page/index.html");
 const SCRIPT: &str = include_str!("page/app.js");
@@ -49,7 +53,7 @@ fn route(shared: &Shared, request: &Request<Bytes>) -> Response<Full<Bytes>> {
         (&Method::GET, "/app.js") => file("text/javascript; charset=utf-8", PAGE_POLICY, SCRIPT),
         (&Method::GET, "/style.css") => file("text/css; charset=utf-8", PAGE_POLICY, STYLE),
         (&Method::GET, "/api/messages") => messages(shared, request),
-        (&Method::GET, "/api/counts") => json(&shared.state().counts),
+        (&Method::GET, "/api/counts") => counts(shared, request),
         (&Method::GET, "/api/traffic") => json(&shared.state().counts.providers),
         (&Method::GET, "/api/faults") => json(&shared.state().script.faults),
         (&Method::POST, "/api/faults") => change(request, |faults: Faults| shared.set_faults(faults)),
@@ -61,13 +65,37 @@ fn route(shared: &Shared, request: &Request<Bytes>) -> Response<Full<Bytes>> {
     }
 }
 
-fn messages(shared: &Shared, request: &Request<Bytes>) -> Response<Full<Bytes>> {
+/// The parameters that have a value.
+fn query(request: &Request<Bytes>) -> BTreeMap<String, String> {
     let query = request.uri().query().unwrap_or_default();
-    let wanted: BTreeMap<String, String> = Url::parse(&format!("http://inbox/?{query}"))
-        .map(|url| {
-            url.query_pairs().filter(|(_, value)| !value.is_empty()).map(|(k, v)| (k.into(), v.into())).collect()
-        })
-        .unwrap_or_default();
+    let Ok(url) = Url::parse(&format!("http://inbox/?{query}")) else { return BTreeMap::new() };
+    url.query_pairs().filter(|(_, value)| !value.is_empty()).map(|(key, value)| (key.into(), value.into())).collect()
+}
+
+/// A page of the counts: an address has all that it ever received, so that all of them at once are as long
+/// as the run was.
+fn counts(shared: &Shared, request: &Request<Bytes>) -> Response<Full<Bytes>> {
+    let wanted = query(request);
+    let limit = match wanted.get("limit").map(|limit| limit.parse::<usize>()) {
+        None => COUNTED_MAX,
+        Some(Ok(limit)) if limit > 0 => limit.min(COUNTED_MAX),
+        Some(_) => return plain(StatusCode::BAD_REQUEST, "`limit`: expected a number above 0"),
+    };
+    let from = wanted.get("after").map_or(Bound::Unbounded, Bound::Excluded);
+    // Written once the listeners may go on.
+    let (providers, addresses, next) = {
+        let counts = &shared.state().counts;
+        let mut rest = counts.addresses.range::<String, _>((from, Bound::Unbounded));
+        let page: BTreeMap<String, Received> =
+            rest.by_ref().take(limit).map(|(address, received)| (address.clone(), received.clone())).collect();
+        let next = rest.next().and_then(|_| page.keys().next_back().cloned());
+        (counts.providers.clone(), page, next)
+    };
+    json(&serde_json::json!({ "providers": providers, "addresses": addresses, "next": next }))
+}
+
+fn messages(shared: &Shared, request: &Request<Bytes>) -> Response<Full<Bytes>> {
+    let wanted = query(request);
     let after = match wanted.get("after").map(|after| after.parse::<u64>()) {
         None => 0,
         Some(Ok(after)) => after,
@@ -269,6 +297,21 @@ mod tests {
         }
         let addresses: Vec<_> = simulated.messages().into_iter().map(|message| message.address).collect();
         assert_eq!((addresses, simulated.counts().addresses.len()), (vec!["c".to_owned(), "b".to_owned()], 3));
+        // Page by page; the last one says that it is the last.
+        let (client, inbox) = (client(), simulated.endpoints().inbox.clone());
+        let page = |query: &str| client.get(format!("{inbox}/api/counts?{query}")).send();
+        for (query, addresses, next) in [
+            ("limit=2", json!(["a", "b"]), json!("b")),
+            ("limit=2&after=b", json!(["c"]), Value::Null),
+            ("limit=3", json!(["a", "b", "c"]), Value::Null),
+            ("after=z", json!([]), Value::Null),
+        ] {
+            let counts: Value = page(query).await.unwrap().json().await.unwrap();
+            let found: Value = counts["addresses"].as_object().unwrap().keys().cloned().collect();
+            assert_eq!((&found, &counts["next"]), (&addresses, &next), "{query}");
+            assert_eq!(counts["providers"]["fcm"]["accepted"], json!(3), "{query}");
+        }
+        assert_eq!(page("limit=0").await.unwrap().status(), StatusCode::BAD_REQUEST);
         simulated.shutdown().await;
     }
 

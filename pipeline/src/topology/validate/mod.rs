@@ -194,6 +194,7 @@ impl<'a> Check<'a> {
         let tests = self.tests(file.tests, &names);
         let topics = file.topics.and_then(|topics| topics.0);
         let topic_prefix = self.topic_prefix(topics.as_ref());
+        self.hand_overs(&sources, &policies, &topic_prefix);
         let deployment = self.deployment(
             (file.log, file.checkpoints, file.ledger, file.directory, file.record),
             topics.as_ref(),

@@ -3,12 +3,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::super::config::Role;
+use super::super::config::{Place, Role};
 use super::super::decode::At;
 use super::super::diagnostic::{Code, Span, TopologyError};
 use super::{Check, Draft, SinkDraft, SourceDraft};
 use tidings_operators::params::{Position, SideInput};
-use tidings_schemas::topics::PREFIX;
+use tidings_schemas::channel::Priority;
+use tidings_schemas::policy::Policies;
+use tidings_schemas::topics::{PREFIX, Topics};
 
 impl Check<'_> {
     /// Checks every input, and returns the operators in topological order: among those that could
@@ -137,6 +139,49 @@ impl Check<'_> {
             self.report(TopologyError::new(Code::Cycle, span, found, "an input that does not come from here"));
         }
         order
+    }
+
+    /// The two paths hand each other what belongs to the other one, through the topics of critical and of
+    /// high events: a topic that no source reads would keep it for ever.
+    pub(super) fn hand_overs(&self, sources: &[SourceDraft], policies: &Policies, prefix: &str) {
+        let topics = Topics::new(prefix);
+        let reads = |role: Role, topic: &str| {
+            let of_role = sources.iter().filter(|draft| draft.role == Some(role)).filter_map(|it| it.source.as_ref());
+            of_role.into_iter().any(|source| matches!(&source.place, Place::Topic(place) if place == topic))
+        };
+        if sources.iter().any(|draft| draft.source.is_none()) {
+            return;
+        }
+        let decides = sources.iter().any(|draft| draft.role == Some(Role::Events));
+        let critical = topics.events(Priority::Critical);
+        // Types that this file names: the built-in ones are there whether or not anybody sends them.
+        let urgent = policies.types.iter().find(|(name, it)| {
+            self.node(&["policies", "types", name]).is_some()
+                && (it.priority == Some(Priority::Critical) || it.may_raise)
+        });
+        if let Some((name, _)) = urgent
+            && decides
+            && !reads(Role::Critical, &critical)
+        {
+            let found = format!("events of type `{name}` that are critical go to `{critical}`, which no source reads");
+            let expected = "a source that reads it, with `path: critical`";
+            let span = self.span(&["policies", "types", name]);
+            let finding = TopologyError::new(Code::UnreadHandOver, span, found, expected).warning();
+            self.report(finding.hint(format!("add `critical: {{ topic: {critical}, path: critical }}` to `sources`")));
+        }
+        let high = topics.events(Priority::High);
+        let first = sources.iter().find(|draft| draft.role == Some(Role::Critical));
+        if let Some(first) = first
+            && !reads(Role::Events, &high)
+        {
+            let found =
+                format!("what is not critical in `{}` goes to `{high}`, which no source reads", first.name.value);
+            let expected = "a source that reads it";
+            let finding = TopologyError::new(Code::UnreadHandOver, first.name.span, found, expected).warning();
+            self.report(
+                finding.hint(format!("add `high: {{ topic: {high} }}` to `sources`, as an input of `validate`")),
+            );
+        }
     }
 
     /// `route` before the sinks, side inputs where users are joined, and no output for nobody.

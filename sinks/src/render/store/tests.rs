@@ -53,7 +53,7 @@ fn an_edit_is_taken_up_and_a_broken_one_keeps_the_last_good_text() {
     assert_eq!((says(&store, "a").as_deref(), says(&store, "b").as_deref()), (Some("second one"), Some("new")));
 
     write(file("a.yaml"), sms("a", 1, "third {{ broken")).unwrap();
-    store.refresh();
+    assert!(!store.refresh(), "what is in use is what was");
     assert_eq!(says(&store, "a").as_deref(), Some("second one"));
     assert_eq!(
         problems(&store),

@@ -1,0 +1,63 @@
+//! Deadlines of one operator on one worker: a list per instant, in order of the instants.
+//!
+//! Setting a timer is one push: nearly all of an epoch's timers are a few constant delays from its one instant.
+//! The truth about a timer stands in its entry; a list only says where to look. So taking a timer back costs
+//! nothing here, and moving it to later neither: when its old list is due, it goes into its new one.
+//! [`Table`](super::table::Table) does the looking, because it has the entries.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tidings_schemas::ids::KeyGroup;
+use tidings_schemas::time::Instant;
+
+use super::slab::Tag;
+use crate::keyed::{Subkey, TimerId};
+
+/// A timer as its entry knows it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Timer {
+    pub(crate) id: TimerId,
+    pub(crate) at: Instant,
+    /// The epoch in which it was set.
+    pub(crate) set_in: u64,
+    /// In whose list it stands; never later than `at`. None while it is being fired.
+    pub(crate) listed: Option<Instant>,
+}
+
+/// A timer that is due. They fire in this order.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Due {
+    pub(crate) group: KeyGroup,
+    pub(crate) at: Instant,
+    pub(crate) user: Arc<str>,
+    pub(crate) subkey: Subkey,
+    pub(crate) id: TimerId,
+    pub(crate) entry: Tag,
+}
+
+/// The lists.
+#[derive(Default)]
+pub(crate) struct Timers {
+    lists: BTreeMap<Instant, Vec<(Tag, TimerId)>>,
+    /// What was due and had to wait for the next epoch, in order.
+    pub(crate) overdue: Vec<Due>,
+    /// The earliest deadline, as of the last look.
+    pub(crate) next: Option<Instant>,
+}
+
+impl Timers {
+    pub(crate) fn list(&mut self, at: Instant, entry: Tag, id: TimerId) {
+        self.lists.entry(at).or_default().push((entry, id));
+    }
+
+    /// Takes the earliest list out, if it is due.
+    pub(crate) fn pop(&mut self, now: Instant) -> Option<(Instant, Vec<(Tag, TimerId)>)> {
+        self.lists.first_entry().filter(|list| *list.key() <= now).map(|list| list.remove_entry())
+    }
+
+    /// Puts a list back of which something still stands.
+    pub(crate) fn put_back(&mut self, at: Instant, mut list: Vec<(Tag, TimerId)>) {
+        self.lists.entry(at).or_default().append(&mut list);
+    }
+}

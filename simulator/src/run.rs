@@ -44,6 +44,9 @@ use crate::workload::{ADDRESSES, Batch, EVENTS, PROFILES, RETURNED, START, batch
 /// Steps after which a world that has not ended never will.
 const STEPS_MAX: u64 = 400_000;
 
+/// A process that ends within this time has the supervisor wait longer before it starts the next one.
+const SHORT_LIFE: Duration = Duration::from_secs(600);
+
 /// How often, in a million, a slow actor lets its turn pass.
 const SLOW: u64 = 970_000;
 
@@ -141,7 +144,7 @@ pub struct Simulation {
     start_at: Duration,
     /// The epoch of the checkpoint that rotted last.
     damaged: u64,
-    /// Processes in a row that ended before they were ready.
+    /// Processes in a row whose life was short.
     failed: u32,
     steps: u64,
     healed: bool,
@@ -167,6 +170,7 @@ struct Process {
     stalled: Option<(Actor, Duration)>,
     /// Which kinds of its actors are slow, a bit each.
     slow: u64,
+    started: Duration,
     /// Another one was started in its place.
     replaced: bool,
 }
@@ -328,6 +332,7 @@ impl Simulation {
             frozen_until: Duration::ZERO,
             stalled: None,
             slow,
+            started: self.world.time.elapsed(),
             replaced: false,
         });
     }
@@ -458,7 +463,7 @@ impl Simulation {
             Err(error) => error.to_string(),
         };
         self.world.trace(|| format!("p{number} ends: {words}"));
-        self.failed = if process.status.ready.load(Ordering::Relaxed) { 0 } else { self.failed + 1 };
+        self.failed = if self.now() > process.started + SHORT_LIFE { 0 } else { self.failed + 1 };
         let Err(error) = ended else {
             self.done = self.stopping;
             return Ok(());

@@ -73,6 +73,20 @@ pub enum Actor {
     Chain(usize),
 }
 
+impl Actor {
+    /// Its kind: parts are one each, workers' sides are alike.
+    #[must_use]
+    pub const fn kind(self) -> usize {
+        match self {
+            Self::Coordinator => 0,
+            Self::Intake(_) => 1,
+            Self::Wire(_) => 2,
+            Self::Chain(_) => 3,
+            Self::Part(place) => 4 + place,
+        }
+    }
+}
+
 impl Stage {
     /// A stage on which nothing runs yet.
     #[must_use]
@@ -291,7 +305,7 @@ impl Feed for SimulatedFeed {
         let most = {
             let mut nature = self.world.nature();
             match nature.rng.below(4) {
-                0 => return Ok(self.position),
+                0 if !nature.eager => return Ok(self.position),
                 1 => usize::try_from(nature.rng.between(1, 8)).unwrap_or(1),
                 _ => records_max,
             }

@@ -26,6 +26,9 @@ pub const WAYS: [Fate; 8] = [
     Fate::Frozen,
 ];
 
+/// The second fault hits one of so many writes after the first: a whole recovery and an epoch or two.
+const BEYOND: u64 = 16;
+
 /// What a search came to.
 #[derive(Debug, Default)]
 pub struct Searched {
@@ -61,32 +64,24 @@ pub fn small(seed: u64) -> Options {
     }
 }
 
-/// Searches the small worlds of `seeds`: all single faults, and all pairs up to `runs_max` runs a world.
+/// Searches the small worlds of `seeds`: all single faults, and of the pairs up to `runs_max` a world.
 #[must_use]
-pub fn search(seeds: std::ops::Range<u64>, runs_max: u64) -> Searched {
+pub fn search(seeds: std::ops::Range<u64>, runs_max: usize) -> Searched {
     let mut searched = Searched::default();
     for seed in seeds {
         let writes = run_with(small(seed), BTreeMap::new(), None, false).writes;
-        let ways = WAYS.len() as u64;
-        let singles = writes * ways;
-        let pairs = singles * singles.saturating_sub(ways) / 2;
-        searched.all += 1 + singles + pairs;
-        let mut left = runs_max;
-        let first = (1..=writes).flat_map(|write| WAYS.map(|way| (write, way)));
-        let single = first.clone().map(|(write, way)| BTreeMap::from([(write, way)]));
+        let first = || (1..=writes).flat_map(|write| WAYS.map(|way| (write, way)));
+        let single: Vec<_> = first().map(|(write, way)| BTreeMap::from([(write, way)])).collect();
         // A second fault hits what comes after the first: the recovery, and what follows it.
-        let pair = first.flat_map(|(write, way)| {
-            let second = (write + 1..=writes + 12).flat_map(move |later| WAYS.map(|again| (later, again)));
+        let pair = first().flat_map(|(write, way)| {
+            let second = (write + 1..=write + BEYOND).flat_map(|later| WAYS.map(|again| (later, again)));
             second.map(move |second| BTreeMap::from([(write, way), second]))
         });
+        let pair: Vec<_> = pair.collect();
+        searched.all += (single.len() + pair.len()) as u64;
         // Pairs are thinned evenly where they are too many.
-        let thin = (pairs / runs_max.max(1)).max(1);
-        let pair = pair.step_by(usize::try_from(thin).unwrap_or(1));
-        for script in single.chain(pair) {
-            if left == 0 {
-                break;
-            }
-            left -= 1;
+        let thin = pair.len() / runs_max.max(1) + 1;
+        for script in single.into_iter().chain(pair.into_iter().step_by(thin)) {
             searched.runs += 1;
             if let Some(broken) = run_with(small(seed), script.clone(), None, false).broken {
                 searched.broken = Some((seed, script, broken));

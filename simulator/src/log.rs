@@ -46,6 +46,8 @@ pub struct Nature {
     pub writes: u64,
     /// How the writes of these numbers go, whatever the seed says.
     pub script: BTreeMap<u64, Fate>,
+    /// Feeds give all that there is: somebody asks whether anything is left to be done.
+    pub eager: bool,
     /// A process that the script freezes.
     pub frozen: Option<u64>,
 }

@@ -24,7 +24,7 @@ usage: cargo xtask sim [--seed S] [--seeds N] [--minutes M] [--meta] [--bugs] [-
   --minutes M    new seeds for so long
   --meta         each seed twice, and the whole traces compared
   --bugs         proves that each deliberate bug is caught within 200 seeds
-  --exhaustive   every crash point of small worlds, alone and in pairs, up to RUNS runs a world (500)";
+  --exhaustive   every crash point of small worlds, alone and in pairs of which RUNS are run in each world (500)";
 
 struct Wanted {
     seed: Option<u64>,
@@ -32,21 +32,27 @@ struct Wanted {
     minutes: Option<u64>,
     meta: bool,
     bugs: bool,
-    exhaustive: Option<u64>,
+    exhaustive: Option<usize>,
 }
 
 fn wanted() -> Option<Wanted> {
     let mut wanted = Wanted { seed: None, seeds: 100, minutes: None, meta: false, bugs: false, exhaustive: None };
     let mut args = std::env::args().skip(1).peekable();
     while let Some(arg) = args.next() {
-        let mut number = || args.peek().and_then(|text| text.parse().ok()).inspect(|_| drop(args.next()));
+        let mut number = || -> Option<u64> {
+            let number = args.peek()?.parse().ok()?;
+            args.next();
+            Some(number)
+        };
         match arg.as_str() {
             "--seed" => wanted.seed = Some(number()?),
             "--seeds" => wanted.seeds = number()?,
             "--minutes" => wanted.minutes = Some(number()?),
             "--meta" => wanted.meta = true,
             "--bugs" => wanted.bugs = true,
-            "--exhaustive" => wanted.exhaustive = Some(number().unwrap_or(500)),
+            "--exhaustive" => {
+                wanted.exhaustive = Some(number().map_or(500, |runs| usize::try_from(runs).unwrap_or(500)))
+            }
             _ => return None,
         }
     }
@@ -171,7 +177,7 @@ fn bugs() -> bool {
     all
 }
 
-fn search(runs: u64) -> bool {
+fn search(runs: usize) -> bool {
     let searched = exhaustive::search(1..5, runs);
     println!("{} runs of {} that there are", searched.runs, searched.all);
     let Some((seed, script, broken)) = searched.broken else { return true };

@@ -44,6 +44,12 @@ use crate::workload::{ADDRESSES, Batch, EVENTS, PROFILES, RETURNED, START, batch
 /// Steps after which a world that has not ended never will.
 const STEPS_MAX: u64 = 400_000;
 
+/// A process that ends within this time has the supervisor wait longer before it starts the next one.
+const SHORT_LIFE: Duration = Duration::from_secs(600);
+
+/// How often, in a million, a slow actor lets its turn pass.
+const SLOW: u64 = 970_000;
+
 /// How long the world goes on after the last batch, so that nights and windows end.
 const AFTERWARDS: Duration = Duration::from_secs(26 * 3_600);
 
@@ -138,7 +144,7 @@ pub struct Simulation {
     start_at: Duration,
     /// The epoch of the checkpoint that rotted last.
     damaged: u64,
-    /// Processes in a row that ended before they were ready.
+    /// Processes in a row whose life was short.
     failed: u32,
     steps: u64,
     healed: bool,
@@ -162,6 +168,9 @@ struct Process {
     frozen_until: Duration,
     /// One of its actors stands still until then.
     stalled: Option<(Actor, Duration)>,
+    /// Which kinds of its actors are slow, a bit each.
+    slow: u64,
+    started: Duration,
     /// Another one was started in its place.
     replaced: bool,
 }
@@ -182,6 +191,7 @@ impl Simulation {
             begun: BTreeMap::new(),
             writes: 0,
             script: BTreeMap::new(),
+            eager: false,
             frozen: None,
         };
         let spec = |(name, partitions): (String, u32)| TopicSpec {
@@ -304,6 +314,11 @@ impl Simulation {
             };
             decide(&plan, &around, hire).await
         };
+        // Half of the processes have slow parts, each its own: what is rarely late is never found.
+        let slow = {
+            let rng = &mut self.world.nature().rng;
+            if rng.chance(500_000) { rng.next() & rng.next() } else { 0 }
+        };
         self.world.trace(|| format!("p{} starts with {workers} workers", life.number));
         for process in &mut self.processes {
             process.replaced = true;
@@ -316,6 +331,8 @@ impl Simulation {
             status,
             frozen_until: Duration::ZERO,
             stalled: None,
+            slow,
+            started: self.world.time.elapsed(),
             replaced: false,
         });
     }
@@ -357,11 +374,17 @@ impl Simulation {
             let place = *self.world.nature().rng.one(&awake);
             let actors = self.processes[place].stage.borrow().actors();
             let actor = *self.world.nature().rng.one(&actors);
+            if self.processes[place].slow >> actor.kind() & 1 == 1 && self.world.nature().rng.chance(SLOW) {
+                continue;
+            }
             let progress = self.step(place, actor)?;
             idle = if progress { 0 } else { idle + 1 };
             if idle > 2 * actors.len() {
                 idle = 0;
-                if !self.sweep()? && !self.done {
+                self.world.nature().eager = true;
+                let moved = self.sweep()?;
+                self.world.nature().eager = false;
+                if !moved && !self.done {
                     self.skip()?;
                 }
             }
@@ -440,7 +463,7 @@ impl Simulation {
             Err(error) => error.to_string(),
         };
         self.world.trace(|| format!("p{number} ends: {words}"));
-        self.failed = if process.status.ready.load(Ordering::Relaxed) { 0 } else { self.failed + 1 };
+        self.failed = if self.now() > process.started + SHORT_LIFE { 0 } else { self.failed + 1 };
         let Err(error) = ended else {
             self.done = self.stopping;
             return Ok(());

@@ -21,7 +21,7 @@ fn a_seed_is_the_same_world_each_time() {
 
 #[test]
 fn a_small_world_survives_each_crash_point_that_is_tried() {
-    let searched = exhaustive::search(1..2, 40);
-    assert_eq!(searched.runs, 40);
+    let searched = exhaustive::search(1..2, 20);
+    assert!(searched.runs > 100, "{} runs prove little", searched.runs);
     assert_eq!(searched.broken, None);
 }

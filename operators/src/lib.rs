@@ -39,4 +39,4 @@ pub mod lanes;
 pub mod harness;
 pub mod script;
 
-pub mod deliberate;
+pub use harness::deliberate;

@@ -32,6 +32,7 @@
 
 pub mod chain;
 pub mod dataflow;
+pub mod deliberate;
 pub mod delta;
 pub(crate) mod drafts;
 pub mod dropped;

@@ -382,7 +382,7 @@ impl Simulation {
             if idle > 2 * actors.len() {
                 idle = 0;
                 self.world.nature().eager = true;
-                let moved = self.sweep()?;
+                let moved = self.sweep(false)? || self.sweep(true)?;
                 self.world.nature().eager = false;
                 if !moved && !self.done {
                     self.skip()?;
@@ -398,8 +398,8 @@ impl Simulation {
         start.after(Duration::from_secs(self.options.hours * 3_600 + 3 * 3_600))
     }
 
-    /// Steps everything once; says whether anything moved.
-    fn sweep(&mut self) -> Result<bool, Broken> {
+    /// Steps everything once, what is slow only where nothing else moves; says whether anything moved.
+    fn sweep(&mut self, slow_too: bool) -> Result<bool, Broken> {
         let mut moved = false;
         let mut place = 0;
         while place < self.processes.len() {
@@ -407,6 +407,9 @@ impl Simulation {
                 let before = self.processes.len();
                 let actors = self.processes[place].stage.borrow().actors();
                 for actor in actors {
+                    if !slow_too && self.processes[place].slow >> actor.kind() & 1 == 1 {
+                        continue;
+                    }
                     moved |= self.step(place, actor)?;
                     if self.processes.len() != before {
                         return Ok(true);

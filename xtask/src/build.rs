@@ -53,16 +53,29 @@ pub(crate) fn bench(arguments: &[&str]) -> Result<ExitCode> {
 
 /// `cargo xtask sim …`
 pub(crate) fn sim(arguments: &[&str]) -> Result<ExitCode> {
-    become_it(simulator()?.args(arguments))
+    become_it(simulator(Profile::Release)?.args(arguments))
+}
+
+/// How a program is built.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Profile {
+    /// As tests are: most of it lies there when they ran.
+    Dev,
+    /// Minutes more to build, and several times as fast: for long runs.
+    Release,
 }
 
 /// The simulator, built. Its deliberate bugs are built in and asleep, so that what proves that it finds
 /// them is the same program.
-pub(crate) fn simulator() -> Result<Command> {
+pub(crate) fn simulator(profile: Profile) -> Result<Command> {
     packages::ensure(packages::BUILD, "building tidings")?;
+    let (flag, folder): (&[&str], _) = match profile {
+        Profile::Dev => (&[], "debug"),
+        Profile::Release => (&["--release"], "release"),
+    };
     let features = ["--features", "deliberate-bugs"];
-    run(cargo().args(["build", "--release", "--package", "tidings-simulator"]).args(features))?;
-    let mut command = Command::new(Workspace::load()?.target.join("release/tidings-simulator"));
+    run(cargo().args(["build", "--package", "tidings-simulator"]).args(features).args(flag))?;
+    let mut command = Command::new(Workspace::load()?.target.join(folder).join("tidings-simulator"));
     let commit = Command::new("git").args(["rev-parse", "--short", "HEAD"]).output();
     if let Ok(commit) = commit {
         command.env("TIDINGS_COMMIT", String::from_utf8_lossy(&commit.stdout).trim());

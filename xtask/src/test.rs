@@ -42,8 +42,8 @@ const STEPS: &[Step] = &[
     Step {
         name: "sim",
         run: |_| {
-            run(build::simulator()?.args(["--minutes", "1"]))?;
-            run(build::simulator()?.arg("--bugs"))
+            run(build::simulator(build::Profile::Dev)?.args(["--minutes", "1"]))?;
+            run(build::simulator(build::Profile::Dev)?.arg("--bugs"))
         },
     },
     Step { name: "deny", run: |_| deny() },

@@ -150,7 +150,7 @@ pub struct Simulation {
     healed: bool,
     end: Instant,
     /// The last process was told to stop.
-    stopping: bool,
+    stopping: Option<u64>,
     /// And has.
     done: bool,
 }
@@ -222,7 +222,7 @@ impl Simulation {
             failed: 0,
             steps: 0,
             healed: false,
-            stopping: false,
+            stopping: None,
             done: false,
             end: start.after(hours).after(AFTERWARDS),
             options,
@@ -468,7 +468,7 @@ impl Simulation {
         self.world.trace(|| format!("p{number} ends: {words}"));
         self.failed = if self.now() > process.started + SHORT_LIFE { 0 } else { self.failed + 1 };
         let Err(error) = ended else {
-            self.done = self.stopping;
+            self.done = self.stopping == Some(number);
             return Ok(());
         };
         let generation = process.life.generation();
@@ -478,6 +478,8 @@ impl Simulation {
         if process.life.is_over() || superseded {
             return Ok(());
         }
+        // A script's faults know no end.
+        let excused = !self.healed || self.disturbed(&["script"]);
         match &error {
             // An older generation's record, or a late one of its own, took the place: whoever does not
             // stand where it expects ends, though it be the newest.
@@ -490,13 +492,13 @@ impl Simulation {
             | DecideError::Log(error)
             | DecideError::Lanes(tidings_pipeline::runtime::egress::PresentError::Log(error))
             | DecideError::Start(tidings_pipeline::runtime::recovery::StartError::CutLog(CutLogError::Log(error)))
-                if error.is_transient() && !self.healed =>
+                if error.is_transient() && excused =>
             {
                 Ok(())
             }
-            DecideError::Store(error) if error.is_ambiguous() && !self.healed => Ok(()),
-            DecideError::Worker(words) if words.contains("checkpoint is needed here") && !self.healed => Ok(()),
-            DecideError::Clock { .. } if self.disturbed(&["clock jump"]) && !self.healed => Ok(()),
+            DecideError::Store(error) if error.is_ambiguous() && excused => Ok(()),
+            DecideError::Worker(words) if words.contains("checkpoint is needed here") && excused => Ok(()),
+            DecideError::Clock { .. } if self.disturbed(&["clock jump"]) && excused => Ok(()),
             DecideError::Mismatch { .. } => Err(self.broken("identical_output", error.to_string())),
             _ => Err(self.broken("liveness", format!("p{number} cannot go on: {error}"))),
         }
@@ -710,12 +712,13 @@ impl Simulation {
 
     /// Tells the last process to stop once nothing is left to be waited for.
     fn finish(&mut self) {
-        if self.stopping || !self.healed || self.world.time.truth() < self.end {
+        let told = |process: &Process| Some(process.life.number) == self.stopping && !process.replaced;
+        if self.processes.iter().any(told) || !self.healed || self.world.time.truth() < self.end {
             return;
         }
         let last = self.processes.iter().find(|process| !process.replaced && process.run.is_some());
         if let Some(last) = last.filter(|last| last.status.ready.load(Ordering::Relaxed)) {
-            self.stopping = true;
+            self.stopping = Some(last.life.number);
             last.stop.store(true, Ordering::Relaxed);
             self.world.trace(|| format!("p{} is told to stop", last.life.number));
         }

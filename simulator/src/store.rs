@@ -58,6 +58,9 @@ impl ObjectStore for ProcessStore {
             nature.writes += 1;
             let writes = nature.writes;
             let scripted = nature.script.get(&writes).copied();
+            if scripted.is_some() {
+                *nature.struck.entry("script").or_default() += 1;
+            }
             let faults = nature.faults;
             let before = nature.strikes("failed put", faults.put_fails);
             let lost = !before && nature.strikes("lost answer of a put", faults.put_lost);

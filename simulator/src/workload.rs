@@ -95,7 +95,10 @@ impl People<'_> {
         let user = rng.below(self.options.users);
         match rng.below(100) {
             0..10 => self.profile(rng, user),
-            10..14 => address(user, *rng.one(&["push", "email", "sms"]), rng.chance(500_000)),
+            10..14 => {
+                let channel: &str = rng.one::<&str>(&["push", "email", "sms"]);
+                address(user, channel, rng.chance(500_000))
+            }
             14..16 => {
                 let broken = *rng.one(&["{", "null", "{\"type\":\"like\"}"]);
                 self.event_record(user, rng, broken.to_owned())

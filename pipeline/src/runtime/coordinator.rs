@@ -314,7 +314,9 @@ impl<'a> Generation<'a> {
                 };
                 let worker = place % plan.workers;
                 let feed = crew.feed(&around.log, at, from, Arc::clone(&wakers[worker]))?;
-                let (rank, at_least_permille) = (source.rank, source.at_least_permille);
+                // Side inputs before all: a start waits for them while events fill the read-ahead.
+                let rank = if source.side_input { 0 } else { source.rank.saturating_add(1) };
+                let at_least_permille = source.at_least_permille;
                 assigned[worker].push(Assigned { lot, from, feed, rank, at_least_permille });
                 ends.insert(lot, from);
                 place += 1;

@@ -19,7 +19,7 @@ pub struct SourcePlan {
     pub topic: String,
     /// How many partitions the topic has.
     pub partitions: u32,
-    /// Sources of a smaller rank are read first.
+    /// Sources of a smaller rank are read first, and side inputs before them all.
     pub rank: u8,
     /// Its guaranteed share of each worker's read-ahead, in thousandths.
     pub at_least_permille: u16,

@@ -27,6 +27,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use bytes::Bytes;
+use rustix::process::{Pid, Signal};
 use serde_json::json;
 use tidings_pipeline::process::give_way;
 use tidings_pipeline::runtime::clock::{Clock, SystemClock};
@@ -344,8 +345,7 @@ impl Bench {
 
     /// SIGTERM, and its end.
     fn end(&self, running: &mut Running) -> Result<()> {
-        let pid = running.child.id().to_string();
-        ensure!(Command::new("kill").args(["-TERM", &pid]).status()?.success(), "kill -TERM {pid}");
+        rustix::process::kill_process(Pid::from_child(&running.child), Signal::TERM)?;
         let give_up = self.clock.elapsed() + PATIENCE;
         loop {
             if let Some(status) = running.child.try_wait()? {

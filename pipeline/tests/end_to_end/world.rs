@@ -358,8 +358,8 @@ impl Running {
 
     /// SIGTERM; waits for its end.
     pub(crate) fn stop(mut self) -> (ExitStatus, String) {
-        let pid = self.child.0.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        rustix::process::kill_process(rustix::process::Pid::from_child(&self.child.0), rustix::process::Signal::TERM)
+            .unwrap();
         let mut status = None;
         let said = Arc::clone(&self.said);
         until(

@@ -19,6 +19,9 @@ use crate::clock::Time;
 use crate::options::Faults;
 use crate::workload::GAP;
 
+/// How many times likelier a process dies at an append that is seldom made: it is to be met as often as others.
+const SELDOM: u64 = 10;
+
 /// The cut log's topic.
 pub const CUTS: &str = "notifications.cuts";
 
@@ -177,7 +180,7 @@ impl Nature {
         strikes
     }
 
-    fn fate(&mut self, count: usize) -> Fate {
+    fn fate(&mut self, count: usize, seldom: bool) -> Fate {
         self.writes += 1;
         if let Some(fate) = self.script.get(&self.writes) {
             *self.struck.entry("script").or_default() += 1;
@@ -192,7 +195,7 @@ impl Nature {
             Fate::Torn(self.rng.place(count))
         } else if self.strikes("late append", faults.late) {
             Fate::Late
-        } else if self.strikes("death at an append", faults.dies_appending) {
+        } else if self.strikes("death at an append", faults.dies_appending * if seldom { SELDOM } else { 1 }) {
             // Before, after, and anywhere in between.
             let torn = self.rng.place(count + 1);
             Fate::Dies(*self.rng.one(&[0, count, torn]))
@@ -283,10 +286,16 @@ impl ProcessLog {
     }
 }
 
+/// Whether a checkpoint counts by it: one append among hundreds.
+fn counts_a_checkpoint(record: &Append) -> bool {
+    let bytes = record.value.as_deref().unwrap_or_default();
+    &*record.to.topic == CUTS && matches!(Entry::decode(0, bytes), Ok(Entry::Checkpoint { .. }))
+}
+
 impl Log for ProcessLog {
     fn append(&self, records: &[Append]) -> Result<Vec<u64>, LogError> {
         self.alive()?;
-        let fate = self.world.nature().fate(records.len());
+        let fate = self.world.nature().fate(records.len(), records.iter().any(counts_a_checkpoint));
         let number = self.life.number;
         let some = |count: usize| -> Result<Vec<u64>, LogError> {
             let offsets = self.world.append(&records[..count])?;

@@ -39,7 +39,13 @@ const STEPS: &[Step] = &[
             run(&mut command)
         },
     },
-    Step { name: "sim", run: |_| run(build::simulator(build::Profile::Dev)?.args(["--minutes", "1"])) },
+    Step {
+        name: "sim",
+        run: |_| {
+            run(build::simulator(build::Profile::Dev)?.args(["--minutes", "1"]))?;
+            run(build::simulator(build::Profile::Dev)?.arg("--bugs"))
+        },
+    },
     Step { name: "deny", run: |_| deny() },
 ];
 const SERVICES: &str = "services";

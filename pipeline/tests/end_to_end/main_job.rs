@@ -228,9 +228,11 @@ fn providers_and_record_agree(world: &World, providers: &Providers, clock: &Stop
         unknown.extend(doubtful);
     }
     clock.lap(&format!("{} deliveries received, {} twice, {} unknown", received.len(), doubled.len(), unknown.len()));
-    for delivery in received.keys() {
-        assert!(sent.contains(delivery), "{delivery} arrived and the record does not say that it was sent");
-    }
+    // Whoever died between a critical call without the ledger and its row left the doubt that it said before;
+    // the next owner may find that nothing is to be sent any more.
+    let is_told = |id: &&String| sent.contains(*id) || unknown.contains(*id);
+    let silent: Vec<&str> = received.keys().filter(|id| !is_told(id)).map(String::as_str).collect();
+    assert!(silent.is_empty(), "arrived, and the record does not say that it was sent:\n{}", histories(world, &silent));
     let hidden: Vec<&str> = doubled.iter().filter(|id| !unknown.contains(**id)).map(|id| id.as_str()).collect();
     assert!(hidden.is_empty(), "arrived more than once, and is not unknown:\n{}", histories(world, &hidden));
 }
@@ -255,20 +257,9 @@ fn histories(world: &World, deliveries: &[&str]) -> String {
     world.ask(&sql).iter().map(|line| line.join(" ") + "\n").collect()
 }
 
-const RATES: &str = "SELECT channel, countIf(event = 'SENT') AS sent, countIf(event = 'DELIVERED') AS delivered,
- countIf(event = 'FAILED') AS failed, round(delivered / sent * 100, 2) AS delivery_rate_pct
-FROM notification_events WHERE created_at > now() - INTERVAL 24 HOUR GROUP BY channel";
-const ENGAGEMENT: &str =
-    "SELECT notification_type, countIf(event = 'DELIVERED') AS delivered, countIf(event = 'OPENED') AS opened,
- countIf(event = 'CLICKED') AS clicked, round(opened / delivered * 100, 2) AS open_rate,
- round(clicked / opened * 100, 2) AS click_rate
-FROM notification_events WHERE channel = 'email' AND created_at > now() - INTERVAL 7 DAY
-GROUP BY notification_type ORDER BY open_rate DESC";
-const LATENCY: &str = "SELECT channel, priority, quantile(0.50)(delivery_latency_ms) AS p50_ms,
- quantile(0.95)(delivery_latency_ms) AS p95_ms, quantile(0.99)(delivery_latency_ms) AS p99_ms
-FROM (SELECT channel, priority, dateDiff('millisecond', created_at, delivered_at) AS delivery_latency_ms
- FROM notification_deliveries WHERE delivered_at > now() - INTERVAL 1 HOUR)
-GROUP BY channel, priority";
+const RATES: &str = include_str!("../../../schemas/queries/delivery_rates.sql");
+const ENGAGEMENT: &str = include_str!("../../../schemas/queries/email_engagement.sql");
+const LATENCY: &str = include_str!("../../../schemas/queries/delivery_latency.sql");
 
 /// The second seed's three queries, word for word.
 fn seed_queries_are_right(world: &World, clock: &Stopwatch) {

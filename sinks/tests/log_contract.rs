@@ -308,10 +308,15 @@ fn a_weaker_topic_is_told_in_words(world: &World) {
     assert_eq!(
         said(eight),
         "topic `T` has 2 partitions, expected 4; records are placed by their count\n\
-         topic `T` is kept for 259200 s, expected for 691200 s"
+         topic `T` is kept for 259200 s, expected for 691200 s; after a longer outage nobody could read on; \
+         set cleanup.policy to delete and raise retention.ms"
     );
     let compacted = TopicSpec { retention: Retention::Compacted(EIGHT_DAYS), ..spec.clone() };
-    assert_eq!(said(compacted), "topic `T` is kept for 259200 s, expected compacted after 691200 s");
+    assert_eq!(
+        said(compacted),
+        "topic `T` is kept for 259200 s, expected compacted after 691200 s; a replay must meet the records that were \
+         read; set cleanup.policy to compact and raise min.compaction.lag.ms and delete.retention.ms"
+    );
     assert!(said(TopicSpec { name: missing, ..spec }).contains("does not exist"));
 }
 
@@ -674,7 +679,8 @@ fn settings_of_a_foreign_topic_that_lose_records_are_named() {
         }
     };
     let expected = [
-        "topic `T` is kept for 60 s, expected for 691200 s",
+        "topic `T` is kept for 60 s, expected for 691200 s; after a longer outage nobody could read on; \
+         set cleanup.policy to delete and raise retention.ms",
         "topic `T` has replication factor 1, expected 3",
         "topic `T` acknowledges with 1 copies (min.insync.replicas), expected 2",
         "topic `T`: unclean.leader.election.enable is true, so acknowledged records can vanish; set it to false",

@@ -46,3 +46,4 @@ pub(crate) mod feeds;
 pub(crate) mod keeper;
 pub mod plan;
 pub mod recovery;
+pub mod watch;

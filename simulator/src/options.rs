@@ -157,7 +157,8 @@ impl Options {
 /// # Errors
 /// When one of them is not modelled.
 pub fn modelled(operators: &[Wired]) -> Result<Topology, NotModelled> {
-    let records = [Records::Events { unknown_to_data: false }, Records::Returned, Records::Profiles, Records::Addresses];
+    let records =
+        [Records::Events { unknown_to_data: false }, Records::Returned, Records::Profiles, Records::Addresses];
     let sources = script::sources().into_iter().zip(records);
     let sources = sources.map(|(source, records)| Source { id: source.id.to_string(), records }).collect();
     let written = |(kind, params, when): &Wired| Written {

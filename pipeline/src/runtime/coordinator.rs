@@ -16,6 +16,7 @@ use tidings_operators::harness::dataflow::{Assigned, Command, Cut, Report, Worke
 use tidings_operators::harness::dropped::{DropCount, MayDrop};
 use tidings_operators::harness::feed::{Extent, Lot};
 use tidings_operators::harness::output::EpochOutput;
+use tidings_operators::harness::pulse::Pulse;
 use tidings_operators::ingest::Path;
 use tidings_schemas::lifecycle::Row;
 use tidings_schemas::time::Instant;
@@ -28,6 +29,7 @@ use super::keeper::{Keep, Keeper, Kept, Merger};
 use super::plan::Plan;
 use super::recovery::{Start, StartError, start};
 use super::sources::{self, SourcesError};
+use super::watch::{Pulses, Watched};
 use crate::checkpoint::{CheckpointError, Checkpoints, Manifest};
 use crate::cutlog::{CutBody, CutLog, CutLogError, End, Entry, Hash, MarkAt, Named};
 
@@ -90,6 +92,8 @@ pub struct Status {
     pub ready: AtomicBool,
     /// Checkpoints that could not be written.
     pub checkpoint_failures: AtomicU64,
+    /// The steps of the generation that runs.
+    pub pulses: Pulses,
 }
 
 /// What a run needs beside its plan.
@@ -244,8 +248,11 @@ struct Generation<'a> {
     spoken: Receiver<Spoken>,
     keep: Option<Sender<Keep>>,
     kept: Receiver<Kept>,
+    /// Let go before the crew: its threads end in their own time.
+    _watched: Watched,
     /// The last field that listens to the channels above: they are closed when it is dropped.
     crew: Box<dyn Crew>,
+    pulse: Pulse,
     start: Start,
 
     /// How far the feeds have come, as totals since the workers started.
@@ -337,6 +344,8 @@ impl<'a> Generation<'a> {
         let mut dropped: BTreeMap<Arc<str>, DropCount> = BTreeMap::new();
         let mut commands = Vec::new();
         let mut workers = Vec::new();
+        let pulse = Pulse::default();
+        let mut pulses = vec![("the coordinator".to_owned(), pulse.clone())];
         for (worker, assigned) in assigned.into_iter().enumerate() {
             let mut chain = plan.wiring.chain(Path::Decide).map_err(|error| DecideError::Worker(error.to_string()))?;
             if start.checkpoint.is_some() {
@@ -348,6 +357,7 @@ impl<'a> Generation<'a> {
                     sum.parked += count.parked;
                 }
             }
+            pulses.push((format!("worker {worker}"), chain.pulse()));
             let (command, inbox) = command_channel();
             commands.push(command);
             workers.push(WorkerIo { chain, assigned, commands: inbox, reports: report.clone() });
@@ -411,7 +421,9 @@ impl<'a> Generation<'a> {
             spoken,
             keep: Some(keep),
             kept,
+            _watched: around.status.pulses.watch(pulses),
             crew,
+            pulse,
             ahead: BTreeMap::new(),
             cut: BTreeMap::new(),
             ends: ends.clone(),
@@ -694,6 +706,7 @@ impl<'a> Generation<'a> {
 
     /// Waits for whatever comes first, at most `span`, and takes everything that is there.
     async fn wait(&mut self, span: Duration) -> Result<(), DecideError> {
+        self.pulse.beat();
         poll_fn(|_| {
             let mut channels = Select::new();
             channels.recv(&self.reports);

@@ -79,7 +79,9 @@ impl Delivered {
         rows.sort_by_key(|row| (row.attempt, row.at));
         for row in rows {
             let Row { at, attempt, states, reason, code, message_id, leg, caused_by, .. } = row;
-            lines.push(format!("  row {at} attempt {attempt} {states:?} {reason:?} `{code}` `{message_id}` {leg} {caused_by}"));
+            lines.push(format!(
+                "  row {at} attempt {attempt} {states:?} {reason:?} `{code}` `{message_id}` {leg} {caused_by}"
+            ));
         }
         for called in self.called.iter().filter(|called| called.delivery == delivery) {
             lines.push(format!("  call {} by p{}, received {}", called.at, called.process, called.received));
@@ -108,7 +110,8 @@ pub(super) fn lost(delivered: &Delivered, seen: &Seen, fates: &Fates) -> Verdict
     for Laid { record, at } in &delivered.laid {
         let cause = if record.returns == 0 { String::new() } else { format!("return {}", record.returns) };
         if !by_leg.contains_key(&record.leg) && !ended.contains(&(record.leg, cause.as_str())) {
-            let what = format!("{} for {} on {}, laid at {at}, was never heard of", record.leg, record.user, record.channel);
+            let what =
+                format!("{} for {} on {}, laid at {at}, was never heard of", record.leg, record.user, record.channel);
             return broken(PROMISE, what);
         }
     }
@@ -195,7 +198,8 @@ pub(super) fn consent(delivered: &Delivered, seen: &Seen) -> Verdict {
         if own[first..].iter().all(|it| no(it)) {
             let story = delivered.story(called.delivery);
             let (user, channel, at) = (&called.user, called.channel, called.at);
-            let what = format!("{user} had refused {channel} at {}, and was called at {at}:\n{story}", own[first].timestamp);
+            let what =
+                format!("{user} had refused {channel} at {}, and was called at {at}:\n{story}", own[first].timestamp);
             return broken("consent", what);
         }
     }

@@ -811,9 +811,13 @@ fn a_killed_broker_keeps_what_it_acknowledged() {
 
 #[test]
 fn a_killed_process_leaves_every_acknowledged_record_in_the_embedded_log() {
+    // The process to be killed is this test again.
+    if let Some(directory) = given("TIDINGS_TEST_DIRECTORY") {
+        return append_until_killed(directory.as_ref());
+    }
     let directory = tempfile::tempdir().unwrap();
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "child_that_appends_until_it_is_killed", "--nocapture", "--ignored"])
+        .args(["--exact", "a_killed_process_leaves_every_acknowledged_record_in_the_embedded_log", "--nocapture"])
         .env("TIDINGS_TEST_DIRECTORY", directory.path())
         .stdout(Stdio::piped())
         .spawn()
@@ -840,15 +844,14 @@ fn a_killed_process_leaves_every_acknowledged_record_in_the_embedded_log() {
     assert_eq!(append(&log, &at("t", 0), &["on"]), [end]);
 }
 
-#[test]
-#[ignore = "a process of another test"]
-fn child_that_appends_until_it_is_killed() {
-    let Some(directory) = given("TIDINGS_TEST_DIRECTORY") else { return };
-    let log = EmbeddedLog::open(directory.as_ref(), noon()).unwrap();
+/// Says of each record that it was acknowledged, until somebody ends this.
+fn append_until_killed(directory: &std::path::Path) {
+    let log = EmbeddedLog::open(directory, noon()).unwrap();
     let spec =
         TopicSpec { name: "t".to_owned(), partitions: 1, retention: Retention::Forever, replication: 1, min_insync: 1 };
     log.create(&[spec]).unwrap();
     let partition = at("t", 0);
+    let mut said = std::io::stdout();
     for offset in 0_u64.. {
         append(&log, &partition, &[&format!("record {offset}")]);
         if offset == 10 {
@@ -859,7 +862,7 @@ fn child_that_appends_until_it_is_killed() {
             member.commit(&[(partition.clone(), Commit { offset: 3, metadata: "m".to_owned() })]).unwrap();
             ears.read_to.lock().unwrap().clear();
         }
-        writeln!(std::io::stdout(), "acknowledged {offset}").unwrap();
+        writeln!(said, "acknowledged {offset}").unwrap();
     }
 }
 

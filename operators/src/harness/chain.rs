@@ -27,6 +27,7 @@ use super::feed::Lot;
 use super::ordinal::Ordinal;
 use super::output::{EpochOutput, To};
 use super::profiles::{PROFILES, Profiles};
+use super::pulse::Pulse;
 use super::saying::Saying;
 use super::stage::{Env, Flow, Outbox, Stage};
 use super::table::{Image, StateKey, UserKey};
@@ -92,6 +93,7 @@ pub struct Chain {
     inboxes: Vec<Vec<Flow>>,
     /// The same of what an operator says.
     flows: Vec<Flow>,
+    pulse: Pulse,
 }
 
 impl Chain {
@@ -109,7 +111,14 @@ impl Chain {
             skips: Arc::default(),
             inboxes,
             flows: Vec::new(),
+            pulse: Pulse::default(),
         }
+    }
+
+    /// Counts the steps of whoever runs it: a wave down the chain is one.
+    #[must_use]
+    pub fn pulse(&self) -> Pulse {
+        self.pulse.clone()
     }
 
     /// Puts images of a checkpoint back; `images` are those that this worker owns. `rules` names
@@ -285,6 +294,7 @@ impl Chain {
 
     /// One wave down the chain: each operator first does `own`, then takes in what came from above.
     fn wave(&mut self, run: &mut Run<'_>, mut own: impl FnMut(&mut dyn Stage, &Env<'_>, &mut Outbox<'_>)) {
+        self.pulse.beat();
         let Self { nodes, profiles, inboxes, flows, path, .. } = self;
         let skips = Arc::clone(&run.skips);
         let env = Env { now: run.now, epoch: run.epoch, rules: run.rules, profiles, path: *path, skips: &skips };

@@ -146,6 +146,7 @@ pub fn start(workers: Vec<WorkerIo>, sources: Vec<Source>, transport: Transport)
 fn run(worker: &mut timely::worker::Worker, io: WorkerIo, sources: Arc<[Source]>) {
     let (index, peers) = (worker.index(), worker.peers());
     let WorkerIo { chain, assigned, commands, reports } = io;
+    let pulse = chain.pulse();
     // Its cuts are put in by the source before it lets go of the epoch, and taken out by the chain, which
     // cannot see the frontier pass before.
     let epochs = Rc::new(RefCell::new(Epochs::new(index, chain, reports.clone())));
@@ -198,6 +199,7 @@ fn run(worker: &mut timely::worker::Worker, io: WorkerIo, sources: Arc<[Source]>
         });
     });
     while worker.has_dataflows() {
+        pulse.beat();
         worker.step_or_park(Some(PARK));
     }
 }

@@ -41,6 +41,7 @@ pub mod feed;
 pub mod ordinal;
 pub mod output;
 pub(crate) mod profiles;
+pub mod pulse;
 pub(crate) mod saying;
 pub(crate) mod slab;
 pub(crate) mod stage;

@@ -17,6 +17,7 @@ use tidings_operators::harness::dataflow::{Assigned, Command, Cut, Report, Worke
 use tidings_operators::harness::dropped::{DropCount, MayDrop};
 use tidings_operators::harness::feed::{Extent, Lot};
 use tidings_operators::harness::output::EpochOutput;
+use tidings_operators::harness::pulse::Pulse;
 use tidings_operators::ingest::Path;
 use tidings_schemas::lifecycle::Row;
 use tidings_schemas::time::Instant;
@@ -29,6 +30,7 @@ use super::keeper::{Keep, Keeper, Kept, Merger};
 use super::plan::Plan;
 use super::recovery::{Start, StartError, start};
 use super::sources::{self, SourcesError};
+use super::watch::{Pulses, Watched};
 use crate::checkpoint::{CheckpointError, Checkpoints, Manifest};
 use crate::cutlog::{CutBody, CutLog, CutLogError, End, Entry, Hash, MarkAt, Named, SkipAt};
 
@@ -93,6 +95,8 @@ pub struct Status {
     pub set_aside: AtomicU64,
     /// Checkpoints that could not be written.
     pub checkpoint_failures: AtomicU64,
+    /// The steps of the generation that runs.
+    pub pulses: Pulses,
 }
 
 /// What a run needs beside its plan.
@@ -323,8 +327,11 @@ struct Generation<'a> {
     spoken: Receiver<Spoken>,
     keep: Option<Sender<Keep>>,
     kept: Receiver<Kept>,
+    /// Let go before the crew: its threads end in their own time.
+    _watched: Watched,
     /// The last field that listens to the channels above: they are closed when it is dropped.
     crew: Box<dyn Crew>,
+    pulse: Pulse,
     start: Start,
 
     /// How far the feeds have come, as totals since the workers started.
@@ -419,6 +426,8 @@ impl<'a> Generation<'a> {
         let mut dropped: BTreeMap<Arc<str>, DropCount> = BTreeMap::new();
         let mut commands = Vec::new();
         let mut workers = Vec::new();
+        let pulse = Pulse::default();
+        let mut pulses = vec![("the coordinator".to_owned(), pulse.clone())];
         for (worker, assigned) in assigned.into_iter().enumerate() {
             let mut chain = plan.wiring.chain(Path::Decide).map_err(|error| DecideError::Worker(error.to_string()))?;
             if start.checkpoint.is_some() {
@@ -430,6 +439,7 @@ impl<'a> Generation<'a> {
                     sum.parked += count.parked;
                 }
             }
+            pulses.push((format!("worker {worker}"), chain.pulse()));
             let (command, inbox) = command_channel();
             commands.push(command);
             workers.push(WorkerIo { chain, assigned, commands: inbox, reports: report.clone() });
@@ -493,7 +503,9 @@ impl<'a> Generation<'a> {
             spoken,
             keep: Some(keep),
             kept,
+            _watched: around.status.pulses.watch(pulses),
             crew,
+            pulse,
             ahead: BTreeMap::new(),
             cut: BTreeMap::new(),
             ends: ends.clone(),
@@ -784,6 +796,7 @@ impl<'a> Generation<'a> {
 
     /// Waits for whatever comes first, at most `span`, and takes everything that is there.
     async fn wait(&mut self, span: Duration) -> Result<(), DecideError> {
+        self.pulse.beat();
         poll_fn(|_| {
             let mut channels = Select::new();
             channels.recv(&self.reports);

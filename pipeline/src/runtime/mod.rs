@@ -47,3 +47,4 @@ pub(crate) mod keeper;
 pub mod plan;
 pub mod recovery;
 pub(crate) mod sources;
+pub mod watch;

@@ -14,7 +14,7 @@ use tidings_sinks::log::{Log as _, TopicPartition};
 use crate::workload::{To, Written};
 use crate::world::{PATIENCE, Running, World, until};
 
-const RUN: [&str; 7] = ["run", "-c", "topology.yaml", "--admin", "127.0.0.1:0", "--ca", "keys/ca.pem"];
+pub(crate) const RUN: [&str; 7] = ["run", "-c", "topology.yaml", "--admin", "127.0.0.1:0", "--ca", "keys/ca.pem"];
 
 /// Runs it to its end: the exit code, and what it said.
 fn refused(mut command: Command) -> (Option<i32>, String) {
@@ -23,7 +23,7 @@ fn refused(mut command: Command) -> (Option<i32>, String) {
 }
 
 /// One-time codes and orders, for people whom nobody knows.
-fn events(count: usize) -> Vec<Written> {
+pub(crate) fn events(count: usize) -> Vec<Written> {
     let event = |number: usize| {
         let user = format!("u{number}");
         let value = format!(
@@ -34,7 +34,7 @@ fn events(count: usize) -> Vec<Written> {
     (0..count).map(event).collect()
 }
 
-fn recorded(world: &World, events: u64) -> bool {
+pub(crate) fn recorded(world: &World, events: u64) -> bool {
     let asked = world.try_ask("SELECT countIf(is_created AND fate != 'unaccounted') FROM event_fates");
     asked.is_ok_and(|answer| answer[0][0] == events.to_string())
 }

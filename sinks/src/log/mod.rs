@@ -235,6 +235,12 @@ pub struct TopicSpec {
 
 /// A durable log.
 pub trait Log: Send + Sync {
+    /// Whether a call may wait: for a disk, a network, the first record of a poll. One that never does is
+    /// called in place by the async side, which then makes the pauses itself.
+    fn waits(&self) -> bool {
+        true
+    }
+
     /// Appends records, in order, and returns their offsets once all are durable.
     ///
     /// # Errors
@@ -304,6 +310,14 @@ pub trait Log: Send + Sync {
     /// # Errors
     /// When the log cannot be reached.
     fn time(&self) -> Result<Instant, LogError>;
+}
+
+/// Makes a call to a log, on a thread of its own where it may wait.
+pub(crate) async fn aside<R: Send + 'static>(
+    waits: bool,
+    call: impl FnOnce() -> R + Send + 'static,
+) -> Result<R, tokio::task::JoinError> {
+    if waits { tokio::task::spawn_blocking(call).await } else { Ok(call()) }
 }
 
 /// In what `have` is weaker than `want`, in words; nothing where it is as good or better.

@@ -118,13 +118,16 @@ fn all() -> [Box<dyn Service>; 3] {
     [Box::new(kafka::Kafka), Box::new(redis::Redis), Box::new(clickhouse::ClickHouse)]
 }
 
-/// `cargo xtask services up|down|status [--dir DIR] [--wipe]`
+/// `cargo xtask services up|down|kill NAME|status [--dir DIR] [--wipe]`
 pub(crate) fn command(arguments: &[&str]) -> Result<ExitCode> {
     let usage = |message: String| anyhow::Error::from(Refusal::Usage(message));
     let Some((action, mut rest)) = arguments.split_first() else {
-        return Err(usage("services: say up, down or status".to_owned()));
+        return Err(usage("services: say up, down, kill or status".to_owned()));
     };
-    let (mut folder, mut wipe) = (None, false);
+    let (mut folder, mut wipe, mut victim) = (None, false, None);
+    if let ("kill", Some((name, after))) = (*action, rest.split_first()) {
+        (victim, rest) = (Some(*name), after);
+    }
     while let Some((option, after)) = rest.split_first() {
         rest = match (*option, after.split_first()) {
             ("--dir", Some((value, after))) => {
@@ -149,8 +152,16 @@ pub(crate) fn command(arguments: &[&str]) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         "down" => services.down(wipe).map(|()| ExitCode::SUCCESS),
+        "kill" => {
+            let known = || all().map(|service| service.name()).join(", ");
+            let victim = victim.ok_or_else(|| usage(format!("services kill: say which of {}", known())))?;
+            let mut all = all().into_iter();
+            let service = all.find(|service| service.name() == victim);
+            let unknown = || usage(format!("services kill: unknown service `{victim}`; there are {}", known()));
+            services.kill(&*service.ok_or_else(unknown)?).map(|()| ExitCode::SUCCESS)
+        }
         "status" => services.status(),
-        unknown => Err(usage(format!("services: unknown action `{unknown}`; say up, down or status"))),
+        unknown => Err(usage(format!("services: unknown action `{unknown}`; say up, down, kill or status"))),
     }
 }
 
@@ -262,6 +273,23 @@ impl Services {
             }
         }
         Ok(())
+    }
+
+    /// SIGKILL to one of them, as a power cut would; `up` starts it again on what is left of its data.
+    fn kill(&self, service: &dyn Service) -> Result<()> {
+        let _lock = self.lock()?;
+        let home = self.home(service)?;
+        let pid = home.folder.join("pid");
+        let process = Process::recorded(&pid).with_context(|| format!("{} is not up", service.name()))?;
+        process.kill();
+        let since = Instant::now();
+        while process.is_alive() {
+            if since.elapsed() > STOP_MAX {
+                bail!("{}, process {}, does not end", service.name(), process.id());
+            }
+            sleep(POLL);
+        }
+        remove_file(&pid)
     }
 
     /// Ends them when the command is interrupted: nobody must have to clean up after it.

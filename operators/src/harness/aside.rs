@@ -142,11 +142,11 @@ impl Drop for Crumb<'_> {
 }
 
 /// Runs `what`; a panic becomes what it says, and where it came from.
-pub(crate) fn caught<T>(what: impl FnOnce() -> T) -> Result<T, Died> {
+pub(crate) fn caught<T>(what: impl FnOnce() -> T) -> Result<T, Box<Died>> {
     catch_unwind(AssertUnwindSafe(what)).map_err(|payload| {
         let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
         let text = text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_default();
-        Died { place: FROM.take(), message: text.chars().take(MESSAGE_CHARS_MAX).collect() }
+        Box::new(Died { place: FROM.take(), message: text.chars().take(MESSAGE_CHARS_MAX).collect() })
     })
 }
 

@@ -326,7 +326,7 @@ impl Epochs {
 }
 
 /// What the host is told of a panic.
-fn killed(worker: usize, died: Died, epoch: u64, name: impl Fn(usize) -> Option<Arc<str>>) -> Report {
+fn killed(worker: usize, died: Box<Died>, epoch: u64, name: impl Fn(usize) -> Option<Arc<str>>) -> Report {
     match died.killed(epoch, name) {
         Ok(killed) => Report::Killed(worker, Box::new(killed)),
         Err(problem) => Report::Failed(worker, problem),

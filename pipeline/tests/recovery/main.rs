@@ -9,6 +9,8 @@ mod dying;
 mod poison;
 mod world;
 
+use std::collections::BTreeSet;
+
 use dying::{Death, Moment};
 use tidings_schemas::lifecycle::{State, Unit};
 use tidings_schemas::reason::Reason;
@@ -242,6 +244,34 @@ fn what_a_vanished_operator_held_is_lost_by_an_explicit_word_and_accounted_for()
             // A parked leg of one event that is lost ends as suppressed.
             assert_eq!(of(Fate::Lost), if sum.unit == Unit::Event { lost(Unit::Event) as u64 } else { 0 }, "{name}");
         }
+    }
+}
+
+#[test]
+fn hours_of_downtime_are_caught_up_in_bounded_epochs_and_without_a_stampede() {
+    let mut world = World::new();
+    world.pause_after(4);
+    assert!(!world.run(None, 1));
+    let parked = world.rows();
+    // Over the end of everybody's night; meanwhile producers went on, and what they said may be too late.
+    let back = world.stay_down("2026-03-29T12:30:00Z", 6_000);
+    world.go_on();
+    assert!(!world.run(None, 2));
+    world.compare("downtime");
+    let most = world.records_per_cut(back).into_iter().max().unwrap();
+    assert!(most > 500 && most <= 4_096, "{most} records in one epoch");
+    let rows = world.rows();
+    let expired = rows.iter().filter(|row| row.at > back && row.states.contains(&State::Expired)).count();
+    assert!(expired >= 1_000, "only {expired} were too late");
+    // Deferred before the outage, and their turn came in it: not all at once.
+    let deferred: BTreeSet<_> =
+        parked.iter().filter(|row| row.states.contains(&State::Deferred)).map(|row| row.leg).collect();
+    let released =
+        rows.iter().filter(|row| row.at > back && deferred.contains(&row.leg) && row.states.contains(&State::Queued));
+    let minutes: BTreeSet<u64> = released.map(|row| row.at.since(back).as_secs() / 60).collect();
+    assert!(minutes.len() >= 4 && minutes.iter().all(|minute| *minute < 20), "released in minutes {minutes:?}");
+    for sum in Fates::of(rows.iter()).sums() {
+        assert!(sum.adds_up() && sum.unaccounted == 0, "{sum:?}");
     }
 }
 

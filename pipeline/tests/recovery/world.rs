@@ -32,6 +32,7 @@ use tidings_schemas::channel::{Channel, Priority};
 use tidings_schemas::lane::{HEADER_EPOCH, HEADER_MARK, HEADER_ORDINAL};
 use tidings_schemas::lifecycle::Row;
 use tidings_schemas::reason::Reason;
+use tidings_schemas::time::Instant;
 use tidings_schemas::topics::Topics;
 use tidings_sinks::log::memory::{CrashPoint, MemoryLog};
 use tidings_sinks::log::{Append, Log, Record, Retention, TopicPartition, TopicSpec};
@@ -203,6 +204,32 @@ impl World {
             }
         }
         world
+    }
+
+    /// Nothing runs until the clock shows `until`, while producers write so many events, of which half are
+    /// too late by then. When it runs again.
+    pub(crate) fn stay_down(&mut self, until: &str, events: usize) -> Instant {
+        let until: Instant = until.parse().unwrap();
+        let event = |number: usize| {
+            let (user, expires) =
+                (number % 12, if number % 2 == 0 { r#","expires_at":"2026-03-29T10:00:00Z""# } else { "" });
+            let json =
+                format!(r#"{{"id":"d{number}","type":"like","user_id":"u{user}","object":{{"id":"d"}}{expires}}}"#);
+            let to = TopicPartition { topic: "in.events".into(), partition: u32::try_from(user % 3).unwrap() };
+            Append { to, key: Some(format!("u{user}").into()), value: Some(json.into()), headers: vec![] }
+        };
+        self.log.append(&(0..events).map(event).collect::<Vec<_>>()).unwrap();
+        while self.clock.wall() < until {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self.clock.wall()
+    }
+
+    /// How many records each cut took since then.
+    pub(crate) fn records_per_cut(&self, since: Instant) -> Vec<u64> {
+        let records = |cut: &cutlog::CutBody| cut.ends.values().flat_map(BTreeMap::values).map(|end| end.records).sum();
+        let cuts = self.counted().cuts.into_iter().map(|(_, cut)| cut).filter(|cut| cut.now >= since);
+        cuts.map(|cut| records(&cut)).collect()
     }
 
     fn wired(&self) -> Wiring {

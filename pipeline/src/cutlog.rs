@@ -132,8 +132,9 @@ pub struct Named {
 pub struct Counted {
     /// Counted cuts, without gaps, each with its offset.
     pub cuts: Vec<(u64, CutBody)>,
-    /// Counted checkpoints by epoch; of one epoch the first.
-    pub checkpoints: BTreeMap<u64, Named>,
+    /// Counted checkpoints by epoch and offset: of one epoch there is another where the first could not be
+    /// read.
+    pub checkpoints: BTreeMap<(u64, u64), Named>,
     /// The highest generation that wrote anything.
     pub generation: Option<u64>,
     /// The highest epoch of which everything was said.
@@ -224,7 +225,7 @@ pub fn read(entries: impl IntoIterator<Item = (u64, Entry)>, trimmed: bool) -> R
             }
             Entry::Checkpoint { name, epoch, .. } => {
                 counted.said_through = counted.said_through.max(epoch);
-                counted.checkpoints.entry(epoch).or_insert(Named { name, epoch });
+                counted.checkpoints.insert((epoch, offset), Named { name, epoch });
             }
         }
     }
@@ -418,7 +419,7 @@ mod tests {
     fn the_newest_checkpoint_is_the_highest_not_the_last() {
         let log = vec![(1, cut(0, 1)), (2, cut(0, 2)), (3, checkpoint(0, 2)), (4, checkpoint(0, 1))];
         let counted = read(log, false).unwrap();
-        assert_eq!(counted.checkpoints.last_key_value().map(|(epoch, _)| *epoch), Some(2));
+        assert_eq!(counted.checkpoints.last_key_value().map(|((epoch, _), _)| *epoch), Some(2));
         assert_eq!(counted.said_through, 2);
     }
 

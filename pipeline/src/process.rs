@@ -284,9 +284,9 @@ impl Process {
             feed_files(config, &settings.folder, &log, &stop, &mut threads)?;
             let checkpoints = Checkpoints::in_folder(&settings.folder.join(&deployment.checkpoints.to));
             let older = {
-                let run = settings.run.clone();
+                let (run, log) = (settings.run.clone(), Arc::clone(&log));
                 move |bytes: &[u8], calendar| {
-                    assemble::older(bytes, calendar, partitions.clone(), &run).map_err(|error| error.to_string())
+                    assemble::older(bytes, calendar, &*log, &run).map_err(|error| error.to_string())
                 }
             };
             let around = Surroundings {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::ops::Range;
 
 use bytes::Bytes;
 use tidings_operators::harness::chain::Block;
@@ -9,16 +10,17 @@ use tidings_operators::harness::feed::{Lot, RawRecord};
 use tidings_operators::harness::output::{EpochOutput, To};
 use tidings_operators::ingest::{Path, ingest};
 use tidings_operators::script;
-use tidings_pipeline::cutlog::{Counted, Entry};
+use tidings_pipeline::cutlog::{Counted, CutBody, Entry};
 use tidings_schemas::block::{Block as RowBlock, Kind};
 use tidings_schemas::ids::{EventId, LegId};
-use tidings_schemas::lane::{HEADER_EPOCH, HEADER_EVENT, HEADER_MARK, HEADER_ORDINAL};
-use tidings_schemas::lifecycle::{Row, Unit};
+use tidings_schemas::lane::{HEADER_EPOCH, HEADER_EVENT, HEADER_MARK, HEADER_ORDINAL, LaneRecord};
+use tidings_schemas::lifecycle::{Row, Stage, State, Unit};
 use tidings_schemas::topics::Topics;
 use tidings_sinks::lane::wire::{self, Read};
 use tidings_sinks::log::{Record, TopicPartition};
 use tidings_sinks::record::fates::{Fate, Fates};
 
+use crate::oracle::{self, End, Oracle, Told};
 use crate::run::{Simulation, at, is_lane};
 use crate::workload::EVENTS;
 
@@ -53,6 +55,7 @@ pub fn all(simulation: &Simulation) -> Verdict {
     liveness(simulation, &seen, &fates)?;
     decided_twice(simulation, &seen)?;
     identical_output(&seen)?;
+    decided_right(simulation, &seen)?;
     consent(simulation, &seen)?;
     lost(&seen, &fates)?;
     conservation(&fates)
@@ -87,9 +90,14 @@ impl Seen {
         Ok(seen)
     }
 
-    fn records<'a>(&'a self, partition: &'a TopicPartition) -> impl Iterator<Item = &'a Record> + 'a {
-        let records = self.history.get(partition).into_iter().flatten();
-        records.filter(|record| !self.hidden.contains(&(partition.clone(), record.offset)))
+    /// The records of a partition that a reader sees.
+    fn records<'a>(&'a self, partition: &TopicPartition, range: Range<u64>) -> impl Iterator<Item = &'a Record> + 'a {
+        let hidden = (partition.clone(), range.start)..(partition.clone(), range.end);
+        let hidden: BTreeSet<u64> = self.hidden.range(hidden).map(|(_, offset)| *offset).collect();
+        let records = self.history.get(partition).map(Vec::as_slice).unwrap_or_default();
+        let first = records.partition_point(|record| record.offset < range.start);
+        let records = records[first..].iter().take_while(move |record| record.offset < range.end);
+        records.filter(move |record| !hidden.contains(&record.offset))
     }
 
     /// What a fresh chain on one worker says along the logged cuts.
@@ -97,29 +105,43 @@ impl Seen {
         let mut chain = simulation.options.wiring().chain(Path::Decide).map_err(|error| error.to_string())?;
         let sources = script::sources();
         let mut outputs = Vec::new();
-        let mut from: BTreeMap<Lot, u64> = BTreeMap::new();
+        let mut from = BTreeMap::new();
         for (_, cut) in &self.counted.cuts {
-            let mut blocks = Vec::new();
-            for (number, (topic, partitions, _)) in simulation.sources().iter().enumerate() {
-                for partition in 0..*partitions {
-                    let end = cut.ends.get(&*sources[number].id).and_then(|ends| ends.get(&partition));
-                    let Some(end) = end else { continue };
-                    let lot = Lot { source: u16::try_from(number).unwrap_or(u16::MAX), partition };
-                    let start = from.insert(lot, end.end).unwrap_or(0);
-                    let partition = at(topic, partition);
-                    let records = self.records(&partition).filter(|it| it.offset >= start && it.offset < end.end);
-                    let arrived = records.cloned().map(|Record { offset, key, value, headers, timestamp }| {
-                        let raw = RawRecord { offset, key, value, headers, timestamp };
-                        ingest(&sources[number], lot, &raw, &simulation.rules, Path::Decide)
-                    });
-                    blocks.push(Block { lot, target: 0, records: arrived.collect() });
-                }
-            }
+            let block = |(lot, records): (Lot, Vec<&Record>)| {
+                let arrived = records.into_iter().cloned().map(|Record { offset, key, value, headers, timestamp }| {
+                    let raw = RawRecord { offset, key, value, headers, timestamp };
+                    ingest(&sources[usize::from(lot.source)], lot, &raw, &simulation.rules, Path::Decide)
+                });
+                Block { lot, target: 0, records: arrived.collect() }
+            };
+            let blocks = self.admitted(simulation, cut, &mut from).into_iter().map(block).collect();
             let mut output = chain.epoch(cut.epoch, cut.now, &simulation.rules, blocks);
             output.canonical();
             outputs.push(output);
         }
         Ok(outputs)
+    }
+
+    /// What a cut admits, by partition; `from` is where the one before it ended.
+    fn admitted(
+        &self,
+        simulation: &Simulation,
+        cut: &CutBody,
+        from: &mut BTreeMap<Lot, u64>,
+    ) -> Vec<(Lot, Vec<&Record>)> {
+        let sources = script::sources();
+        let mut admitted = Vec::new();
+        for (number, (topic, partitions, _)) in simulation.sources().iter().enumerate() {
+            for partition in 0..*partitions {
+                let end = cut.ends.get(&*sources[number].id).and_then(|ends| ends.get(&partition));
+                let Some(end) = end else { continue };
+                let lot = Lot { source: u16::try_from(number).unwrap_or(u16::MAX), partition };
+                let start = from.insert(lot, end.end).unwrap_or(0);
+                let records = self.records(&at(topic, partition), start..end.end).collect();
+                admitted.push((lot, records));
+            }
+        }
+        admitted
     }
 
     /// Events that the critical path took over: what becomes of them, it says.
@@ -233,6 +255,77 @@ fn identical_output(seen: &Seen) -> Verdict {
     Ok(())
 }
 
+/// What the engine said of an epoch, in the oracle's form.
+///
+/// # Errors
+/// When a lane record is none, or lies in another's lane.
+pub fn told(output: &EpochOutput) -> Result<Told, String> {
+    let mut told = Told::default();
+    for said in &output.said {
+        match &said.to {
+            To::Lane(channel, priority) => {
+                let lane: LaneRecord = serde_json::from_slice(&said.value).map_err(|error| error.to_string())?;
+                if (lane.channel, lane.priority) != (*channel, *priority) {
+                    return Err(format!("the leg {} lies in the lane {channel} {priority}", lane.leg));
+                }
+                told.lanes.push(lane);
+            }
+            To::HandOver(priority, event) => told.handed_over.push((*priority, *event)),
+            To::Dlq(reason) => *told.letters.entry(*reason).or_default() += 1,
+        }
+    }
+    output.rows.decode().iter().for_each(|row| told.row(row));
+    Ok(told)
+}
+
+/// What was decided along the logged cuts is what the oracle decides along them.
+fn decided_right(simulation: &Simulation, seen: &Seen) -> Verdict {
+    const PROMISE: &str = "decided_right";
+    let mut oracle = Oracle::new(simulation.options.modelled(), script::policies());
+    let mut from = BTreeMap::new();
+    for ((_, cut), output) in seen.counted.cuts.iter().zip(&seen.recomputed) {
+        let record = |lot: Lot, record: &Record| oracle::Record {
+            source: usize::from(lot.source),
+            partition: lot.partition,
+            offset: record.offset,
+            key: record.key.clone(),
+            value: record.value.clone(),
+            headers: record.headers.clone(),
+            timestamp: record.timestamp,
+        };
+        let admitted = seen.admitted(simulation, cut, &mut from);
+        let records: Vec<_> =
+            admitted.into_iter().flat_map(|(lot, all)| all.into_iter().map(move |it| record(lot, it))).collect();
+        let expected = match oracle.epoch(cut.epoch, cut.now, &records) {
+            Ok(expected) => expected,
+            Err(reason) => {
+                // From here on it has no opinion.
+                simulation.world.trace(|| format!("epoch {}: {reason}", cut.epoch));
+                return Ok(());
+            }
+        };
+        let found = told(output).map_err(|what| Broken { promise: PROMISE, what })?;
+        if let Some(difference) = expected.difference(&found) {
+            return broken(PROMISE, format!("epoch {} at {}: {difference}", cut.epoch, cut.now));
+        }
+    }
+    let rows = || seen.rows.values().filter(|row| row.stage == Stage::Decide);
+    let fates = Fates::of(rows());
+    let mut opened: BTreeMap<EventId, usize> = BTreeMap::new();
+    for row in rows().filter(|row| row.unit == Unit::Event && row.states.contains(&State::Created)) {
+        *opened.entry(row.event).or_default() += 1;
+    }
+    // One that was handed over again after the dedup window has two stories under one name.
+    for (event, _) in opened.into_iter().filter(|(_, times)| *times == 1) {
+        let (expected, found) = (oracle.end(event).map(End::as_str), fates.event(event).map(Fate::as_str));
+        if expected != found {
+            let story = oracle.describe(event);
+            return broken(PROMISE, format!("the end of {event}: expected {expected:?}, found {found:?}; {story}"));
+        }
+    }
+    Ok(())
+}
+
 /// Nothing is said twice in different ways, and a reader that follows the marks sees each record
 /// once, but where the log left a writer in doubt or an older generation went on.
 fn decided_twice(simulation: &Simulation, seen: &Seen) -> Verdict {
@@ -296,7 +389,7 @@ fn decided_twice(simulation: &Simulation, seen: &Seen) -> Verdict {
 fn lost(seen: &Seen, fates: &Fates) -> Verdict {
     let handed = seen.handed_over();
     for partition in seen.history.keys().filter(|partition| *partition.topic == *EVENTS) {
-        for record in seen.records(partition).filter(|record| record.header(HEADER_EVENT).is_none()) {
+        for record in seen.records(partition, 0..u64::MAX).filter(|record| record.header(HEADER_EVENT).is_none()) {
             let event = EventId::new(&script::sources()[0].id, partition.partition, record.offset);
             match fates.event(event) {
                 None if handed.contains(&event) => {}
@@ -374,7 +467,7 @@ fn liveness(simulation: &Simulation, seen: &Seen, fates: &Fates) -> Verdict {
             }
         }
     }
-    let kept = seen.counted.checkpoints.last_key_value().map_or(0, |(epoch, _)| *epoch);
+    let kept = seen.counted.checkpoints.last_key_value().map_or(0, |((epoch, _), _)| *epoch);
     if kept < last.epoch || seen.counted.said_through < last.epoch {
         let said = seen.counted.said_through;
         return broken(PROMISE, format!("epoch {} was the last, {said} was said and {kept} kept", last.epoch));

@@ -6,8 +6,11 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tidings_operators::registry::Wiring;
 use tidings_operators::script;
+use tidings_schemas::channel::Channel;
+use tidings_schemas::units::Period;
 
 use crate::choices::Rng;
+use crate::oracle::{NotModelled, Records, Source, Topology, Written};
 
 /// How often things go wrong, in a million: of appends, of puts, of steps.
 #[derive(Clone, Copy, Debug, Default)]
@@ -111,10 +114,11 @@ impl Options {
             damaged: some(rng, 400_000),
             trimmed: some(rng, 300),
         };
+        let operators = operators(rng);
         Self {
             seed,
-            operators: operators(rng),
-            spread: Duration::from_secs(*rng.one(&[0, 600, 3_600])),
+            spread: spread(&operators),
+            operators,
             event_partitions: u32::try_from(rng.between(1, 4)).unwrap_or(1),
             lane_partitions: u32::try_from(rng.between(1, 3)).unwrap_or(1),
             profile_partitions: u32::try_from(rng.between(1, 2)).unwrap_or(1),
@@ -137,6 +141,43 @@ impl Options {
     pub fn wiring(&self) -> Wiring {
         script::straight(&self.operators)
     }
+
+    /// What the operators mean to the oracle.
+    ///
+    /// # Panics
+    /// Never: all that is drawn is modelled.
+    #[must_use]
+    pub fn modelled(&self) -> Topology {
+        modelled(&self.operators).expect("the oracle models all that is drawn")
+    }
+}
+
+/// What operators of [`script::straight`], between its sources, mean to the oracle.
+///
+/// # Errors
+/// When one of them is not modelled.
+pub fn modelled(operators: &[Wired]) -> Result<Topology, NotModelled> {
+    let records =
+        [Records::Events { unknown_to_data: false }, Records::Returned, Records::Profiles, Records::Addresses];
+    let sources = script::sources().into_iter().zip(records);
+    let sources = sources.map(|(source, records)| Source { id: source.id.to_string(), records }).collect();
+    let written = |(kind, params, when): &Wired| Written {
+        id: (*kind).to_owned(),
+        kind: (*kind).to_owned(),
+        params: params.clone(),
+        when: when.map(str::to_owned),
+    };
+    let written: Vec<_> = operators.iter().map(written).collect();
+    let returned_at = written.iter().position(|operator| operator.kind == "dedup").unwrap_or(0);
+    let provided = [Channel::Push, Channel::Email, Channel::Sms, Channel::InApp].into_iter().collect();
+    Topology::straight(sources, &written, returned_at, provided)
+}
+
+/// The spread that the quiet hours are written with.
+fn spread(operators: &[Wired]) -> Duration {
+    let quiet = operators.iter().find(|(kind, ..)| *kind == "quiet_hours");
+    let spread = quiet.and_then(|(_, params, _)| params["spread"].as_str()?.parse::<Period>().ok());
+    spread.map_or(Duration::ZERO, |period| period.0)
 }
 
 fn operators(rng: &mut Rng) -> Vec<Wired> {

@@ -25,9 +25,10 @@ use tidings_sinks::log::{Log, LogError, TopicPartition};
 use super::clock::Clock;
 use super::crew::{Crew, Next, Part, Threads, WakerSlot, hear};
 use super::egress::{Egress, PresentError, Say, Spoken, present};
-use super::keeper::{Keep, Keeper, Kept};
+use super::keeper::{Keep, Keeper, Kept, Merger};
 use super::plan::Plan;
 use super::recovery::{Start, StartError, start};
+use super::sources::{self, SourcesError};
 use super::watch::{Pulses, Watched};
 use crate::checkpoint::{CheckpointError, Checkpoints, Manifest};
 use crate::cutlog::{CutBody, CutLog, CutLogError, End, Entry, Hash, MarkAt, Named};
@@ -133,6 +134,9 @@ pub enum DecideError {
     /// The log.
     #[error(transparent)]
     Log(#[from] LogError),
+    /// The sources.
+    #[error(transparent)]
+    Sources(#[from] SourcesError),
     /// The lanes.
     #[error(transparent)]
     Lanes(#[from] PresentError),
@@ -193,13 +197,16 @@ pub async fn decide(plan: &Plan, around: &Surroundings, hire: impl Fn() -> Box<d
         poll_fn(|_| crew.pause()).await;
         let counted = cutlog.counted()?;
         poll_fn(|_| crew.pause()).await;
-        let begun = start(counted, &around.checkpoints)?;
-        let Some(older) = begun.must_drain(plan, around.accept_divergence)? else {
+        let mut begun = start(counted, &around.checkpoints)?;
+        let Some((topology, calendar)) = begun.must_drain(plan, around.accept_divergence)? else {
             return Generation::begin(plan, around, crew, cutlog, begun)?.run(false).await;
         };
-        tracing::info!("the topology changed: the older one drains first");
-        let bytes = around.checkpoints.blob(&older)?;
-        let calendar = begun.cuts.iter().find(|cut| cut.topology == older).map(|cut| cut.calendar).unwrap_or_default();
+        tracing::info!(
+            epochs = begun.cuts.len(),
+            of = begun.last,
+            "what an older topology decided is drained by that one first"
+        );
+        let bytes = around.checkpoints.blob(&topology)?;
         let calendar = Calendar::from_bytes(around.checkpoints.blob(&calendar)?.into());
         let plan = calendar.map_err(|error| error.to_string()).and_then(|calendar| (around.older)(&bytes, calendar));
         let mut plan = plan.map_err(|problem| DecideError::Worker(format!("the older topology: {problem}")))?;
@@ -285,6 +292,8 @@ struct Generation<'a> {
     logging: Option<(Named, Manifest)>,
     /// Whether anything changed since the last checkpoint.
     changed: bool,
+    /// How many checkpoints of this generation counted.
+    checkpoints: u64,
     generation_log: u64,
 }
 
@@ -297,12 +306,12 @@ impl<'a> Generation<'a> {
         cutlog: CutLog,
         mut start: Start,
     ) -> Result<Self, DecideError> {
+        sources::check(&*around.log, plan, &start)?;
         let topology = around.checkpoints.put_blob(&plan.topology)?;
         let calendar = around.checkpoints.put_blob(plan.rules.calendar.bytes())?;
         let generation = cutlog.generation();
-        let last_cut = start.cuts.last().map(|cut| cut.epoch);
         let manifest = start.checkpoint.as_ref().map(|(_, manifest)| manifest.clone()).unwrap_or_default();
-        let last = last_cut.unwrap_or(manifest.epoch);
+        let last = start.last;
         let present = present(&*around.log, &plan.outlets, &start.marks, start.said_through, last)?;
 
         let (report, reports) = bounded(1024);
@@ -380,6 +389,8 @@ impl<'a> Generation<'a> {
         crew.part("egress", Box::new(egress)).map_err(DecideError::Worker)?;
         let (keep, inbox) = bounded(UNKEPT_MAX + KEEP_BESIDE);
         let (outbox, kept) = bounded(KEEP_BESIDE);
+        let (merger, merges) = bounded(1);
+        let (of_merger, merged) = bounded(1);
         let keeper = Keeper {
             checkpoints: around.checkpoints.clone(),
             generation,
@@ -387,8 +398,13 @@ impl<'a> Generation<'a> {
             pending: Default::default(),
             inbox,
             outbox,
+            merger,
+            merged,
+            merging: false,
         };
         crew.part("keeper", Box::new(keeper)).map_err(DecideError::Worker)?;
+        let merger = Merger { checkpoints: around.checkpoints.clone(), generation, inbox: merges, outbox: of_merger };
+        crew.part("merger", Box::new(merger)).map_err(DecideError::Worker)?;
 
         let elapsed = around.clock.elapsed();
         let epoch = manifest.epoch;
@@ -434,6 +450,7 @@ impl<'a> Generation<'a> {
             written: None,
             logging: None,
             changed: false,
+            checkpoints: 0,
             generation_log: generation,
             start,
         })
@@ -883,6 +900,16 @@ impl<'a> Generation<'a> {
             [&self.start.checkpoint, &self.start.second].into_iter().flatten().map(|(_, kept)| kept.clone()).collect();
         if let (Some((name, manifest)), Some(keep)) = (third, &self.keep) {
             let _ = keep.send(Keep::Delete(name.name, Box::new(manifest), kept));
+        }
+        // Once both are this generation's, what earlier ones left is older, but for an epoch or two that they
+        // ran ahead of the log: so it is looked for again, less and less often.
+        self.checkpoints += 1;
+        if self.checkpoints > 1
+            && self.checkpoints.is_power_of_two()
+            && let (Some(newest), Some(second), Some(keep)) = (&self.start.checkpoint, &self.start.second, &self.keep)
+        {
+            let of = |(named, manifest): &(Named, Manifest)| (named.name.clone(), manifest.clone());
+            let _ = keep.send(Keep::Sweep(vec![of(newest), of(second)]));
         }
         // Cuts up to the second-newest checkpoint's epoch are not needed by anybody any more. By epoch,
         // never by place: a checkpoint's own place says nothing.

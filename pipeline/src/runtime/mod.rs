@@ -46,4 +46,5 @@ pub(crate) mod feeds;
 pub(crate) mod keeper;
 pub mod plan;
 pub mod recovery;
+pub(crate) mod sources;
 pub mod watch;

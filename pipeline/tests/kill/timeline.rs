@@ -11,11 +11,17 @@ const PIECES: usize = 16;
 /// The first strike comes within this time: from before the first epoch to after the last event.
 const FIRST_WITHIN: usize = 10_000;
 
+/// What the watchdog bears in rounds with a frozen process.
+pub(crate) const WATCHDOG_MS: u64 = 10_000;
+
 /// What a round is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
     /// The process is killed, up to three times.
     Sigkill,
+    /// The process is frozen: for a moment, for longer than its watchdog bears, under a supervisor, or while
+    /// another one takes over from it.
+    Sigstop,
     /// The broker is killed and started again.
     Broker,
     /// Redis forgets everything: emptied, killed, or emptied while nobody runs.
@@ -27,8 +33,9 @@ pub(crate) enum Fault {
 }
 
 impl Fault {
-    pub(crate) const ALL: [(&str, Self); 5] = [
+    pub(crate) const ALL: [(&str, Self); 6] = [
         ("sigkill", Self::Sigkill),
+        ("sigstop", Self::Sigstop),
         ("broker", Self::Broker),
         ("redis", Self::Redis),
         ("clickhouse", Self::ClickHouse),
@@ -49,6 +56,12 @@ pub(crate) enum Step {
     Kill,
     /// Starts it again.
     Run,
+    /// SIGSTOP to the process.
+    Freeze,
+    /// SIGCONT to whoever is frozen.
+    Awake,
+    /// Starts another process beside the frozen one.
+    Replace,
     /// SIGKILL to a service.
     Down(&'static str),
     /// Starts whatever service is down.
@@ -68,6 +81,9 @@ impl Step {
             Self::Write(_) => return None,
             Self::Kill => "SIGKILL".to_owned(),
             Self::Run => "started".to_owned(),
+            Self::Freeze => "SIGSTOP".to_owned(),
+            Self::Awake => "SIGCONT".to_owned(),
+            Self::Replace => "another started beside it".to_owned(),
             Self::Down(service) => format!("{service} killed"),
             Self::Up => "service up".to_owned(),
             Self::Flush => "redis emptied".to_owned(),
@@ -81,11 +97,15 @@ impl Step {
 pub(crate) struct Timeline {
     /// Time runs from the process's start on, so that strikes meet a recovery, and not from when it is up.
     pub(crate) from_start: bool,
+    /// The process is run by its own supervisor.
+    pub(crate) supervised: bool,
     pub(crate) steps: Vec<(Duration, Step)>,
 }
 
 pub(crate) fn draw(fault: Fault, random: &mut Random, events: usize) -> Timeline {
-    let from_start = random.below(4) == 0;
+    // Nobody is frozen before there is somebody.
+    let from_start = random.below(4) == 0 && fault != Fault::Sigstop;
+    let mut supervised = false;
     let mut drawn: Vec<(u64, Step)> = Vec::new();
     for piece in 0..PIECES {
         let range = events * piece / PIECES..events * (piece + 1) / PIECES;
@@ -101,6 +121,19 @@ pub(crate) fn draw(fault: Fault, random: &mut Random, events: usize) -> Timeline
                 at += within(1_500);
                 add(at, Step::Run);
                 at += 200 + within(6_000);
+            }
+        }
+        Fault::Sigstop => {
+            add(at, Step::Freeze);
+            match within(4) {
+                0 => add(at + 500 + within(5_000), Step::Awake),
+                1 => add(at + WATCHDOG_MS + 1_000 + within(5_000), Step::Awake),
+                2 => supervised = true,
+                _ => {
+                    at += within(8_000);
+                    add(at, Step::Replace);
+                    add(at + 1_000 + within(10_000), Step::Awake);
+                }
             }
         }
         Fault::Broker => {
@@ -166,5 +199,5 @@ pub(crate) fn draw(fault: Fault, random: &mut Random, events: usize) -> Timeline
             steps.extend(held.drain(..).map(|step| (Duration::from_millis(at), step)));
         }
     }
-    Timeline { from_start, steps }
+    Timeline { from_start, supervised, steps }
 }

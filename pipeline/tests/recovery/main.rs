@@ -103,6 +103,70 @@ fn the_newest_checkpoint_is_damaged() {
 }
 
 #[test]
+fn what_dies_in_the_middle_of_a_checkpoint_leaves_no_garbage_for_ever() {
+    let mut world = World::new();
+    // A chunk that no manifest names, a manifest that no entry names, an entry whose predecessors were
+    // not deleted; each a run's end.
+    for death in [
+        Death::Put { prefix: "chunks".to_owned(), nth: 3, moment: Moment::After },
+        Death::Put { prefix: "manifests".to_owned(), nth: 2, moment: Moment::After },
+        Death::Checkpoint { nth: 3, moment: Moment::After },
+        Death::Put { prefix: "chunks".to_owned(), nth: 2, moment: Moment::After },
+    ] {
+        assert!(world.run(Some(death), 2));
+    }
+    assert!(!world.run(None, 1));
+    world.compare("garbage");
+    let (manifests, chunks) = world.needed();
+    assert_eq!(world.objects("manifests"), manifests);
+    // A merge that this run's end overtook is the next one's to sweep.
+    let own = manifests[1].strip_prefix("manifests/").and_then(|name| name.split('-').next()).unwrap();
+    let overtaken = |name: &String| name.starts_with(&format!("chunks/{own}")) && name.ends_with("-merged");
+    let left: Vec<_> = world.objects("chunks").into_iter().filter(|name| !chunks.contains(name)).collect();
+    assert!(left.len() <= 1 && left.iter().all(overtaken), "{left:?}");
+}
+
+#[test]
+fn a_chunk_of_the_newest_checkpoint_is_damaged() {
+    let mut world = World::new();
+    assert!(world.run(Some(Death::Checkpoint { nth: 3, moment: Moment::After }), 2));
+    world.damage_newest_chunk();
+    assert!(!world.run(None, 1));
+    world.compare("damaged chunk");
+}
+
+#[test]
+fn a_checkpoint_that_was_damaged_and_written_again_is_one_to_fall_back_to() {
+    // Nothing was decided after the damaged one: the next run writes another of the same epoch.
+    let mut world = World::new();
+    world.pause_after(3);
+    assert!(!world.run(None, 2));
+    world.damage_newest_manifest();
+    assert!(!world.run(None, 1));
+    world.pause_after(4);
+    assert!(!world.run(None, 1));
+    world.damage_newest_manifest();
+    world.go_on();
+    assert!(!world.run(None, 3));
+    world.compare("written again");
+}
+
+#[test]
+fn the_checkpoint_between_two_topologies_is_damaged() {
+    // Beyond the one that is left lie cuts of both: each is replayed under its own.
+    let mut world = World::new();
+    world.pause_after(3);
+    assert!(!world.run(None, 2));
+    world.take_out(GONE, GONE);
+    assert!(
+        world.run(Some(Death::Append { topic: "notifications.cuts".to_owned(), nth: 4, moment: Moment::After }), 1)
+    );
+    world.damage_newest_manifest();
+    assert!(!world.run(None, 3));
+    world.compare("damaged between two topologies");
+}
+
+#[test]
 fn acknowledgements_that_are_lost() {
     // The append happened and nobody heard: the writer must ask, and not append twice.
     let mut world = World::new();

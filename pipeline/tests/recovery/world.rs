@@ -156,6 +156,11 @@ impl World {
         self.slices_max = Some(slices);
     }
 
+    /// Runs to come go on to the end.
+    pub(crate) fn go_on(&mut self) {
+        self.slices_max = None;
+    }
+
     /// Runs to come have no operators of these kinds, and may drop the state of some of them.
     pub(crate) fn take_out(&mut self, gone: &'static [&'static str], may_drop: &[&str]) {
         self.slices_max = None;
@@ -196,7 +201,11 @@ impl World {
             stop: Arc::new(AtomicBool::new(false)),
             status: Arc::new(Status::default()),
             observer: None,
-            older: Arc::new(|_, _| Err("the test has one topology".to_owned())),
+            older: {
+                let full = self.plan(1, wiring());
+                let known = move |bytes: &[u8]| (*bytes == *full.topology).then(|| full.clone());
+                Arc::new(move |bytes, _| known(bytes).ok_or_else(|| "the test has one older topology".to_owned()))
+            },
             accept_divergence: false,
             may_drop: self.may_drop.clone(),
         }
@@ -269,14 +278,53 @@ impl World {
         self.log.fail_topic_at(topic, CrashPoint::LostAck, nth);
     }
 
-    pub(crate) fn damage_newest_manifest(&self) {
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    /// The names of all checkpoints that count, the newest last.
+    fn manifests(&self) -> Vec<String> {
         let entries: Vec<_> = self.cuts.lock().unwrap().clone().into_iter().collect();
         let entries = entries.into_iter().map(|(offset, bytes)| (offset, Entry::decode(offset, &bytes).unwrap()));
         let counted = cutlog::read(entries, false).unwrap();
-        let (_, newest) = counted.checkpoints.last_key_value().unwrap();
-        let path = ObjectPath::from(newest.name.as_str());
+        counted.checkpoints.into_values().map(|named| named.name).collect()
+    }
+
+    fn damage(&self, name: &str) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let path = ObjectPath::from(name);
         runtime.block_on(self.store.put(&path, Bytes::from_static(b"\x01torn").into())).unwrap();
+    }
+
+    pub(crate) fn damage_newest_manifest(&self) {
+        self.damage(self.manifests().last().unwrap());
+    }
+
+    /// Damages the chunk that only the newest checkpoint names; its name.
+    pub(crate) fn damage_newest_chunk(&self) -> String {
+        let checkpoints = Checkpoints::new(Arc::clone(&self.store) as Arc<dyn ObjectStore>).unwrap();
+        let manifests = self.manifests();
+        let [.., second, newest] = &manifests[..] else { panic!("two checkpoints are needed") };
+        let second = checkpoints.manifest(second).unwrap().chunks;
+        let own = checkpoints.manifest(newest).unwrap().chunks.into_iter().find(|chunk| !second.contains(chunk));
+        let own = own.expect("the newest checkpoint holds nothing of its own");
+        self.damage(&own);
+        own
+    }
+
+    /// Every object below a prefix, in order.
+    pub(crate) fn objects(&self, prefix: &str) -> Vec<String> {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let path = ObjectPath::from(prefix);
+        let listed = runtime.block_on(self.store.list_with_delimiter(Some(&path))).unwrap();
+        let mut names: Vec<String> = listed.objects.into_iter().map(|object| object.location.to_string()).collect();
+        names.sort();
+        names
+    }
+
+    /// Objects that the two newest checkpoints need, in order: manifests and chunks.
+    pub(crate) fn needed(&self) -> (Vec<String>, Vec<String>) {
+        let checkpoints = Checkpoints::new(Arc::clone(&self.store) as Arc<dyn ObjectStore>).unwrap();
+        let manifests = self.manifests().split_off(self.manifests().len() - 2);
+        let chunks: BTreeSet<String> =
+            manifests.iter().flat_map(|name| checkpoints.manifest(name).unwrap().chunks).collect();
+        (manifests, chunks.into_iter().collect())
     }
 
     /// Starts a topology that lacks operators.

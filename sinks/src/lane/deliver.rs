@@ -35,7 +35,7 @@ use crate::ledger::{
     Attempt, Bucket, Claim, Claimed, Entry, Incarnation, Key, LEASE_MARGIN, Ledger, LedgerError, Note, Phase, Settle,
     Turns,
 };
-use crate::log::{Append, Clock, Log, TopicPartition};
+use crate::log::{Append, Clock, Log, TopicPartition, aside};
 use crate::outcome::{Code, Outcome};
 use crate::providers::{Call, Provider};
 use crate::render::Content;
@@ -264,7 +264,7 @@ impl Deliverer {
         }
         names.extend(Channel::ALL.iter().map(|channel| topics.lane(*channel, Priority::Critical)));
         let (log, asked) = (parts.log.clone(), names.clone());
-        let found = tokio::task::spawn_blocking(move || log.describe(&asked)).await.map_err(LaneError::task)??;
+        let found = aside(log.waits(), move || log.describe(&asked)).await.map_err(LaneError::task)??;
         let partitions: BTreeMap<_, _> = found.into_iter().map(|topic| (topic.name, topic.partitions)).collect();
         // Only channels of the topology have lanes: the rest of the critical ones may be missing.
         let needed = names.len() - Channel::ALL.len();
@@ -348,10 +348,11 @@ impl Deliverer {
                     }
                 };
                 tokio::select! {
-                    () = tokio::time::sleep(self.sleep_until(at, self.now())) => {}
-                    () = opened => {}
+                    biased;
                     () = desk.draining.cancelled() => return Vec::new(),
                     () = delivery.leg.ticket.leaving() => return Vec::new(),
+                    () = opened => {}
+                    () = tokio::time::sleep(self.sleep_until(at, self.now())) => {}
                 }
                 let Some(mut known) = self.look(desk, &[&delivery.leg.record]).await else { return Vec::new() };
                 let delivery =
@@ -1096,8 +1097,9 @@ impl Deliverer {
     /// Waits, and says how long to wait next time. `None`: it is time to stop.
     async fn pause(&self, desk: &Desk, pause: Duration) -> Option<Duration> {
         tokio::select! {
-            () = tokio::time::sleep(pause) => Some((pause * 2).min(BACKOFF.1)),
+            biased;
             () = desk.draining.cancelled() => None,
+            () = tokio::time::sleep(pause) => Some((pause * 2).min(BACKOFF.1)),
         }
     }
 }

@@ -22,7 +22,7 @@ use super::progress::{Progress, Sign};
 use super::wire::{self, DeadLetter, Read};
 use super::{LaneError, Limits};
 use crate::ledger::{Incarnation, Turns};
-use crate::log::{Assignment, Commit, GroupReader, LogError, Record, TopicPartition};
+use crate::log::{Assignment, Commit, GroupReader, LogError, Record, TopicPartition, aside};
 use crate::troubles::Troubles;
 
 /// Pause after an error of the log that passes by itself.
@@ -219,14 +219,16 @@ impl LaneReader {
     }
 
     async fn member(&self, stop: &CancellationToken) -> Result<(), LaneError> {
+        let log = self.deliverer.parts().log.clone();
+        let waits = log.waits();
         let shared = Arc::new(Shared {
             state: Mutex::default(),
             freed: Notify::new(),
             landed: Condvar::new(),
             metrics: self.metrics.clone(),
-            drain_max: self.limits.drain_max,
+            // Where polls are made in place, nothing would land while one of them waits.
+            drain_max: if waits { self.limits.drain_max } else { Duration::ZERO },
         });
-        let log = self.deliverer.parts().log.clone();
         let draining = CancellationToken::new();
         let desk = Arc::new(Desk {
             outbox: Outbox::new(log.clone(), self.deliverer.lifecycle(&self.group)),
@@ -236,11 +238,8 @@ impl LaneReader {
             draining: draining.clone(),
         });
         let (group, topics, callbacks) = (self.group.clone(), self.topics.clone(), Callbacks(shared.clone()));
-        let joined = tokio::task::spawn_blocking({
-            let log = log.clone();
-            move || log.join(&group, &topics, Arc::new(callbacks))
-        });
-        let mut member = Member { reader: Some(joined.await.map_err(LaneError::task)??) };
+        let joined = aside(waits, move || log.join(&group, &topics, Arc::new(callbacks))).await;
+        let mut member = Member { reader: Some(joined.map_err(LaneError::task)??), waits };
         // Declared after the member and before the tasks: tasks end first, then nobody waits for them.
         let _closing = Closing(shared.clone());
         let mut tasks = JoinSet::new();
@@ -312,7 +311,7 @@ impl LaneReader {
         }
         let log = self.deliverer.parts().log.clone();
         let asked = new.iter().map(|(partition, _)| partition.clone()).collect::<Vec<_>>();
-        let ranges = tokio::task::spawn_blocking(move || {
+        let ranges = aside(log.waits(), move || {
             asked.iter().map(|partition| log.range(partition)).collect::<Result<Vec<_>, _>>()
         });
         let ranges = ranges.await.map_err(LaneError::task)??;
@@ -428,17 +427,19 @@ impl LaneReader {
         if room == 0 || !open {
             // Somebody waits in memory: a landing or a due date is what comes next, not a record.
             tokio::select! {
+                biased;
+                () = stop.cancelled() => {}
                 () = shared.freed.notified() => {}
                 () = tokio::time::sleep(due.max(self.limits.idle)) => {}
-                () = stop.cancelled() => {}
             }
             wait = Duration::ZERO;
         }
         // Polls even without room, so that the group sees a living member; paused partitions bring nothing.
         let records_max = room.clamp(1, self.limits.batch_max);
         let records = member.call(move |reader| reader.poll(records_max, wait)).await?;
-        if records.is_empty() && wait.is_zero() && room > 0 && open {
-            tokio::select! { () = tokio::time::sleep(self.limits.idle) => {}, () = stop.cancelled() => {} }
+        if records.is_empty() && (wait.is_zero() || !member.waits) && room > 0 && open {
+            let idle = wait.max(self.limits.idle);
+            tokio::select! { () = tokio::time::sleep(idle) => {}, () = stop.cancelled() => {} }
         }
         let incarnation = self.deliverer.incarnation();
         let mut unseen = BTreeMap::new();
@@ -542,6 +543,8 @@ async fn deliver(deliverer: &Deliverer, desk: &Desk, batch: Vec<(Work, Admitted)
 /// The member, away while a thread makes its call.
 struct Member {
     reader: Option<Box<dyn GroupReader>>,
+    /// Whether its calls may wait.
+    waits: bool,
 }
 
 impl Member {
@@ -552,7 +555,7 @@ impl Member {
         let Some(mut reader) = self.reader.take() else {
             return Err(LogError::Fenced("the reader was lost in an earlier call".to_owned()).into());
         };
-        let called = tokio::task::spawn_blocking(move || {
+        let called = aside(self.waits, move || {
             let answer = work(&mut *reader);
             (reader, answer)
         });

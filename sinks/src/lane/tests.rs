@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
+use async_trait::async_trait;
 use tidings_schemas::block::Block;
 use tidings_schemas::channel::{Channel, Priority};
 use tidings_schemas::ids::{DeliveryId, EventId, LegId, NotificationId, lane_partition};
@@ -85,6 +85,7 @@ struct Line1 {
     crash: Arc<Crash>,
 }
 
+#[async_trait]
 impl Provider for Line1 {
     fn name(&self) -> &'static str {
         "scripted"
@@ -98,27 +99,25 @@ impl Provider for Line1 {
     fn timeout(&self) -> Duration {
         CALL_MAX
     }
-    fn deliver<'a>(&'a self, calls: &'a [Call], now: Instant) -> BoxFuture<'a, Vec<Outcome>> {
-        Box::pin(async move {
-            self.crash.point().await;
-            let mut outcomes = Vec::new();
-            for call in calls {
-                let outcome = match self.provider.answer(call, now) {
-                    Answer::Is(outcome) => outcome,
-                    Answer::After(wait, outcome) => {
-                        tokio::time::sleep(wait).await;
-                        outcome
-                    }
-                    Answer::Never => std::future::pending().await,
-                };
-                if matches!(outcome, Outcome::Accepted { .. }) {
-                    self.provider.accepted.lock().unwrap().push(call.delivery);
+    async fn deliver(&self, calls: &[Call], now: Instant) -> Vec<Outcome> {
+        self.crash.point().await;
+        let mut outcomes = Vec::new();
+        for call in calls {
+            let outcome = match self.provider.answer(call, now) {
+                Answer::Is(outcome) => outcome,
+                Answer::After(wait, outcome) => {
+                    tokio::time::sleep(wait).await;
+                    outcome
                 }
-                outcomes.push(outcome);
+                Answer::Never => std::future::pending().await,
+            };
+            if matches!(outcome, Outcome::Accepted { .. }) {
+                self.provider.accepted.lock().unwrap().push(call.delivery);
             }
-            self.crash.point().await;
-            outcomes
-        })
+            outcomes.push(outcome);
+        }
+        self.crash.point().await;
+        outcomes
     }
 }
 
@@ -172,52 +171,37 @@ impl Crash {
 
 struct CrashingLedger(Arc<dyn Ledger>, Arc<Crash>);
 
-macro_rules! crashing {
-    ($self:ident, $call:expr) => {
-        Box::pin(async move {
-            $self.1.point().await;
-            let answer = $call.await;
-            $self.1.point().await;
-            answer
-        })
-    };
+impl CrashingLedger {
+    async fn effect<R>(&self, effect: impl Future<Output = R>) -> R {
+        self.1.point().await;
+        let answer = effect.await;
+        self.1.point().await;
+        answer
+    }
 }
 
+#[async_trait]
 impl Ledger for CrashingLedger {
-    fn incarnation(&self, now: Instant) -> BoxFuture<'_, Result<Incarnation, LedgerError>> {
-        self.0.incarnation(now)
+    async fn incarnation(&self, now: Instant) -> Result<Incarnation, LedgerError> {
+        self.0.incarnation(now).await
     }
-    fn claim<'a>(
-        &'a self,
-        by: &'a Incarnation,
-        claims: &'a [Claim],
-        now: Instant,
-    ) -> BoxFuture<'a, Result<Vec<Claimed>, LedgerError>> {
-        crashing!(self, self.0.claim(by, claims, now))
+    async fn claim(&self, by: &Incarnation, claims: &[Claim], now: Instant) -> Result<Vec<Claimed>, LedgerError> {
+        self.effect(self.0.claim(by, claims, now)).await
     }
-    fn settle<'a>(
-        &'a self,
-        by: &'a Incarnation,
-        settles: &'a [Settle],
-        now: Instant,
-    ) -> BoxFuture<'a, Result<Vec<bool>, LedgerError>> {
-        crashing!(self, self.0.settle(by, settles, now))
+    async fn settle(&self, by: &Incarnation, settles: &[Settle], now: Instant) -> Result<Vec<bool>, LedgerError> {
+        self.effect(self.0.settle(by, settles, now)).await
     }
-    fn look<'a>(
-        &'a self,
-        by: &'a Incarnation,
-        keys: &'a [Key],
-    ) -> BoxFuture<'a, Result<Vec<Option<Entry>>, LedgerError>> {
-        crashing!(self, self.0.look(by, keys))
+    async fn look(&self, by: &Incarnation, keys: &[Key]) -> Result<Vec<Option<Entry>>, LedgerError> {
+        self.effect(self.0.look(by, keys)).await
     }
-    fn passed<'a>(
-        &'a self,
-        by: &'a Incarnation,
-        lane: &'a TopicPartition,
+    async fn passed(
+        &self,
+        by: &Incarnation,
+        lane: &TopicPartition,
         through: u64,
         now: Instant,
-    ) -> BoxFuture<'a, Result<(), LedgerError>> {
-        crashing!(self, self.0.passed(by, lane, through, now))
+    ) -> Result<(), LedgerError> {
+        self.effect(self.0.passed(by, lane, through, now)).await
     }
 }
 
@@ -988,37 +972,22 @@ async fn a_critical_repeat_from_before_a_loss_is_an_unknown_and_what_comes_later
 /// A ledger that is down.
 struct Down;
 
+#[async_trait]
 impl Ledger for Down {
-    fn incarnation(&self, _: Instant) -> BoxFuture<'_, Result<Incarnation, LedgerError>> {
-        Box::pin(async { Err(LedgerError::Unreachable("down".to_owned())) })
+    async fn incarnation(&self, _: Instant) -> Result<Incarnation, LedgerError> {
+        Err(LedgerError::Unreachable("down".to_owned()))
     }
-    fn claim<'a>(
-        &'a self,
-        _: &'a Incarnation,
-        _: &'a [Claim],
-        _: Instant,
-    ) -> BoxFuture<'a, Result<Vec<Claimed>, LedgerError>> {
-        Box::pin(async { Err(LedgerError::Unreachable("down".to_owned())) })
+    async fn claim(&self, _: &Incarnation, _: &[Claim], _: Instant) -> Result<Vec<Claimed>, LedgerError> {
+        Err(LedgerError::Unreachable("down".to_owned()))
     }
-    fn settle<'a>(
-        &'a self,
-        _: &'a Incarnation,
-        _: &'a [Settle],
-        _: Instant,
-    ) -> BoxFuture<'a, Result<Vec<bool>, LedgerError>> {
-        Box::pin(std::future::pending())
+    async fn settle(&self, _: &Incarnation, _: &[Settle], _: Instant) -> Result<Vec<bool>, LedgerError> {
+        std::future::pending().await
     }
-    fn look<'a>(&'a self, _: &'a Incarnation, _: &'a [Key]) -> BoxFuture<'a, Result<Vec<Option<Entry>>, LedgerError>> {
-        Box::pin(std::future::pending())
+    async fn look(&self, _: &Incarnation, _: &[Key]) -> Result<Vec<Option<Entry>>, LedgerError> {
+        std::future::pending().await
     }
-    fn passed<'a>(
-        &'a self,
-        _: &'a Incarnation,
-        _: &'a TopicPartition,
-        _: u64,
-        _: Instant,
-    ) -> BoxFuture<'a, Result<(), LedgerError>> {
-        Box::pin(std::future::pending())
+    async fn passed(&self, _: &Incarnation, _: &TopicPartition, _: u64, _: Instant) -> Result<(), LedgerError> {
+        std::future::pending().await
     }
 }
 
@@ -1042,44 +1011,31 @@ async fn without_the_ledger_critical_goes_out_as_unknown_and_the_rest_waits() {
 /// A ledger that takes no settlement while it sulks.
 struct Sulking(Arc<dyn Ledger>, std::sync::atomic::AtomicBool);
 
+#[async_trait]
 impl Ledger for Sulking {
-    fn incarnation(&self, now: Instant) -> BoxFuture<'_, Result<Incarnation, LedgerError>> {
-        self.0.incarnation(now)
+    async fn incarnation(&self, now: Instant) -> Result<Incarnation, LedgerError> {
+        self.0.incarnation(now).await
     }
-    fn claim<'a>(
-        &'a self,
-        by: &'a Incarnation,
-        claims: &'a [Claim],
-        now: Instant,
-    ) -> BoxFuture<'a, Result<Vec<Claimed>, LedgerError>> {
-        self.0.claim(by, claims, now)
+    async fn claim(&self, by: &Incarnation, claims: &[Claim], now: Instant) -> Result<Vec<Claimed>, LedgerError> {
+        self.0.claim(by, claims, now).await
     }
-    fn settle<'a>(
-        &'a self,
-        by: &'a Incarnation,
-        settles: &'a [Settle],
-        now: Instant,
-    ) -> BoxFuture<'a, Result<Vec<bool>, LedgerError>> {
+    async fn settle(&self, by: &Incarnation, settles: &[Settle], now: Instant) -> Result<Vec<bool>, LedgerError> {
         if self.1.load(Ordering::SeqCst) {
-            return Box::pin(async { Err(LedgerError::Unreachable("sulks".to_owned())) });
+            return Err(LedgerError::Unreachable("sulks".to_owned()));
         }
-        self.0.settle(by, settles, now)
+        self.0.settle(by, settles, now).await
     }
-    fn look<'a>(
-        &'a self,
-        by: &'a Incarnation,
-        keys: &'a [Key],
-    ) -> BoxFuture<'a, Result<Vec<Option<Entry>>, LedgerError>> {
-        self.0.look(by, keys)
+    async fn look(&self, by: &Incarnation, keys: &[Key]) -> Result<Vec<Option<Entry>>, LedgerError> {
+        self.0.look(by, keys).await
     }
-    fn passed<'a>(
-        &'a self,
-        by: &'a Incarnation,
-        lane: &'a TopicPartition,
+    async fn passed(
+        &self,
+        by: &Incarnation,
+        lane: &TopicPartition,
         through: u64,
         now: Instant,
-    ) -> BoxFuture<'a, Result<(), LedgerError>> {
-        self.0.passed(by, lane, through, now)
+    ) -> Result<(), LedgerError> {
+        self.0.passed(by, lane, through, now).await
     }
 }
 

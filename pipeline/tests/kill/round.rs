@@ -182,7 +182,7 @@ impl Round {
                 self.start();
             }
             Step::Down(service) => self.services(&["kill", service]),
-            Step::Up => self.services(&["up"]),
+            Step::Up(service) => self.services(&["start", service]),
             Step::Flush => flush(&self.world.services.redis),
             Step::Fill => self.disk.as_ref().unwrap().fill(),
             Step::Free => self.disk.as_ref().unwrap().free(),

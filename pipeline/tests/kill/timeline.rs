@@ -64,8 +64,8 @@ pub(crate) enum Step {
     Replace,
     /// SIGKILL to a service.
     Down(&'static str),
-    /// Starts whatever service is down.
-    Up,
+    /// Starts a service that is down.
+    Up(&'static str),
     /// Empties Redis.
     Flush,
     /// Fills what is left of the disk.
@@ -85,7 +85,7 @@ impl Step {
             Self::Awake => "SIGCONT".to_owned(),
             Self::Replace => "another started beside it".to_owned(),
             Self::Down(service) => format!("{service} killed"),
-            Self::Up => "service up".to_owned(),
+            Self::Up(service) => format!("{service} started"),
             Self::Flush => "redis emptied".to_owned(),
             Self::Fill => "disk full".to_owned(),
             Self::Free => "disk freed".to_owned(),
@@ -140,7 +140,7 @@ pub(crate) fn draw(fault: Fault, random: &mut Random, events: usize) -> Timeline
             for _ in 0..=within(2) {
                 add(at, Step::Down("kafka"));
                 at += within(6_000);
-                add(at, Step::Up);
+                add(at, Step::Up("kafka"));
                 at += 1_000 + within(6_000);
             }
         }
@@ -151,7 +151,7 @@ pub(crate) fn draw(fault: Fault, random: &mut Random, events: usize) -> Timeline
                     1 => {
                         add(at, Step::Down("redis"));
                         at += within(5_000);
-                        add(at, Step::Up);
+                        add(at, Step::Up("redis"));
                     }
                     _ => {
                         add(at, Step::Kill);
@@ -165,7 +165,7 @@ pub(crate) fn draw(fault: Fault, random: &mut Random, events: usize) -> Timeline
         }
         Fault::ClickHouse => {
             add(at, Step::Down("clickhouse"));
-            add(at + 5_000 + within(55_001), Step::Up);
+            add(at + 5_000 + within(55_001), Step::Up("clickhouse"));
         }
         Fault::Disk => {
             let freed = at + 3_000 + within(12_000);
@@ -191,7 +191,7 @@ pub(crate) fn draw(fault: Fault, random: &mut Random, events: usize) -> Timeline
                 continue;
             }
             Step::Down("kafka") => is_away = true,
-            Step::Up => is_away = false,
+            Step::Up("kafka") => is_away = false,
             _ => {}
         }
         steps.push((Duration::from_millis(at), step));

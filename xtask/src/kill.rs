@@ -24,7 +24,7 @@ use crate::workspace::{Workspace, cargo};
 use crate::{Refusal, packages};
 
 /// What a round can be about: the round's program knows how.
-const FAULTS: &[&str] = &["sigkill", "broker", "redis", "clickhouse", "disk"];
+const FAULTS: &[&str] = &["sigkill", "sigstop", "broker", "redis", "clickhouse", "disk"];
 /// Rounds of each fault where nobody says: enough to see whether it works.
 const ROUNDS: u64 = 1;
 /// Events of a round where nobody says: every kind of event some dozen times, settled in well under a minute.
@@ -326,7 +326,7 @@ mod tests {
     #[test]
     fn an_unknown_fault_is_refused_with_those_that_there_are() {
         let refused = options(&["--fault", "flood"]).err().expect("a refusal").to_string();
-        assert!(refused.contains("unknown fault `flood`; there are sigkill, broker"), "{refused}");
+        assert!(refused.contains("unknown fault `flood`; there are sigkill, sigstop"), "{refused}");
         assert!(options(&["--rounds"]).is_err() && options(&["--rounds", "x"]).is_err());
         let asked = options(&["--fault", "disk", "--rounds", "3", "--fault", "redis"]).expect("options");
         assert_eq!((asked.faults, asked.rounds, asked.seed), (vec!["disk", "redis"], 3, 1));

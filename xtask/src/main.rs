@@ -22,7 +22,7 @@ usage: cargo xtask COMMAND
 
   demo [ARGS]            build tidings and run `tidings demo ARGS`: everything embedded, a page in the browser
   test [--only STEP]     everything that CI runs: tidy fmt clippy doc services test sim deny
-  services up|down|kill NAME|status [--dir DIR] [--wipe]
+  services up|down|kill NAME|start NAME|status [--dir DIR] [--wipe]
                          real Kafka, Redis and ClickHouse on free ports, without a container engine
   bench [NAME] [--json]  the benchmarks, in release, with services of their own where none are named or up
   tidy                   the house rules that are code

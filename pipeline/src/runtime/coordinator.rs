@@ -1142,6 +1142,19 @@ impl<'a> Generation<'a> {
     }
 }
 
+impl Drop for Generation<'_> {
+    /// Wakes every worker, so that it hears that nobody commands it any more. One that was never heard of says
+    /// that it is ready before it looks for commands: either its word is here, or it finds out by itself.
+    fn drop(&mut self) {
+        self.commands.clear();
+        for report in self.reports.try_iter() {
+            if let Report::Ready(_, waker) = report {
+                waker();
+            }
+        }
+    }
+}
+
 /// Recovery's step 5: what a replayed epoch read and said must be what the log says of it.
 fn compare(output: &EpochOutput, expected: &BTreeMap<Lot, Extent>, digest: Option<u64>) -> Result<(), DecideError> {
     let mismatch = |problem: String| DecideError::Mismatch { epoch: output.epoch, problem };

@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::checks::{self, Stopwatch};
-use crate::timeline::{Fault, Step, draw};
+use crate::timeline::{Fault, Step, WATCHDOG_MS, draw};
 use crate::workload::{Random, Workload, Written};
 use crate::world::{PATIENCE, Providers, Running, World, now, until};
 
@@ -40,6 +41,9 @@ pub(crate) struct Round {
     asked: Asked,
     clock: Stopwatch,
     running: Option<Running>,
+    /// Was frozen, and another one runs beside it.
+    zombie: Option<Running>,
+    supervised: bool,
     providers: Providers,
     disk: Option<Disk>,
     world: World,
@@ -63,6 +67,8 @@ impl Round {
             asked,
             clock,
             running: None,
+            zombie: None,
+            supervised: false,
             providers,
             disk,
             world,
@@ -76,6 +82,7 @@ impl Round {
     pub(crate) fn run(mut self) -> Value {
         let Workload { people, stream, expected } = Workload::new(self.asked.seed, self.asked.events, now());
         let timeline = draw(self.asked.fault, &mut Random(self.asked.seed ^ 0x6b69_6c6c), stream.len());
+        self.supervised = timeline.supervised;
         self.world.write(&people);
         self.start();
         if !timeline.from_start {
@@ -95,6 +102,15 @@ impl Round {
         let metric = |name| self.world.metric(&running, name).unwrap_or(0);
         let (replayed, unkept) = (metric("tidings_replayed_epochs_total"), metric("tidings_checkpoint_failures_total"));
         assert!(running.ended().is_none(), "it ended after all was settled:\n{}", running.said());
+        if let Some(mut zombie) = self.zombie.take() {
+            let zombie = std::cell::RefCell::new(&mut zombie);
+            let said = || zombie.borrow().said();
+            until("whoever was replaced ends by itself", PATIENCE, said, || zombie.borrow_mut().ended().is_some());
+            let said = said();
+            let why = reason(&said);
+            self.clock.lap(&format!("the one that was replaced ended by itself, {why}"));
+            self.ended.push(format!("the replaced one: {why}"));
+        }
         let (status, said) = running.stop();
         assert!(status.success(), "{status}\n{said}");
         self.said.push(said);
@@ -116,7 +132,14 @@ impl Round {
     }
 
     fn start(&mut self) {
-        self.running = Some(Running::spawn(self.world.run_command()));
+        let mut command = self.world.run_command();
+        if self.asked.fault == Fault::Sigstop {
+            command.arg("--watchdog").arg(format!("{WATCHDOG_MS}ms"));
+        }
+        if self.supervised {
+            command.arg("--supervise");
+        }
+        self.running = Some(Running::spawn(command));
     }
 
     /// Starts a process that ended by itself again; `None` is one that was killed and is to stay so.
@@ -125,8 +148,7 @@ impl Round {
         running.has_console();
         let Some(status) = running.ended() else { return };
         let said = running.said();
-        let why = said.lines().rev().find(|line| line.starts_with("error")).unwrap_or("it did not say why");
-        let what = format!("{status}: {why}");
+        let what = format!("{status}: {}", reason(&said));
         self.clock.lap(&format!("it ended by itself, {what}"));
         self.ended.push(what);
         self.said.push(said);
@@ -150,12 +172,32 @@ impl Round {
                 }
             }
             Step::Run => self.start(),
+            Step::Freeze => kill_process(self.worker(), Signal::STOP).unwrap(),
+            Step::Awake => {
+                let frozen = self.zombie.as_ref().or(self.running.as_ref()).unwrap();
+                kill_process(frozen.pid(), Signal::CONT).unwrap();
+            }
+            Step::Replace => {
+                self.zombie = self.running.take();
+                self.start();
+            }
             Step::Down(service) => self.services(&["kill", service]),
-            Step::Up => self.services(&["up"]),
+            Step::Up(service) => self.services(&["start", service]),
             Step::Flush => flush(&self.world.services.redis),
             Step::Fill => self.disk.as_ref().unwrap().fill(),
             Step::Free => self.disk.as_ref().unwrap().free(),
         }
+    }
+
+    /// The process that does the work: a supervisor's child, or the one that runs.
+    fn worker(&self) -> Pid {
+        let running = self.running.as_ref().unwrap();
+        if !self.supervised {
+            return running.pid();
+        }
+        let said = running.said();
+        let (_, child) = said.rsplit_once("started as process ").expect("a supervisor says whom it started");
+        Pid::from_raw(child.lines().next().unwrap().parse().unwrap()).unwrap()
     }
 
     /// `cargo xtask services …`
@@ -207,6 +249,11 @@ impl Drop for Round {
             }
         }
     }
+}
+
+/// The error that a process ended with.
+fn reason(said: &str) -> &str {
+    said.lines().rev().find(|line| line.starts_with("error")).unwrap_or("it did not say why")
 }
 
 /// FLUSHALL, without a client of our own.

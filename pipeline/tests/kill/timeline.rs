@@ -11,11 +11,17 @@ const PIECES: usize = 16;
 /// The first strike comes within this time: from before the first epoch to after the last event.
 const FIRST_WITHIN: usize = 10_000;
 
+/// What the watchdog bears in rounds with a frozen process.
+pub(crate) const WATCHDOG_MS: u64 = 10_000;
+
 /// What a round is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
     /// The process is killed, up to three times.
     Sigkill,
+    /// The process is frozen: for a moment, for longer than its watchdog bears, under a supervisor, or while
+    /// another one takes over from it.
+    Sigstop,
     /// The broker is killed and started again.
     Broker,
     /// Redis forgets everything: emptied, killed, or emptied while nobody runs.
@@ -27,8 +33,9 @@ pub(crate) enum Fault {
 }
 
 impl Fault {
-    pub(crate) const ALL: [(&str, Self); 5] = [
+    pub(crate) const ALL: [(&str, Self); 6] = [
         ("sigkill", Self::Sigkill),
+        ("sigstop", Self::Sigstop),
         ("broker", Self::Broker),
         ("redis", Self::Redis),
         ("clickhouse", Self::ClickHouse),
@@ -49,10 +56,16 @@ pub(crate) enum Step {
     Kill,
     /// Starts it again.
     Run,
+    /// SIGSTOP to the process.
+    Freeze,
+    /// SIGCONT to whoever is frozen.
+    Awake,
+    /// Starts another process beside the frozen one.
+    Replace,
     /// SIGKILL to a service.
     Down(&'static str),
-    /// Starts whatever service is down.
-    Up,
+    /// Starts a service that is down.
+    Up(&'static str),
     /// Empties Redis.
     Flush,
     /// Fills what is left of the disk.
@@ -68,8 +81,11 @@ impl Step {
             Self::Write(_) => return None,
             Self::Kill => "SIGKILL".to_owned(),
             Self::Run => "started".to_owned(),
+            Self::Freeze => "SIGSTOP".to_owned(),
+            Self::Awake => "SIGCONT".to_owned(),
+            Self::Replace => "another started beside it".to_owned(),
             Self::Down(service) => format!("{service} killed"),
-            Self::Up => "service up".to_owned(),
+            Self::Up(service) => format!("{service} started"),
             Self::Flush => "redis emptied".to_owned(),
             Self::Fill => "disk full".to_owned(),
             Self::Free => "disk freed".to_owned(),
@@ -81,11 +97,15 @@ impl Step {
 pub(crate) struct Timeline {
     /// Time runs from the process's start on, so that strikes meet a recovery, and not from when it is up.
     pub(crate) from_start: bool,
+    /// The process is run by its own supervisor.
+    pub(crate) supervised: bool,
     pub(crate) steps: Vec<(Duration, Step)>,
 }
 
 pub(crate) fn draw(fault: Fault, random: &mut Random, events: usize) -> Timeline {
-    let from_start = random.below(4) == 0;
+    // Nobody is frozen before there is somebody.
+    let from_start = random.below(4) == 0 && fault != Fault::Sigstop;
+    let mut supervised = false;
     let mut drawn: Vec<(u64, Step)> = Vec::new();
     for piece in 0..PIECES {
         let range = events * piece / PIECES..events * (piece + 1) / PIECES;
@@ -103,11 +123,24 @@ pub(crate) fn draw(fault: Fault, random: &mut Random, events: usize) -> Timeline
                 at += 200 + within(6_000);
             }
         }
+        Fault::Sigstop => {
+            add(at, Step::Freeze);
+            match within(4) {
+                0 => add(at + 500 + within(5_000), Step::Awake),
+                1 => add(at + WATCHDOG_MS + 1_000 + within(5_000), Step::Awake),
+                2 => supervised = true,
+                _ => {
+                    at += within(8_000);
+                    add(at, Step::Replace);
+                    add(at + 1_000 + within(10_000), Step::Awake);
+                }
+            }
+        }
         Fault::Broker => {
             for _ in 0..=within(2) {
                 add(at, Step::Down("kafka"));
                 at += within(6_000);
-                add(at, Step::Up);
+                add(at, Step::Up("kafka"));
                 at += 1_000 + within(6_000);
             }
         }
@@ -118,7 +151,7 @@ pub(crate) fn draw(fault: Fault, random: &mut Random, events: usize) -> Timeline
                     1 => {
                         add(at, Step::Down("redis"));
                         at += within(5_000);
-                        add(at, Step::Up);
+                        add(at, Step::Up("redis"));
                     }
                     _ => {
                         add(at, Step::Kill);
@@ -132,7 +165,7 @@ pub(crate) fn draw(fault: Fault, random: &mut Random, events: usize) -> Timeline
         }
         Fault::ClickHouse => {
             add(at, Step::Down("clickhouse"));
-            add(at + 5_000 + within(55_001), Step::Up);
+            add(at + 5_000 + within(55_001), Step::Up("clickhouse"));
         }
         Fault::Disk => {
             let freed = at + 3_000 + within(12_000);
@@ -158,7 +191,7 @@ pub(crate) fn draw(fault: Fault, random: &mut Random, events: usize) -> Timeline
                 continue;
             }
             Step::Down("kafka") => is_away = true,
-            Step::Up => is_away = false,
+            Step::Up("kafka") => is_away = false,
             _ => {}
         }
         steps.push((Duration::from_millis(at), step));
@@ -166,5 +199,5 @@ pub(crate) fn draw(fault: Fault, random: &mut Random, events: usize) -> Timeline
             steps.extend(held.drain(..).map(|step| (Duration::from_millis(at), step)));
         }
     }
-    Timeline { from_start, steps }
+    Timeline { from_start, supervised, steps }
 }

@@ -357,15 +357,12 @@ impl Running {
 
     /// Whether it said where its console is.
     pub(crate) fn has_console(&mut self) -> bool {
-        if self.console.is_empty() {
-            let said = self.said.lock().unwrap();
-            // The newest one: a supervised process says it each time that it starts.
-            let Some((_, rest)) = said.rsplit_once("metrics at ").filter(|(_, rest)| rest.contains('\n')) else {
-                return false;
-            };
+        // The newest one: a supervised process says it each time that it starts.
+        let said = self.said.lock().unwrap();
+        if let Some((_, rest)) = said.rsplit_once("metrics at ").filter(|(_, rest)| rest.contains('\n')) {
             self.console = rest.lines().next().unwrap_or_default().to_owned();
         }
-        true
+        !self.console.is_empty()
     }
 
     /// How it ended, if it did.

@@ -183,6 +183,14 @@ fn acknowledgements_that_are_lost() {
 }
 
 #[test]
+fn a_stop_that_is_there_before_the_workers_are() {
+    let world = World::new();
+    for _ in 0..50 {
+        world.start_without(&[]).unwrap();
+    }
+}
+
+#[test]
 fn an_operator_that_held_state_must_not_vanish() {
     let mut world = World::new();
     assert!(!world.run(None, 1));

@@ -921,6 +921,54 @@ async fn a_lost_ledger_makes_what_was_in_flight_unknown_and_nothing_else() {
     assert_eq!(world.said("u2"), ["created rendered sent delivered"]);
 }
 
+// Found by `cargo xtask kill`: another lane of the channel learned of the loss first, and the settlement of a call
+// that was under way met an empty ledger that it took for its own.
+#[tokio::test(start_paused = true)]
+async fn a_call_under_way_when_the_ledger_is_lost_is_settled_whoever_hears_of_the_loss() {
+    let lines = [Line::Lane(Priority::High), Line::Lane(Priority::Medium)];
+    let world = World::new(Channel::Push).await;
+    for user in ["u1", "u2"] {
+        world.device(user, "a").await;
+    }
+    let accepted = Outcome::accepted(Code::new(200, ""), "id");
+    world.provider.set("u1", [Answer::After(CALL_MAX / 2, accepted)]);
+    world.say(&world.leg("u1", Priority::High), Some(1));
+    let process = world.start(&lines, Crash::never(), "p", limits()).await;
+    world.until(|| !world.provider.times("u1").is_empty()).await;
+    world.ledger.lose();
+    world.say(&world.leg("u2", Priority::Medium), Some(1));
+    world.done(&lines).await;
+    process.stop().await;
+    assert_eq!(world.provider.times("u1").len(), 1, "{:?}", world.said("u1"));
+    assert_eq!(world.said("u1"), ["created rendered sent delivered"]);
+}
+
+// Found by `cargo xtask kill`: the critical path had said a message again that it had not committed, and the ledger
+// that would have known it was emptied in between.
+#[tokio::test(start_paused = true)]
+async fn a_critical_repeat_from_before_a_loss_is_an_unknown_and_what_comes_later_is_none() {
+    let critical = [Line::Lane(Priority::Critical)];
+    let world = World::new(Channel::Push).await;
+    for user in ["u1", "u2"] {
+        world.device(user, "a").await;
+    }
+    world.say(&world.leg("u1", Priority::Critical), None);
+    let first = world.start(&critical, Crash::never(), "first", limits()).await;
+    world.done(&critical).await;
+    world.kill(first).await;
+    world.ledger.lose();
+    let second = world.start(&critical, Crash::never(), "second", limits()).await;
+    world.until(|| !second.metrics[0].reached().is_empty()).await;
+    world.say(&world.leg("u1", Priority::Critical), None);
+    let later = Instant(i64::MAX);
+    world.say(&LaneRecord { created_at: later, ..world.leg("u2", Priority::Critical) }, None);
+    world.done(&critical).await;
+    second.stop().await;
+    assert_eq!(world.provider.times("u1").len(), 2);
+    assert!(world.said("u1").iter().any(|row| row.contains("unknown")), "{:?}", world.said("u1"));
+    assert_eq!(world.said("u2"), ["created rendered sent delivered"]);
+}
+
 /// A ledger that is down.
 struct Down;
 

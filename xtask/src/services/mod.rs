@@ -118,15 +118,15 @@ fn all() -> [Box<dyn Service>; 3] {
     [Box::new(kafka::Kafka), Box::new(redis::Redis), Box::new(clickhouse::ClickHouse)]
 }
 
-/// `cargo xtask services up|down|kill NAME|status [--dir DIR] [--wipe]`
+/// `cargo xtask services up|down|kill NAME|start NAME|status [--dir DIR] [--wipe]`
 pub(crate) fn command(arguments: &[&str]) -> Result<ExitCode> {
     let usage = |message: String| anyhow::Error::from(Refusal::Usage(message));
     let Some((action, mut rest)) = arguments.split_first() else {
-        return Err(usage("services: say up, down, kill or status".to_owned()));
+        return Err(usage("services: say up, down, kill, start or status".to_owned()));
     };
-    let (mut folder, mut wipe, mut victim) = (None, false, None);
-    if let ("kill", Some((name, after))) = (*action, rest.split_first()) {
-        (victim, rest) = (Some(*name), after);
+    let (mut folder, mut wipe, mut one) = (None, false, None);
+    if let ("kill" | "start", Some((name, after))) = (*action, rest.split_first()) {
+        (one, rest) = (Some(*name), after);
     }
     while let Some((option, after)) = rest.split_first() {
         rest = match (*option, after.split_first()) {
@@ -152,16 +152,22 @@ pub(crate) fn command(arguments: &[&str]) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         "down" => services.down(wipe).map(|()| ExitCode::SUCCESS),
-        "kill" => {
+        "kill" | "start" => {
             let known = || all().map(|service| service.name()).join(", ");
-            let victim = victim.ok_or_else(|| usage(format!("services kill: say which of {}", known())))?;
+            let name = one.ok_or_else(|| usage(format!("services {action}: say which of {}", known())))?;
             let mut all = all().into_iter();
-            let service = all.find(|service| service.name() == victim);
-            let unknown = || usage(format!("services kill: unknown service `{victim}`; there are {}", known()));
-            services.kill(&*service.ok_or_else(unknown)?).map(|()| ExitCode::SUCCESS)
+            let service = all.find(|service| service.name() == name);
+            let unknown = || usage(format!("services {action}: unknown service `{name}`; there are {}", known()));
+            let service = service.ok_or_else(unknown)?;
+            if *action == "kill" {
+                services.kill(&*service)?
+            } else {
+                services.start_again(&*service)?
+            }
+            Ok(ExitCode::SUCCESS)
         }
         "status" => services.status(),
-        unknown => Err(usage(format!("services: unknown action `{unknown}`; say up, down, kill or status"))),
+        unknown => Err(usage(format!("services: unknown action `{unknown}`; say up, down, kill, start or status"))),
     }
 }
 
@@ -275,7 +281,26 @@ impl Services {
         Ok(())
     }
 
-    /// SIGKILL to one of them, as a power cut would; `up` starts it again on what is left of its data.
+    /// Starts one of them that is down, on its port and data, and waits until it answers. It was there before, so
+    /// that nothing has to be installed, and whoever builds something at the same time holds nothing up.
+    fn start_again(&self, service: &dyn Service) -> Result<()> {
+        let _lock = self.lock()?;
+        let mut home = self.home(service)?;
+        if home.ports.is_empty() {
+            bail!("{} was never started; `cargo xtask services up` does that", service.name());
+        }
+        if let State::Up(_) = state(service, &home) {
+            return Ok(());
+        }
+        claim_ports(&mut home, service.ports())?;
+        let (process, since) = (self.start(service, &home)?, Instant::now());
+        while !answers(service, &home, &process, since)? {
+            sleep(POLL);
+        }
+        Ok(())
+    }
+
+    /// SIGKILL to one of them, as a power cut would; it can be started again on what is left of its data.
     fn kill(&self, service: &dyn Service) -> Result<()> {
         let _lock = self.lock()?;
         let home = self.home(service)?;

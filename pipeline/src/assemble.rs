@@ -221,7 +221,7 @@ fn decide(topology: &Topology) -> Result<Wiring, AssembleError> {
             to_lanes: sunk.contains(operator.id.as_str()),
         });
     }
-    Ok(Wiring { sources: taken.into_iter().map(incoming).collect(), operators })
+    Ok(Wiring { sources: taken.into_iter().map(incoming).collect(), operators, more: &[] })
 }
 
 /// The critical chain, over the critical sources and the side inputs.

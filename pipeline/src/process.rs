@@ -655,6 +655,8 @@ fn metrics(standing: &Standing) -> String {
     put("tidings_source_records_total", "counter", "Source records cut since the start.", "", of(&decide.records));
     let failures = of(&decide.checkpoint_failures);
     put("tidings_checkpoint_failures_total", "counter", "Checkpoints that could not be written.", "", failures);
+    let set_aside = of(&decide.set_aside);
+    put("tidings_set_aside_total", "counter", "Calls that killed their operator and are left out.", "", set_aside);
     let critical = &standing.critical;
     put("tidings_critical_records_total", "counter", "Records of the critical path.", "", of(&critical.handled));
     let templates = &standing.templates;

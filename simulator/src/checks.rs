@@ -12,7 +12,7 @@ use tidings_operators::ingest::{Path, ingest};
 use tidings_operators::script;
 use tidings_pipeline::cutlog::{Counted, CutBody, Entry};
 use tidings_schemas::block::{Block as RowBlock, Kind};
-use tidings_schemas::ids::{EventId, LegId};
+use tidings_schemas::ids::EventId;
 use tidings_schemas::lane::{HEADER_EPOCH, HEADER_EVENT, HEADER_MARK, HEADER_ORDINAL, LaneRecord};
 use tidings_schemas::lifecycle::{Row, Stage, State, Unit};
 use tidings_schemas::topics::Topics;
@@ -20,6 +20,7 @@ use tidings_sinks::lane::wire::{self, Read};
 use tidings_sinks::log::{Record, TopicPartition};
 use tidings_sinks::record::fates::{Fate, Fates};
 
+use self::delivered::Delivered;
 use crate::oracle::{self, End, Oracle, Told};
 use crate::run::{Simulation, at, is_lane};
 use crate::workload::EVENTS;
@@ -38,6 +39,8 @@ impl fmt::Display for Broken {
         write!(f, "{}: {}", self.promise, self.what)
     }
 }
+
+mod delivered;
 
 type Verdict = Result<(), Broken>;
 
@@ -58,7 +61,16 @@ pub fn all(simulation: &Simulation) -> Verdict {
     decided_right(simulation, &seen)?;
     consent(simulation, &seen)?;
     lost(&seen, &fates)?;
-    conservation(&fates)
+    conservation(&fates)?;
+    if !simulation.options.deliver.runs {
+        return Ok(());
+    }
+    let delivered = Delivered::of(simulation, &seen)?;
+    delivered::duplicate_without_unknown(&delivered)?;
+    delivered::lost(&delivered, &seen, &fates)?;
+    delivered::consent(&delivered, &seen)?;
+    delivered::critical_waited(simulation, &delivered)?;
+    delivered::isolation(simulation, &delivered)
 }
 
 /// What there is to look at.
@@ -176,8 +188,10 @@ impl Seen {
                 continue;
             }
             for row in block.decode_rows().map_err(|error| error.to_string())? {
+                // Deliver says again what it met, when it met it.
                 if let Some(before) = self.rows.insert(row.row_id.0, row.clone())
                     && before != row
+                    && row.stage == Stage::Decide
                 {
                     return Err(format!("one row id, two rows: {before:?} and {row:?}"));
                 }
@@ -249,8 +263,9 @@ fn identical_output(seen: &Seen) -> Verdict {
             return broken(PROMISE, format!("epoch {} is not closed as it should be", output.epoch));
         }
     }
-    if rows != seen.rows.len() {
-        return broken(PROMISE, format!("{} rows were written, {rows} are justified", seen.rows.len()));
+    let written = seen.rows.values().filter(|row| row.stage == Stage::Decide).count();
+    if rows != written {
+        return broken(PROMISE, format!("{written} rows were written, {rows} are justified"));
     }
     Ok(())
 }
@@ -339,7 +354,7 @@ fn decided_twice(simulation: &Simulation, seen: &Seen) -> Verdict {
             return broken(PROMISE, format!("{partition}: {key:?} was said in two ways"));
         }
     }
-    let mut legs: BTreeMap<LegId, (u64, String)> = BTreeMap::new();
+    let mut legs: BTreeMap<_, (u64, String)> = BTreeMap::new();
     let doubt = [
         "script",
         "lost acknowledgement",
@@ -360,7 +375,8 @@ fn decided_twice(simulation: &Simulation, seen: &Seen) -> Verdict {
                     through = through.max(mark.said_through);
                     continue;
                 }
-                Read::Leg { record, .. } => record.leg,
+                // What came back is judged anew.
+                Read::Leg { record, .. } => (record.leg, record.returns, record.replay, record.only_address),
             };
             let Some(key) = decided(record) else { continue };
             if key.0 <= through && passed.contains(&key) {
@@ -375,10 +391,10 @@ fn decided_twice(simulation: &Simulation, seen: &Seen) -> Verdict {
             if !passed.insert(key.clone()) && !doubtful {
                 return broken(PROMISE, format!("{partition}: {key:?} passes a reader twice"));
             }
-            if let Some(before) = legs.insert(leg, key.clone())
+            if let Some(before) = legs.insert(leg.clone(), key.clone())
                 && before != key
             {
-                return broken(PROMISE, format!("leg {leg} was decided at {before:?} and at {key:?}"));
+                return broken(PROMISE, format!("leg {leg:?} was decided at {before:?} and at {key:?}"));
             }
         }
     }

@@ -14,6 +14,8 @@ pub mod workload;
 
 pub mod clock;
 pub mod crew;
+pub mod critical;
+pub mod deliver;
 pub mod log;
 pub mod store;
 

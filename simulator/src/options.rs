@@ -47,6 +47,100 @@ pub struct Faults {
     pub trimmed: u64,
 }
 
+/// How often things go wrong for deliver, in a million: of calls, of questions, of steps.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct DeliverFaults {
+    /// Faults that strike at most, beside those of the log and of providers' answers.
+    pub at_most: u64,
+    /// A process is killed between two steps.
+    pub killed: u64,
+    /// A process stands still for a while, and another one takes over.
+    pub frozen: u64,
+    /// Its group believes everybody dead.
+    pub evicted: u64,
+    /// A process dies while it asks the ledger.
+    pub dies: u64,
+    /// The ledger restarts with all keys gone.
+    pub ledger_lost: u64,
+    /// The ledger cannot be reached for a while.
+    pub ledger_away: u64,
+    /// The ledger's answer is lost.
+    pub ledger_unheard: u64,
+    /// The ledger takes its time.
+    pub ledger_slow: u64,
+    /// The directory cannot be reached for a while.
+    pub directory_away: u64,
+    /// A provider has a bad day.
+    pub bad_day: u64,
+    /// Accepted, then timed out.
+    pub lost_answer: u64,
+    /// Not accepted, and no answer.
+    pub hangs: u64,
+    /// To be tried again.
+    pub busy: u64,
+    /// An answer that leaves open whether it was carried out.
+    pub maybe: u64,
+    /// Refused for good.
+    pub refuses: u64,
+    /// The address is dead.
+    pub invalid: u64,
+    /// The process dies during the call.
+    pub dies_calling: u64,
+}
+
+/// What the seed drew for deliver.
+#[derive(Clone, Debug)]
+pub struct DeliverOptions {
+    /// Whether it runs at all.
+    pub runs: bool,
+    /// Records in flight, a lane.
+    pub records_max: usize,
+    /// Records that are looked up together.
+    pub batch_max: usize,
+    /// Calls in one request, where a provider takes several.
+    pub call_batch_max: usize,
+    /// Time between two polls that bring nothing.
+    pub poll_wait: Duration,
+    /// How often things go wrong.
+    pub faults: DeliverFaults,
+}
+
+impl DeliverOptions {
+    fn draw(seed: u64) -> Self {
+        let mut rng = Rng::new(seed ^ 0x0071_D195_DE11_0000);
+        let rng = &mut rng;
+        let some = |rng: &mut Rng, most: u64| if rng.chance(450_000) { rng.below(most) } else { 0 };
+        let faults = DeliverFaults {
+            at_most: *rng.one(&[0, 2, 6, 20, 60]),
+            killed: some(rng, 20_000),
+            frozen: some(rng, 20_000),
+            evicted: some(rng, 5_000),
+            dies: some(rng, 60_000),
+            ledger_lost: some(rng, 10_000),
+            ledger_away: some(rng, 10_000),
+            ledger_unheard: some(rng, 60_000),
+            ledger_slow: some(rng, 60_000),
+            directory_away: some(rng, 10_000),
+            bad_day: some(rng, 20_000),
+            lost_answer: some(rng, 150_000),
+            hangs: some(rng, 100_000),
+            busy: some(rng, 200_000),
+            maybe: some(rng, 100_000),
+            refuses: some(rng, 60_000),
+            invalid: some(rng, 40_000),
+            dies_calling: some(rng, 40_000),
+        };
+        Self {
+            runs: true,
+            records_max: *rng.one(&[1, 4, 50, 2_000]),
+            batch_max: *rng.one(&[1, 3, 20, 500]),
+            call_batch_max: *rng.one(&[1, 3, 50]),
+            poll_wait: Duration::from_millis(*rng.one(&[500, 2_000, 10_000])),
+            faults,
+        }
+    }
+}
+
 /// An operator as `script::straight` takes it.
 pub type Wired = (&'static str, Value, Option<&'static str>);
 
@@ -87,6 +181,8 @@ pub struct Options {
     pub alive_max: usize,
     /// How often.
     pub faults: Faults,
+    /// What deliver is like.
+    pub deliver: DeliverOptions,
 }
 
 impl Options {
@@ -133,6 +229,7 @@ impl Options {
             faults_max: *rng.one(&[0, 1, 3, 10, 25]),
             alive_max: usize::try_from(rng.between(1, 4)).unwrap_or(1),
             faults,
+            deliver: DeliverOptions::draw(seed),
         }
     }
 
@@ -224,6 +321,7 @@ impl fmt::Display for Options {
         let times = (self.epoch_min, self.idle_max, self.checkpoint_every);
         let partitions = (self.event_partitions, self.profile_partitions, self.lane_partitions);
         writeln!(f, "  epoch, idle, checkpoint {times:?}; partitions of events, profiles, lanes {partitions:?}")?;
-        write!(f, "  up to {faults_max} faults, {} generations at once: {faults:?}", self.alive_max)
+        writeln!(f, "  up to {faults_max} faults, {} generations at once: {faults:?}", self.alive_max)?;
+        write!(f, "  {:?}", self.deliver)
     }
 }

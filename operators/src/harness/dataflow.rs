@@ -18,6 +18,7 @@ use timely::dataflow::operators::generic::Operator as _;
 use timely::dataflow::operators::generic::operator::source;
 use timely::{CommunicationConfig, Config, WorkerConfig};
 
+use super::aside::{Killed, Skip};
 use super::chain::{Block, Chain};
 use super::feed::{Extent, Feed, Lot};
 use super::output::EpochOutput;
@@ -39,6 +40,8 @@ pub struct Cut {
     pub rules: Arc<Rules>,
     /// Where each partition's epoch ends; one that is not named did not advance.
     pub ends: BTreeMap<Lot, u64>,
+    /// Calls that killed their operator in an earlier run of this epoch: they are not made.
+    pub skips: Arc<[Skip]>,
 }
 
 /// What the host tells a worker.
@@ -62,6 +65,8 @@ pub enum Report {
     Ahead(usize, Vec<(Lot, Extent)>),
     /// An epoch is done.
     Done(usize, Box<EpochOutput>),
+    /// A call killed its operator, and it cannot go on.
+    Killed(usize, Box<Killed>),
     /// It cannot go on.
     Failed(usize, String),
 }

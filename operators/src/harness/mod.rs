@@ -30,6 +30,7 @@
 //! That an epoch is short. Whoever wants latency cuts often; whoever floods one user makes that
 //! user's worker the slowest.
 
+pub mod aside;
 pub mod chain;
 pub mod dataflow;
 pub mod deliberate;

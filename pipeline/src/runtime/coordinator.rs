@@ -11,6 +11,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Select, Sender, bounded};
 use tidings_operators::calendar::Calendar;
 use tidings_operators::deliberate::{self, Bug};
+use tidings_operators::harness::aside::Killed;
 use tidings_operators::harness::chain::RestoreError;
 use tidings_operators::harness::dataflow::{Assigned, Command, Cut, Report, WorkerIo};
 use tidings_operators::harness::dropped::{DropCount, MayDrop};
@@ -31,7 +32,7 @@ use super::recovery::{Start, StartError, start};
 use super::sources::{self, SourcesError};
 use super::watch::{Pulses, Watched};
 use crate::checkpoint::{CheckpointError, Checkpoints, Manifest};
-use crate::cutlog::{CutBody, CutLog, CutLogError, End, Entry, Hash, MarkAt, Named};
+use crate::cutlog::{CutBody, CutLog, CutLogError, End, Entry, Hash, MarkAt, Named, SkipAt};
 
 /// Epochs that may be open at once: released, and not yet finished. A slow log or worker lengthens
 /// epochs instead of adding to them.
@@ -90,6 +91,8 @@ pub struct Status {
     pub records: AtomicU64,
     /// Profiles are loaded, decisions are made.
     pub ready: AtomicBool,
+    /// Calls that killed their operators and were set aside.
+    pub set_aside: AtomicU64,
     /// Checkpoints that could not be written.
     pub checkpoint_failures: AtomicU64,
     /// The steps of the generation that runs.
@@ -166,10 +169,33 @@ pub enum DecideError {
         /// What the log says.
         log: Instant,
     },
+    /// A call killed its operator, and it was logged that it is left out: the next generation goes on.
+    #[error("a call of epoch {} is left out from now on: {}", .0.epoch, .0.skip.problem)]
+    SetAside(Box<Killed>),
+    /// A call killed its operator, and cannot be left out.
+    #[error("{what} of epoch {epoch} cannot be left out, because {why}: {problem}")]
+    Killed {
+        /// The record, timer or change.
+        what: String,
+        /// Its epoch.
+        epoch: u64,
+        /// Why not, and what to do.
+        why: &'static str,
+        /// Who died of it.
+        problem: String,
+    },
     /// A worker or thread ended.
     #[error("{0}")]
     Worker(String),
 }
+
+/// Calls that may kill their operators within [`SET_ASIDE_WITHIN`] and be left out. Each costs a start from
+/// the newest checkpoint, a second or so in which nothing but critical is decided; where more of them
+/// die it is not the records that are ill. Beyond it the run ends with the last of them.
+const SET_ASIDE_MAX: usize = 32;
+
+/// The time of which [`SET_ASIDE_MAX`] speaks.
+const SET_ASIDE_WITHIN: Duration = Duration::from_secs(3600);
 
 /// Runs the decide stage until it is told to stop. An older topology's cuts are drained first.
 ///
@@ -190,8 +216,45 @@ pub fn run(plan: &Plan, around: &Surroundings) -> Result<(), DecideError> {
 /// # Errors
 /// As [`run`].
 pub async fn decide(plan: &Plan, around: &Surroundings, hire: impl Fn() -> Box<dyn Crew>) -> Result<(), DecideError> {
+    let mut set_aside: Vec<Duration> = Vec::new();
     loop {
-        let mut crew = hire();
+        let now = around.clock.elapsed();
+        set_aside.retain(|at| around.clock.real(now.saturating_sub(*at)) < SET_ASIDE_WITHIN);
+        match generation(plan, around, hire(), set_aside.len() < SET_ASIDE_MAX).await {
+            Ok(Ended::Stopped) => return Ok(()),
+            Ok(Ended::Drained) => {}
+            Err(DecideError::SetAside(killed)) => {
+                around.status.ready.store(false, Ordering::Relaxed);
+                around.status.set_aside.fetch_add(1, Ordering::Relaxed);
+                set_aside.push(around.clock.elapsed());
+                tracing::error!(
+                    epoch = killed.epoch,
+                    what = described(&killed, plan),
+                    problem = killed.skip.problem,
+                    "it is left out from now on and goes to the dead letters; starting again without it"
+                );
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// What became of a generation that ended as it should.
+enum Ended {
+    /// It was told to.
+    Stopped,
+    /// It decided what an older topology had cut.
+    Drained,
+}
+
+/// One generation, from its begin to its end.
+async fn generation(
+    plan: &Plan,
+    around: &Surroundings,
+    mut crew: Box<dyn Crew>,
+    may_set_aside: bool,
+) -> Result<Ended, DecideError> {
+    {
         let nonce = nonce(&*around.clock);
         let cutlog = CutLog::begin(Arc::clone(&around.log), &plan.outlets.topics.cuts(), nonce)?;
         poll_fn(|_| crew.pause()).await;
@@ -199,7 +262,9 @@ pub async fn decide(plan: &Plan, around: &Surroundings, hire: impl Fn() -> Box<d
         poll_fn(|_| crew.pause()).await;
         let mut begun = start(counted, &around.checkpoints)?;
         let Some((topology, calendar)) = begun.must_drain(plan, around.accept_divergence)? else {
-            return Generation::begin(plan, around, crew, cutlog, begun)?.run(false).await;
+            let begun = Generation::begin(plan, around, crew, cutlog, begun)?.may_set_aside(may_set_aside);
+            begun.run(false).await?;
+            return Ok(Ended::Stopped);
         };
         tracing::info!(
             epochs = begun.cuts.len(),
@@ -211,7 +276,20 @@ pub async fn decide(plan: &Plan, around: &Surroundings, hire: impl Fn() -> Box<d
         let plan = calendar.map_err(|error| error.to_string()).and_then(|calendar| (around.older)(&bytes, calendar));
         let mut plan = plan.map_err(|problem| DecideError::Worker(format!("the older topology: {problem}")))?;
         plan.topology = bytes.into();
-        Generation::begin(&plan, around, crew, cutlog, begun)?.run(true).await?;
+        Generation::begin(&plan, around, crew, cutlog, begun)?.may_set_aside(may_set_aside).run(true).await?;
+        Ok(Ended::Drained)
+    }
+}
+
+/// What killed, in words.
+fn described(killed: &Killed, plan: &Plan) -> String {
+    match killed.skip.record() {
+        Some((lot, offset)) => {
+            let source = plan.sources.get(usize::from(lot.source));
+            let topic = source.map_or("?", |source| source.topic.as_str());
+            format!("the record at offset {offset} of {topic}/{}", lot.partition)
+        }
+        None => "what a timer, a profile or changed rules set in motion".to_owned(),
     }
 }
 
@@ -225,6 +303,7 @@ fn nonce(clock: &dyn Clock) -> u128 {
 enum Logged {
     Cut(u64, u64),
     Checkpoint(Named),
+    Skip,
     Failed(CutLogError),
 }
 
@@ -290,6 +369,9 @@ struct Generation<'a> {
     /// Written, and waiting to be said and logged.
     written: Option<(Named, Manifest)>,
     logging: Option<(Named, Manifest)>,
+    /// Whether what kills may be left out, and what did and is being logged.
+    may_set_aside: bool,
+    killed: Option<Box<Killed>>,
     /// Whether anything changed since the last checkpoint.
     changed: bool,
     /// How many checkpoints of this generation counted.
@@ -449,11 +531,18 @@ impl<'a> Generation<'a> {
             writing: None,
             written: None,
             logging: None,
+            may_set_aside: true,
+            killed: None,
             changed: false,
             checkpoints: 0,
             generation_log: generation,
             start,
         })
+    }
+
+    const fn may_set_aside(mut self, may: bool) -> Self {
+        self.may_set_aside = may;
+        self
     }
 
     /// Replays, reads side inputs to their end, and then runs until it is told to stop; with `drain`
@@ -689,7 +778,8 @@ impl<'a> Generation<'a> {
     fn release(&mut self, epoch: u64, now: Instant, ends: BTreeMap<Lot, u64>) {
         let output = EpochOutput { epoch, now, ..EpochOutput::default() };
         self.open.insert(epoch, Epoch { output, ends: ends.clone(), workers: 0 });
-        let cut = Arc::new(Cut { epoch, now, rules: Arc::clone(&self.plan.rules), ends });
+        let skips = self.start.skips.get(&epoch).map(|skips| skips.as_slice().into()).unwrap_or_default();
+        let cut = Arc::new(Cut { epoch, now, rules: Arc::clone(&self.plan.rules), ends, skips });
         for (command, waker) in self.commands.iter().zip(&self.wakers) {
             let _ = command.send(Command::Release(Arc::clone(&cut)));
             if let Some(waker) = waker.get() {
@@ -741,9 +831,37 @@ impl<'a> Generation<'a> {
             }
             Report::Ahead(_, ahead) => self.ahead.extend(ahead),
             Report::Done(_, output) => self.on_done(*output),
+            Report::Killed(_, killed) => self.on_killed(killed)?,
             Report::Failed(worker, problem) => {
                 return Err(DecideError::Worker(format!("worker {worker}: {problem}")));
             }
+        }
+        Ok(())
+    }
+
+    /// A call killed its operator: it is logged that it is left out, behind its epoch's cut, of which
+    /// nothing can have been said. Then this generation ends, and the next one runs the epoch without it.
+    fn on_killed(&mut self, killed: Box<Killed>) -> Result<(), DecideError> {
+        let epoch = killed.epoch;
+        let why = if epoch <= self.said_through || self.start.digests.contains_key(&epoch) {
+            Some("an earlier run decided that epoch with it: start the build that did, on a machine that is sound")
+        } else if !self.may_set_aside {
+            Some(
+                "too many died of theirs within the last hour: mend what kills (`it killed` says where), or start \
+                 again to set further ones aside",
+            )
+        } else {
+            None
+        };
+        if let Some(why) = why {
+            let (what, problem) = (described(&killed, self.plan), killed.skip.problem);
+            return Err(DecideError::Killed { what, epoch, why, problem });
+        }
+        // Of two that died the first is enough: the other dies again.
+        if self.killed.is_none() {
+            let skip = SkipAt { epoch, skip: killed.skip.clone() };
+            self.send_entry(Entry::Skip { generation: self.generation_log, skip });
+            self.killed = Some(killed);
         }
         Ok(())
     }
@@ -800,6 +918,11 @@ impl<'a> Generation<'a> {
                 self.hand_over();
             }
             Logged::Checkpoint(named) => self.on_checkpoint(named),
+            Logged::Skip => {
+                if let Some(killed) = self.killed.take() {
+                    return Err(DecideError::SetAside(killed));
+                }
+            }
             Logged::Failed(error) => return Err(error.into()),
         }
         Ok(())
@@ -957,6 +1080,19 @@ impl<'a> Generation<'a> {
     }
 }
 
+impl Drop for Generation<'_> {
+    /// Wakes every worker, so that it hears that nobody commands it any more. One that was never heard of says
+    /// that it is ready before it looks for commands: either its word is here, or it finds out by itself.
+    fn drop(&mut self) {
+        self.commands.clear();
+        for report in self.reports.try_iter() {
+            if let Report::Ready(_, waker) = report {
+                waker();
+            }
+        }
+    }
+}
+
 /// Recovery's step 5: what a replayed epoch read and said must be what the log says of it.
 fn compare(output: &EpochOutput, expected: &BTreeMap<Lot, Extent>, digest: Option<u64>) -> Result<(), DecideError> {
     let mismatch = |problem: String| DecideError::Mismatch { epoch: output.epoch, problem };
@@ -1014,6 +1150,7 @@ impl Part for Scribe {
             (Ok(Some(_)), Entry::Checkpoint { name, epoch, .. }) => {
                 Logged::Checkpoint(Named { name: name.clone(), epoch: *epoch })
             }
+            (Ok(Some(_)), Entry::Skip { .. }) => Logged::Skip,
             (Ok(Some(_)), Entry::Begin { .. }) => return Next::Again,
             (Err(error), _) => Logged::Failed(error),
         };

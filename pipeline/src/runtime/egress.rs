@@ -69,7 +69,8 @@ impl Outlets {
     }
 
     /// Where an output goes.
-    pub(crate) fn place(&self, said: &Said) -> TopicPartition {
+    #[must_use]
+    pub fn place(&self, said: &Said) -> TopicPartition {
         let topic = match said.to {
             To::Lane(channel, priority) => self.topics.lane(channel, priority),
             To::HandOver(priority, _) => self.topics.events(priority),

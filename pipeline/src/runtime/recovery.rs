@@ -10,6 +10,7 @@
 
 use std::collections::BTreeMap;
 
+use tidings_operators::harness::aside::Skip;
 use tidings_operators::harness::delta::Delta;
 
 use crate::checkpoint::{CheckpointError, Checkpoints, Manifest};
@@ -37,6 +38,8 @@ pub struct Start {
     pub marks: BTreeMap<(String, u32), u64>,
     /// What earlier runs of the epochs to be replayed said, by digest.
     pub digests: BTreeMap<u64, u64>,
+    /// Calls that are left out, by epoch: they killed their operators.
+    pub skips: BTreeMap<u64, Vec<Skip>>,
     /// The last records of each partition that the checkpoint holds, where a cut that is left says: from
     /// which offset, and what was there.
     pub decided: BTreeMap<(String, u32), (u64, End)>,
@@ -136,8 +139,8 @@ pub fn start(counted: Counted, checkpoints: &Checkpoints) -> Result<Start, Start
         Some((named, manifest, state)) => (Some((named, manifest)), state),
         None => (None, Delta::new()),
     };
-    let said_through = counted.said_through;
-    Ok(Start { checkpoint, second, state, cuts, last, offsets, said_through, marks, digests, decided })
+    let (said_through, skips) = (counted.said_through, counted.skips);
+    Ok(Start { checkpoint, second, state, cuts, last, offsets, said_through, marks, digests, skips, decided })
 }
 
 /// What the last cut up to `epoch` read of each partition, where it is known from which offset on: from
@@ -180,6 +183,7 @@ impl Start {
             said_through: 0,
             marks: BTreeMap::new(),
             digests: BTreeMap::new(),
+            skips: BTreeMap::new(),
             decided: BTreeMap::new(),
         }
     }

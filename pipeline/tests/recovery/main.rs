@@ -6,10 +6,14 @@
 //! byte for byte, nothing missing, nothing else, nothing twice.
 
 mod dying;
+mod poison;
 mod world;
+
+use std::collections::BTreeSet;
 
 use dying::{Death, Moment};
 use tidings_schemas::lifecycle::{State, Unit};
+use tidings_schemas::reason::Reason;
 use tidings_sinks::record::fates::{Fate, Fates};
 use world::World;
 
@@ -178,6 +182,14 @@ fn acknowledgements_that_are_lost() {
 }
 
 #[test]
+fn a_stop_that_is_there_before_the_workers_are() {
+    let world = World::new();
+    for _ in 0..50 {
+        world.start_without(&[]).unwrap();
+    }
+}
+
+#[test]
 fn an_operator_that_held_state_must_not_vanish() {
     let mut world = World::new();
     assert!(!world.run(None, 1));
@@ -233,4 +245,114 @@ fn what_a_vanished_operator_held_is_lost_by_an_explicit_word_and_accounted_for()
             assert_eq!(of(Fate::Lost), if sum.unit == Unit::Event { lost(Unit::Event) as u64 } else { 0 }, "{name}");
         }
     }
+}
+
+#[test]
+fn hours_of_downtime_are_caught_up_in_bounded_epochs_and_without_a_stampede() {
+    let mut world = World::new();
+    world.pause_after(4);
+    assert!(!world.run(None, 1));
+    let parked = world.rows();
+    // Over the end of everybody's night; meanwhile producers went on, and what they said may be too late.
+    let back = world.stay_down("2026-03-29T12:30:00Z", 6_000);
+    world.go_on();
+    assert!(!world.run(None, 2));
+    world.compare("downtime");
+    let most = world.records_per_cut(back).into_iter().max().unwrap();
+    assert!(most > 500 && most <= 4_096, "{most} records in one epoch");
+    let rows = world.rows();
+    let expired = rows.iter().filter(|row| row.at > back && row.states.contains(&State::Expired)).count();
+    assert!(expired >= 1_000, "only {expired} were too late");
+    // Deferred before the outage, and their turn came in it: not all at once.
+    let deferred: BTreeSet<_> =
+        parked.iter().filter(|row| row.states.contains(&State::Deferred)).map(|row| row.leg).collect();
+    let released =
+        rows.iter().filter(|row| row.at > back && deferred.contains(&row.leg) && row.states.contains(&State::Queued));
+    let minutes: BTreeSet<u64> = released.map(|row| row.at.since(back).as_secs() / 60).collect();
+    assert!(minutes.len() >= 4 && minutes.iter().all(|minute| *minute < 20), "released in minutes {minutes:?}");
+    for sum in Fates::of(rows.iter()).sums() {
+        assert!(sum.adds_up() && sum.unaccounted == 0, "{sum:?}");
+    }
+}
+
+/// What kills, in the order of the workload: two records, a timer, a profile, what a timer lets go.
+fn killed(world: &World) -> Vec<String> {
+    let letters = world.dead_letters().into_iter().map(|bytes| serde_json::from_slice(&bytes).unwrap());
+    let letters = letters.filter(|letter: &serde_json::Value| letter["reason"] == "panicked");
+    let mut problems: Vec<String> = letters.map(|letter| letter["problem"].as_str().unwrap().to_owned()).collect();
+    problems.sort();
+    problems
+}
+
+#[test]
+fn what_kills_its_operator_is_set_aside_and_the_stream_goes_on() {
+    let cuts = |nth| Death::Append { topic: "notifications.cuts".to_owned(), nth, moment: Moment::After };
+    let deaths = [
+        (vec![], 1),
+        (vec![], 2),
+        // The skip is not logged; is logged, and nobody heard; so of a second one, and of a timer's.
+        (vec![Death::Skip { nth: 1, moment: Moment::Before }], 1),
+        (vec![Death::Skip { nth: 1, moment: Moment::After }], 2),
+        (vec![Death::Skip { nth: 2, moment: Moment::After }, Death::Skip { nth: 1, moment: Moment::Before }], 2),
+        (vec![Death::Skip { nth: 4, moment: Moment::After }], 1),
+        (vec![Death::Skip { nth: 5, moment: Moment::Before }], 2),
+        // The run after it dies at its begin, at a cut, while it says what it decided without the record, or
+        // at a checkpoint.
+        (vec![Death::Skip { nth: 1, moment: Moment::After }, cuts(1)], 1),
+        (vec![Death::Skip { nth: 1, moment: Moment::After }, cuts(3)], 2),
+        (
+            vec![
+                Death::Skip { nth: 2, moment: Moment::After },
+                Death::Append { topic: "notifications.dlq".to_owned(), nth: 1, moment: Moment::Torn(2) },
+            ],
+            1,
+        ),
+        (
+            vec![
+                Death::Skip { nth: 2, moment: Moment::After },
+                Death::Append { topic: "notifications.lifecycle".to_owned(), nth: 1, moment: Moment::Torn(1) },
+                Death::Checkpoint { nth: 1, moment: Moment::Before },
+                Death::Checkpoint { nth: 2, moment: Moment::After },
+            ],
+            2,
+        ),
+    ];
+    for (deaths, workers) in deaths {
+        let name = format!("{deaths:?}, {workers} workers");
+        let mut world = World::poisoned(false);
+        for death in deaths {
+            assert!(world.run(Some(death), workers), "{name}");
+        }
+        assert!(!world.run(None, 3 - workers), "{name}");
+        world.compare(&name);
+        let problems = [
+            "it killed operator `poison`: poisoned by a look",
+            "it killed operator `poison`: poisoned by u3",
+            "it killed operator `poison`: poisoned by u7",
+            "it killed operator `poison`: poisoned by u8",
+            "it killed operator `poison`: poisoned slowly: slow_poison",
+        ];
+        assert_eq!(killed(&world), problems, "{name}");
+        let rows = world.rows();
+        let panicked = rows.iter().filter(|row| row.reason == Some(Reason::Panicked));
+        assert!(panicked.clone().all(|row| row.unit == Unit::Event && row.states.contains(&State::Rejected)), "{name}");
+        assert_eq!(panicked.count(), problems.len(), "{name}");
+        for sum in Fates::of(rows.iter()).sums() {
+            assert!(sum.adds_up() && sum.unaccounted == 0, "{name}: {sum:?}");
+        }
+    }
+}
+
+#[test]
+fn where_too_many_kill_it_ends_and_says_so() {
+    let mut world = World::poisoned(true);
+    let (died, ended) = world.live(None, 2);
+    let error = ended.unwrap_err().to_string();
+    let ends = "cannot be left out, because too many died of theirs within the last hour: mend what kills \
+                (`it killed` says where), or start again to set further ones aside: it killed operator `poison`: ";
+    assert!(!died && error.starts_with("the record at offset ") && error.contains(ends), "{error}");
+    // Which is what a supervisor does.
+    assert!(!world.run(None, 1));
+    world.compare("too many");
+    assert_eq!(killed(&world).len(), 45);
 }

@@ -454,9 +454,11 @@ const PORTS: std::ops::Range<u16> = 20_000..32_000;
 fn claim_ports(home: &mut Home, count: usize) -> Result<()> {
     let kept = home.ports.len() == count && home.ports.iter().all(|port| TcpListener::bind(loopback(*port)).is_ok());
     if !kept {
-        // Folders begin at different places, so that two commands at once seldom want the same. All are held at once, or
-        // one would be found twice.
-        let first = usize::try_from(std::process::id()).unwrap_or_default() * 37 % PORTS.len();
+        // Each service and each command begins elsewhere, because what was found free is not taken before the service
+        // itself listens. All are held at once, or one would be found twice.
+        let mix = |sum: usize, byte: &u8| sum.wrapping_mul(31).wrapping_add(usize::from(*byte));
+        let seed = usize::try_from(std::process::id()).unwrap_or_default();
+        let first = home.folder.as_os_str().as_encoded_bytes().iter().fold(seed, mix) % PORTS.len();
         let all = PORTS.cycle().skip(first).take(PORTS.len());
         let held: Vec<TcpListener> =
             all.filter_map(|port| TcpListener::bind(loopback(port)).ok()).take(count).collect();

@@ -292,7 +292,12 @@ impl Services {
         if let State::Up(_) = state(service, &home) {
             return Ok(());
         }
+        // Its clients know no other.
+        let ports = home.ports.clone();
         claim_ports(&mut home, service.ports())?;
+        if home.ports != ports {
+            bail!("a port of {ports:?} that {} listened on was taken meanwhile", service.name());
+        }
         let (process, since) = (self.start(service, &home)?, Instant::now());
         while !answers(service, &home, &process, since)? {
             sleep(POLL);
@@ -440,13 +445,26 @@ fn answers(service: &dyn Service, home: &Home, process: &Process, since: Instant
     }
 }
 
+/// Where services listen: below the ports that Linux gives to connections that ask for none (32768 and up). Among
+/// those, clients of a service that was killed, who try its port again and again on this machine, would sooner or later
+/// be given that very port for their own end, be connected with themselves, and keep the service from coming back.
+const PORTS: std::ops::Range<u16> = 20_000..32_000;
+
 /// Keeps the recorded ports while they are free, so that clients find a restarted service again.
 fn claim_ports(home: &mut Home, count: usize) -> Result<()> {
     let kept = home.ports.len() == count && home.ports.iter().all(|port| TcpListener::bind(loopback(*port)).is_ok());
     if !kept {
-        // All are held at once, or the system might offer one twice.
+        // Each service and each command begins elsewhere, because what was found free is not taken before the service
+        // itself listens. All are held at once, or one would be found twice.
+        let mix = |sum: usize, byte: &u8| sum.wrapping_mul(31).wrapping_add(usize::from(*byte));
+        let seed = usize::try_from(std::process::id()).unwrap_or_default();
+        let first = home.folder.as_os_str().as_encoded_bytes().iter().fold(seed, mix) % PORTS.len();
+        let all = PORTS.cycle().skip(first).take(PORTS.len());
         let held: Vec<TcpListener> =
-            (0..count).map(|_| TcpListener::bind(loopback(0))).collect::<Result<_, _>>().context("no free port")?;
+            all.filter_map(|port| TcpListener::bind(loopback(port)).ok()).take(count).collect();
+        if held.len() < count {
+            bail!("no {count} free ports within {PORTS:?}");
+        }
         home.ports =
             held.iter().map(|held| held.local_addr().map(|address| address.port())).collect::<Result<_, _>>()?;
     }

@@ -20,7 +20,7 @@ use tidings_operators::when::{self, Count, Facts, Text, Value};
 use tidings_pipeline::cutlog::{self, Entry};
 use tidings_pipeline::topology::{FixedEnvironment, Loader, OperatorKinds, ProviderKinds, SourceText, Topology};
 use tidings_schemas::block::{Block, Kind};
-use tidings_schemas::channel::{Channel, Priority};
+use tidings_schemas::channel::{Channel, Op, Priority};
 use tidings_schemas::cloudevents;
 use tidings_schemas::codec::frame;
 use tidings_schemas::lane::{LaneRecord, Returned};
@@ -94,7 +94,8 @@ fn read(kind: SourceKind, record: &RawRecord) -> Body {
 
 /// An event as a producer writes it. The short way through the parser and the long one agree.
 fn event(data: &[u8]) {
-    if let Some(short) = PlainEvent::read(data) {
+    if let Some(mut short) = PlainEvent::read(data) {
+        short.op.get_or_insert(Op::Notify);
         let long = cloudevents::parse_record(&[], None, data, false).map(PlainEvent::from);
         assert_eq!(long.ok(), Some(short), "the two readers differ");
     }

@@ -196,7 +196,7 @@ impl Workload {
         let mut making = Making { dice: Dice(75), records: BTreeMap::new() };
         making.side_inputs(setup, size.users, start)?;
         let cut = |epoch, now, ends| {
-            Arc::new(Cut { epoch, now, rules: Arc::clone(&setup.rules), ends, skips: Arc::default() })
+            Arc::new(Cut { epoch, now, rules: Arc::clone(&setup.rules), ends, skips: Arc::default(), crumbs: None })
         };
         let mut cuts = vec![cut(1, start, making.ends())];
 

@@ -188,6 +188,8 @@ pub trait Operator: Send + Sized + 'static {
 pub enum Cause {
     /// An event: the unit's own or another's.
     Event(EventId),
+    /// An event that the other path handed over under its own id.
+    HandedOver(EventId),
     /// A timer of an entry.
     Timer,
     /// A changed profile or address.

@@ -70,7 +70,7 @@ fn input(seed: u64, rules: &Arc<Rules>) -> (Input, Vec<Arc<Cut>>) {
         }
         let end = |(lot, records): (&Lot, &Vec<RawRecord>)| (*lot, records.last().map_or(0, |last| last.offset + 1));
         let ends = input.iter().map(end).collect();
-        cuts.push(Arc::new(Cut { epoch, now, rules: Arc::clone(rules), ends, skips: Arc::default() }));
+        cuts.push(Arc::new(Cut { epoch, now, rules: Arc::clone(rules), ends, skips: Arc::default(), crumbs: None }));
     }
     (input, cuts)
 }

@@ -52,6 +52,7 @@ use crate::console::{Console, Emit, Health, Inbox, Parts as ConsoleParts};
 use crate::runtime::clock::{Clock, SystemClock};
 use crate::runtime::coordinator::{self, Status, Surroundings};
 use crate::runtime::critical::{Critical, CriticalPlan, CriticalStatus, CriticalSurroundings};
+use crate::runtime::crumbs::Crumbs;
 use crate::sources::file::FileFeeder;
 use crate::topology::{Config, Log as LogPlace, Place, Record as RecordPlace};
 
@@ -282,7 +283,8 @@ impl Process {
         }
         if runs(Stage::Decide) {
             feed_files(config, &settings.folder, &log, &stop, &mut threads)?;
-            let checkpoints = Checkpoints::in_folder(&settings.folder.join(&deployment.checkpoints.to));
+            let folder = settings.folder.join(&deployment.checkpoints.to);
+            let checkpoints = Checkpoints::in_folder(&folder);
             let older = {
                 let (run, log) = (settings.run.clone(), Arc::clone(&log));
                 move |bytes: &[u8], calendar| {
@@ -290,6 +292,7 @@ impl Process {
                 }
             };
             let around = Surroundings {
+                crumbs: Some(Crumbs::in_folder(&folder)),
                 log: Arc::clone(&log),
                 checkpoints: checkpoints.map_err(|problem| anyhow!(problem))?,
                 clock: Arc::clone(&settings.clock),

@@ -14,6 +14,9 @@
 //!    chain, whatever died of it, and goes to the dead letters as it came. What a timer, a profile or rules
 //!    set in motion ends at that place: the operator's entry, or the item on its way, goes there.
 //!
+//! A death that cannot be caught (an abort, an endless loop) takes the process with it. Where the host asks for
+//! it ([`Crumbs`]), it hears of each call before it is made, and the next process knows.
+//!
 //! # Not promised
 //! That another record is not killed by the same state: each costs a skip, and the host bounds them.
 
@@ -58,7 +61,22 @@ pub struct Killed {
     pub skip: Skip,
 }
 
+/// Hears of each call before it is made: for deaths that leave no word.
+pub trait Crumbs: Send + Sync + std::fmt::Debug {
+    /// A call of this epoch is about to be made.
+    fn at(&self, epoch: u64, ordinal: &Ordinal, operator: Option<usize>);
+}
+
 impl Skip {
+    /// The call at this place, or the record that set it in motion.
+    #[must_use]
+    pub fn of(ordinal: Ordinal, operator: Option<u16>, problem: String) -> Self {
+        match ordinal.as_record() {
+            Some((lot, offset)) => Self { ordinal: Ordinal::record(lot, offset), operator: None, problem },
+            None => Self { ordinal, operator, problem },
+        }
+    }
+
     /// The record that is to be refused, if it is one.
     #[must_use]
     pub fn record(&self) -> Option<(Lot, u64)> {
@@ -100,11 +118,8 @@ impl Died {
             None => "what stands around the operators".to_owned(),
         };
         let problem = format!("it killed {who}: {message}");
-        let skip = match ordinal.as_record() {
-            Some((lot, offset)) => Skip { ordinal: Ordinal::record(lot, offset), operator: None, problem },
-            None => Skip { ordinal, operator: operator.and_then(|number| u16::try_from(number).ok()), problem },
-        };
-        Ok(Killed { epoch, skip })
+        let operator = operator.and_then(|number| u16::try_from(number).ok());
+        Ok(Killed { epoch, skip: Skip::of(ordinal, operator, problem) })
     }
 }
 

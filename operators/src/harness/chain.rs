@@ -19,7 +19,7 @@ use tidings_schemas::ids::{key_group, placement};
 use tidings_schemas::reason::Reason;
 use tidings_schemas::time::Instant;
 
-use super::aside::{Crumb, PORT_ASIDE, Skip, set_aside, skip_at};
+use super::aside::{Crumb, Crumbs, PORT_ASIDE, Skip, set_aside, skip_at};
 use super::delta::Delta;
 use super::drafts::Drafts;
 use super::dropped::{DropCount, Dropped, MayDrop};
@@ -89,6 +89,8 @@ pub struct Chain {
     dropped: Dropped,
     /// Calls that the next epoch does not make.
     skips: Arc<[Skip]>,
+    /// Who hears of its calls.
+    crumbs: Option<Arc<dyn Crumbs>>,
     /// What waits for each operator; empty between two waves, and kept for its memory.
     inboxes: Vec<Vec<Flow>>,
     /// The same of what an operator says.
@@ -109,6 +111,7 @@ impl Chain {
             saying: Saying::default(),
             dropped: Dropped::default(),
             skips: Arc::default(),
+            crumbs: None,
             inboxes,
             flows: Vec::new(),
             pulse: Pulse::default(),
@@ -184,14 +187,19 @@ impl Chain {
         self.skips = Arc::clone(skips);
     }
 
+    /// Of the next epoch's calls `crumbs` hears before they are made.
+    pub fn tell(&mut self, crumbs: Option<Arc<dyn Crumbs>>) {
+        self.crumbs = crumbs;
+    }
+
     /// Runs one epoch. `blocks` are this worker's, one partition's in the order in which they were
     /// sent; partitions in any order.
     pub fn epoch(&mut self, epoch: u64, now: Instant, rules: &Rules, mut blocks: Vec<Block>) -> EpochOutput {
         let (mut drafts, saying) = (std::mem::take(&mut self.drafts), std::mem::take(&mut self.saying));
         drafts.begin(epoch, now, self.path);
         let dropped = std::mem::take(&mut self.dropped).say(&mut drafts);
-        let skips = std::mem::take(&mut self.skips);
-        let mut run = Run { epoch, now, rules, path: self.path, drafts, saying, skips };
+        let (skips, crumbs) = (std::mem::take(&mut self.skips), self.crumbs.take());
+        let mut run = Run { epoch, now, rules, path: self.path, drafts, saying, skips, crumbs };
         if !deliberate::has(Bug::ArrivalOrder) {
             blocks.sort_by_key(|block| block.lot);
         }
@@ -272,7 +280,8 @@ impl Chain {
                 let ordinal = Ordinal::record(block.lot, arrived.offset);
                 match arrived.body {
                     Body::Item(item) => {
-                        let (cause, placement) = (Cause::Event(arrived.event), placement(&item.user));
+                        let cause = if arrived.handed_over { Cause::HandedOver } else { Cause::Event };
+                        let (cause, placement) = (cause(arrived.event), placement(&item.user));
                         let flow = Flow { ordinal, cause, port: 0, placement, item };
                         deliver(run, &self.profiles, targets, flow, &mut self.inboxes);
                         waiting += 1;
@@ -296,8 +305,10 @@ impl Chain {
     fn wave(&mut self, run: &mut Run<'_>, mut own: impl FnMut(&mut dyn Stage, &Env<'_>, &mut Outbox<'_>)) {
         self.pulse.beat();
         let Self { nodes, profiles, inboxes, flows, path, .. } = self;
-        let skips = Arc::clone(&run.skips);
-        let env = Env { now: run.now, epoch: run.epoch, rules: run.rules, profiles, path: *path, skips: &skips };
+        let (skips, crumbs) = (Arc::clone(&run.skips), run.crumbs.clone());
+        let crumbs = crumbs.as_deref();
+        let env =
+            Env { now: run.now, epoch: run.epoch, rules: run.rules, profiles, path: *path, skips: &skips, crumbs };
         for (place, node) in nodes.iter_mut().enumerate() {
             // What timers and side inputs cause does not travel in the order of its ordinals: an operator's
             // own comes before what the wave brought from above, whatever was due first.
@@ -361,6 +372,7 @@ struct Run<'a> {
     drafts: Drafts,
     saying: Saying,
     skips: Arc<[Skip]>,
+    crumbs: Option<Arc<dyn Crumbs>>,
 }
 
 impl Run<'_> {
@@ -369,6 +381,9 @@ impl Run<'_> {
         let Flow { ordinal, mut cause, item, mut port, placement } = flow;
         if let Some(skip) = skip_at(&self.skips, &ordinal, None) {
             (cause, port) = (Cause::Words(skip.problem.clone()), PORT_ASIDE);
+        }
+        if let Some(crumbs) = &self.crumbs {
+            crumbs.at(self.epoch, &ordinal, None);
         }
         let crumb = Crumb::Call(&ordinal, None);
         let to = match port {

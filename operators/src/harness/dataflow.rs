@@ -18,7 +18,7 @@ use timely::dataflow::operators::generic::Operator as _;
 use timely::dataflow::operators::generic::operator::source;
 use timely::{CommunicationConfig, Config, WorkerConfig};
 
-use super::aside::{Killed, Skip};
+use super::aside::{Crumbs, Killed, Skip};
 use super::chain::{Block, Chain};
 use super::feed::{Extent, Feed, Lot};
 use super::output::EpochOutput;
@@ -42,6 +42,8 @@ pub struct Cut {
     pub ends: BTreeMap<Lot, u64>,
     /// Calls that killed their operator in an earlier run of this epoch: they are not made.
     pub skips: Arc<[Skip]>,
+    /// Who hears of each call before it is made; nobody in ordinary work.
+    pub crumbs: Option<Arc<dyn Crumbs>>,
 }
 
 /// What the host tells a worker.

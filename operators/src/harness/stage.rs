@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tidings_schemas::time::Instant;
 
-use super::aside::{Crumb, PORT_ASIDE, Skip, parked, skip_at};
+use super::aside::{Crumb, Crumbs, PORT_ASIDE, Skip, parked, skip_at};
 use super::drafts::Drafts;
 use super::ordinal::Ordinal;
 use super::profiles::Profiles;
@@ -40,6 +40,8 @@ pub(crate) struct Env<'a> {
     pub(crate) path: Path,
     /// Calls that are not made.
     pub(crate) skips: &'a [Skip],
+    /// Who hears of each call before it is made.
+    pub(crate) crumbs: Option<&'a dyn Crumbs>,
 }
 
 /// What came of a round of calls: items to hand on, and rows.
@@ -106,6 +108,9 @@ impl<O: Operator> Keyed<O> {
             number: self.number,
             call: None,
         };
+        if let Some(crumbs) = env.crumbs {
+            crumbs.at(env.epoch, ordinal, Some(self.number));
+        }
         let crumb = Crumb::Call(ordinal, Some(self.number));
         call(&self.operator, &mut cx);
         crumb.survived();

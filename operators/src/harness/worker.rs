@@ -14,6 +14,7 @@ use super::aside::{Crumb, Died, caught};
 use super::chain::{Block, Chain};
 use super::dataflow::{Assigned, Command, Cut, Report};
 use super::feed::{Extent, Lot, RawRecord};
+use super::ordinal::Ordinal;
 use crate::ingest::{Path, Source, ingest, reject};
 
 /// Records that one worker reads ahead of the cut. Beyond it feeds are not polled: the log waits,
@@ -248,6 +249,9 @@ impl Intake {
                 let skip = cut.skips.iter().find(|skip| skip.record() == Some((lot, record.offset)));
                 let arrived = match skip {
                     None => {
+                        if let Some(crumbs) = &cut.crumbs {
+                            crumbs.at(cut.epoch, &Ordinal::record(lot, record.offset), None);
+                        }
                         let crumb = Crumb::Record(lot, record.offset);
                         let arrived = ingest(source, lot, &record, &cut.rules, Path::Decide);
                         crumb.survived();
@@ -310,6 +314,7 @@ impl Epochs {
         let Some(Released { cut, read }) = self.released.pop_front() else { return false };
         let blocks = self.stash.remove(&cut.epoch).unwrap_or_default();
         self.chain.leave_out(&cut.skips);
+        self.chain.tell(cut.crumbs.clone());
         let mut output = match caught(|| self.chain.epoch(cut.epoch, cut.now, &cut.rules, blocks)) {
             Ok(output) => output,
             Err(died) => {
@@ -382,7 +387,7 @@ mod tests {
             let Some((_, extent)) = ahead.iter().find(|(lot, _)| *lot == lots[0]) else { continue };
             (read, epoch) = (extent.end, epoch + 1);
             let (now, ends) = (Instant(20 * i64::try_from(epoch).unwrap()), BTreeMap::from([(lots[0], read)]));
-            let cut = Cut { epoch, now, rules: Arc::clone(&rules), ends, skips: Arc::default() };
+            let cut = Cut { epoch, now, rules: Arc::clone(&rules), ends, skips: Arc::default(), crumbs: None };
             command.send(Command::Release(Arc::new(cut))).unwrap();
             assert!(matches!(intake.step(), Step::Release(..)));
         }
@@ -426,7 +431,14 @@ mod tests {
         let assigned = Assigned { lot, from: 0, feed: Box::new(Log(0..5)), rank: 1, at_least_permille: 0 };
         let mut intake = Intake::new(0, 1, sources, vec![assigned], commands, reports);
         let rules = Arc::new(crate::script::rules());
-        let cut = Cut { epoch: 1, now: Instant(0), rules, ends: BTreeMap::from([(lot, 2)]), skips: Arc::default() };
+        let cut = Cut {
+            epoch: 1,
+            now: Instant(0),
+            rules,
+            ends: BTreeMap::from([(lot, 2)]),
+            skips: Arc::default(),
+            crumbs: None,
+        };
         command.send(Command::Release(Arc::new(cut))).unwrap();
         assert!(matches!(intake.step(), Step::Release(..)));
         assert!(reported.try_recv().is_err(), "a replayed cut is no news");

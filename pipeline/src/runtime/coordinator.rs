@@ -25,6 +25,7 @@ use tidings_sinks::log::{Log, LogError, TopicPartition};
 
 use super::clock::Clock;
 use super::crew::{Crew, Next, Part, Threads, WakerSlot, hear};
+use super::crumbs::{Careful, Crumbs, Last};
 use super::egress::{Egress, PresentError, Say, Spoken, present};
 use super::keeper::{Keep, Keeper, Kept, Merger};
 use super::plan::Plan;
@@ -120,6 +121,8 @@ pub struct Surroundings {
     pub accept_divergence: bool,
     /// Operators that the topology has no longer, whose state may be dropped.
     pub may_drop: BTreeSet<String>,
+    /// Where a process that dies of a call leaves word; nowhere where nobody starts it again.
+    pub crumbs: Option<Crumbs>,
 }
 
 /// From the stored bytes of a topology to its plan, or to why it has none.
@@ -217,10 +220,21 @@ pub fn run(plan: &Plan, around: &Surroundings) -> Result<(), DecideError> {
 /// As [`run`].
 pub async fn decide(plan: &Plan, around: &Surroundings, hire: impl Fn() -> Box<dyn Crew>) -> Result<(), DecideError> {
     let mut set_aside: Vec<Duration> = Vec::new();
+    let last = around.crumbs.as_ref().map_or(Last::Nothing, Crumbs::last);
+    let mut care = Care { alone: last != Last::Nothing, ..Care::default() };
+    if let Last::Condemned(killed) = last {
+        care.condemned = Some(killed);
+    }
     loop {
         let now = around.clock.elapsed();
         set_aside.retain(|at| around.clock.real(now.saturating_sub(*at)) < SET_ASIDE_WITHIN);
-        match generation(plan, around, hire(), set_aside.len() < SET_ASIDE_MAX).await {
+        care.may_set_aside = set_aside.len() < SET_ASIDE_MAX;
+        let ended = generation(plan, around, hire(), std::mem::take(&mut care)).await;
+        // However it ended, nobody died of a call.
+        if let Some(crumbs) = &around.crumbs {
+            crumbs.clear();
+        }
+        match ended {
             Ok(Ended::Stopped) => return Ok(()),
             Ok(Ended::Drained) => {}
             Err(DecideError::SetAside(killed)) => {
@@ -239,11 +253,22 @@ pub async fn decide(plan: &Plan, around: &Surroundings, hire: impl Fn() -> Box<d
     }
 }
 
+/// What a generation must take care of, because of how earlier ones ended.
+#[derive(Default)]
+struct Care {
+    /// Whether what kills may be left out.
+    may_set_aside: bool,
+    /// Whether it replays on one worker, and ends then.
+    alone: bool,
+    /// What whole processes died of.
+    condemned: Option<Box<Killed>>,
+}
+
 /// What became of a generation that ended as it should.
 enum Ended {
     /// It was told to.
     Stopped,
-    /// It decided what an older topology had cut.
+    /// It replayed what it was for: cuts of an older topology, or of a process that died.
     Drained,
 }
 
@@ -252,20 +277,17 @@ async fn generation(
     plan: &Plan,
     around: &Surroundings,
     mut crew: Box<dyn Crew>,
-    may_set_aside: bool,
+    care: Care,
 ) -> Result<Ended, DecideError> {
-    {
-        let nonce = nonce(&*around.clock);
-        let cutlog = CutLog::begin(Arc::clone(&around.log), &plan.outlets.topics.cuts(), nonce)?;
-        poll_fn(|_| crew.pause()).await;
-        let counted = cutlog.counted()?;
-        poll_fn(|_| crew.pause()).await;
-        let mut begun = start(counted, &around.checkpoints)?;
-        let Some((topology, calendar)) = begun.must_drain(plan, around.accept_divergence)? else {
-            let begun = Generation::begin(plan, around, crew, cutlog, begun)?.may_set_aside(may_set_aside);
-            begun.run(false).await?;
-            return Ok(Ended::Stopped);
-        };
+    let nonce = nonce(&*around.clock);
+    let cutlog = CutLog::begin(Arc::clone(&around.log), &plan.outlets.topics.cuts(), nonce)?;
+    poll_fn(|_| crew.pause()).await;
+    let counted = cutlog.counted()?;
+    poll_fn(|_| crew.pause()).await;
+    let mut begun = start(counted, &around.checkpoints)?;
+    let mut plan = plan.clone();
+    let older = begun.must_drain(&plan, around.accept_divergence)?;
+    if let Some((topology, calendar)) = older {
         tracing::info!(
             epochs = begun.cuts.len(),
             of = begun.last,
@@ -273,12 +295,16 @@ async fn generation(
         );
         let bytes = around.checkpoints.blob(&topology)?;
         let calendar = Calendar::from_bytes(around.checkpoints.blob(&calendar)?.into());
-        let plan = calendar.map_err(|error| error.to_string()).and_then(|calendar| (around.older)(&bytes, calendar));
-        let mut plan = plan.map_err(|problem| DecideError::Worker(format!("the older topology: {problem}")))?;
+        let older = calendar.map_err(|error| error.to_string()).and_then(|calendar| (around.older)(&bytes, calendar));
+        plan = older.map_err(|problem| DecideError::Worker(format!("the older topology: {problem}")))?;
         plan.topology = bytes.into();
-        Generation::begin(&plan, around, crew, cutlog, begun)?.may_set_aside(may_set_aside).run(true).await?;
-        Ok(Ended::Drained)
     }
+    if care.alone {
+        plan.workers = 1;
+    }
+    let drain = care.alone || older.is_some();
+    Generation::begin(&plan, around, crew, cutlog, begun)?.with(care).run(drain).await?;
+    Ok(if drain { Ended::Drained } else { Ended::Stopped })
 }
 
 /// What killed, in words.
@@ -372,6 +398,9 @@ struct Generation<'a> {
     /// Whether what kills may be left out, and what did and is being logged.
     may_set_aside: bool,
     killed: Option<Box<Killed>>,
+    /// What whole processes died of, and who hears of calls while epochs are replayed with care.
+    condemned: Option<Box<Killed>>,
+    careful: Option<Careful>,
     /// Whether anything changed since the last checkpoint.
     changed: bool,
     /// How many checkpoints of this generation counted.
@@ -533,6 +562,8 @@ impl<'a> Generation<'a> {
             logging: None,
             may_set_aside: true,
             killed: None,
+            condemned: None,
+            careful: None,
             changed: false,
             checkpoints: 0,
             generation_log: generation,
@@ -540,14 +571,15 @@ impl<'a> Generation<'a> {
         })
     }
 
-    const fn may_set_aside(mut self, may: bool) -> Self {
-        self.may_set_aside = may;
+    fn with(mut self, care: Care) -> Self {
+        (self.may_set_aside, self.condemned) = (care.may_set_aside, care.condemned);
         self
     }
 
     /// Replays, reads side inputs to their end, and then runs until it is told to stop; with `drain`
     /// only until a checkpoint stands at the end of the log.
     async fn run(mut self, drain: bool) -> Result<(), DecideError> {
+        self.leave_condemned_out().await?;
         self.replay().await?;
         if !drain {
             self.load_side_inputs().await?;
@@ -567,6 +599,24 @@ impl<'a> Generation<'a> {
         }
         self.around.status.ready.store(false, Ordering::Relaxed);
         self.stop().await
+    }
+
+    /// What two processes died of is left out, if it is still to come. Does not return then.
+    async fn leave_condemned_out(&mut self) -> Result<(), DecideError> {
+        let Some(killed) = self.condemned.take() else { return Ok(()) };
+        let known = self.start.skips.get(&killed.epoch).is_some_and(|skips| skips.contains(&killed.skip));
+        if known || !self.start.cuts.iter().any(|cut| cut.epoch == killed.epoch) {
+            return Ok(());
+        }
+        self.on_killed(killed)?;
+        loop {
+            self.wait(LOOK_AGAIN).await?;
+        }
+    }
+
+    /// Whether nothing of an epoch was said by anybody: then what it does may kill.
+    fn may_kill(&self, epoch: u64) -> bool {
+        epoch > self.said_through && !self.start.digests.contains_key(&epoch)
     }
 
     /// Recovery's steps 4 to 6: the logged cuts again, compared before anything of them is said.
@@ -590,10 +640,17 @@ impl<'a> Generation<'a> {
             self.last = cut.epoch;
             self.now = cut.now;
             self.take(&expected);
+            if self.careful.is_none()
+                && self.may_kill(cut.epoch)
+                && let Some(crumbs) = &self.around.crumbs
+            {
+                self.careful = crumbs.careful().inspect_err(|error| tracing::warn!(%error, "no crumbs")).ok();
+            }
             self.release(cut.epoch, cut.now, expected.iter().map(|(lot, extent)| (*lot, extent.end)).collect());
             while self.finished < cut.epoch {
                 self.wait(LOOK_AGAIN).await?;
             }
+            self.careful.iter().for_each(Careful::passed);
             let output = self.unsaid.get(&cut.epoch);
             let Some(output) = output else { continue };
             compare(output, &expected, self.start.digests.get(&cut.epoch).copied())?;
@@ -605,6 +662,10 @@ impl<'a> Generation<'a> {
             self.hand_over();
         }
         self.replaying = false;
+        self.careful = None;
+        if let Some(crumbs) = &self.around.crumbs {
+            crumbs.clear();
+        }
         Ok(())
     }
 
@@ -778,8 +839,9 @@ impl<'a> Generation<'a> {
     fn release(&mut self, epoch: u64, now: Instant, ends: BTreeMap<Lot, u64>) {
         let output = EpochOutput { epoch, now, ..EpochOutput::default() };
         self.open.insert(epoch, Epoch { output, ends: ends.clone(), workers: 0 });
+        let crumbs = self.careful.as_ref().map(Careful::watch);
         let skips = self.start.skips.get(&epoch).map(|skips| skips.as_slice().into()).unwrap_or_default();
-        let cut = Arc::new(Cut { epoch, now, rules: Arc::clone(&self.plan.rules), ends, skips });
+        let cut = Arc::new(Cut { epoch, now, rules: Arc::clone(&self.plan.rules), ends, skips, crumbs });
         for (command, waker) in self.commands.iter().zip(&self.wakers) {
             let _ = command.send(Command::Release(Arc::clone(&cut)));
             if let Some(waker) = waker.get() {
@@ -843,7 +905,7 @@ impl<'a> Generation<'a> {
     /// nothing can have been said. Then this generation ends, and the next one runs the epoch without it.
     fn on_killed(&mut self, killed: Box<Killed>) -> Result<(), DecideError> {
         let epoch = killed.epoch;
-        let why = if epoch <= self.said_through || self.start.digests.contains_key(&epoch) {
+        let why = if !self.may_kill(epoch) {
             Some("an earlier run decided that epoch with it: start the build that did, on a machine that is sound")
         } else if !self.may_set_aside {
             Some(

@@ -41,6 +41,7 @@ pub mod clock;
 pub mod coordinator;
 pub mod crew;
 pub mod critical;
+pub mod crumbs;
 pub mod egress;
 pub(crate) mod feeds;
 pub(crate) mod keeper;

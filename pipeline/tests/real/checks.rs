@@ -11,7 +11,7 @@ use tidings_schemas::channel::{Channel, Priority};
 use tidings_schemas::lane::{HEADER_EPOCH, HEADER_MARK, HEADER_ORDINAL};
 
 use crate::workload::Expected;
-use crate::world::{Providers, Running, World};
+use crate::world::{PATIENCE, Providers, Running, World, until};
 
 /// What providers do wrong: often enough to be met, seldom enough to be over soon.
 pub(crate) fn faults() -> Value {
@@ -88,6 +88,11 @@ pub(crate) fn story(world: &World, running: &Running, expected: Expected) -> Str
 
 /// The one query, and what the workload knows.
 pub(crate) fn fates_add_up(world: &World, expected: Expected, clock: &Stopwatch) -> BTreeMap<(String, String), u64> {
+    // A process that was stopped or killed hears no more of an insert that the server still works on.
+    let under_way =
+        "SELECT count() FROM system.processes WHERE query_kind = 'Insert' AND current_database = currentDatabase()";
+    let ended = || world.try_ask(under_way).is_ok_and(|answer| answer[0][0] == "0");
+    until("no insert is under way", PATIENCE, String::new, ended);
     let mut fates: BTreeMap<(String, String), u64> = BTreeMap::new();
     for line in world.ask("SELECT unit, fate, units, created, adds_up FROM fates ORDER BY unit, fate") {
         let [unit, fate, units, created, adds_up] = &line[..] else { panic!("{line:?}") };

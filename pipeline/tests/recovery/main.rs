@@ -5,14 +5,15 @@
 //! end everything that was ever said is compared with a plain recomputation along the logged cuts:
 //! byte for byte, nothing missing, nothing else, nothing twice.
 
+mod deaths;
 mod dying;
 mod poison;
 mod world;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use dying::{Death, Moment};
-use tidings_schemas::lifecycle::{State, Unit};
+use tidings_schemas::lifecycle::{Row, State, Unit};
 use tidings_schemas::reason::Reason;
 use tidings_sinks::record::fates::{Fate, Fates};
 use world::World;
@@ -248,7 +249,7 @@ fn what_a_vanished_operator_held_is_lost_by_an_explicit_word_and_accounted_for()
 }
 
 #[test]
-fn hours_of_downtime_are_caught_up_in_bounded_epochs_and_without_a_stampede() {
+fn hours_of_downtime_are_caught_up_in_bounded_epochs() {
     let mut world = World::new();
     world.pause_after(4);
     assert!(!world.run(None, 1));
@@ -263,13 +264,20 @@ fn hours_of_downtime_are_caught_up_in_bounded_epochs_and_without_a_stampede() {
     let rows = world.rows();
     let expired = rows.iter().filter(|row| row.at > back && row.states.contains(&State::Expired)).count();
     assert!(expired >= 1_000, "only {expired} were too late");
-    // Deferred before the outage, and their turn came in it: not all at once.
-    let deferred: BTreeSet<_> =
-        parked.iter().filter(|row| row.states.contains(&State::Deferred)).map(|row| row.leg).collect();
-    let released =
-        rows.iter().filter(|row| row.at > back && deferred.contains(&row.leg) && row.states.contains(&State::Queued));
-    let minutes: BTreeSet<u64> = released.map(|row| row.at.since(back).as_secs() / 60).collect();
-    assert!(minutes.len() >= 4 && minutes.iter().all(|minute| *minute < 20), "released in minutes {minutes:?}");
+    // Deferred before the outage, and their turn came in it. (That it is spread again, the operator's own
+    // case says; here an epoch is longer than the spread.)
+    let mut last: BTreeMap<_, &Row> = BTreeMap::new();
+    for row in parked.iter().filter(|row| row.unit == Unit::Leg) {
+        let newest = last.entry(row.leg).or_insert(row);
+        if (newest.epoch, newest.at) <= (row.epoch, row.at) {
+            *newest = row;
+        }
+    }
+    let waits = last.into_values().filter(|row| row.states.contains(&State::Deferred));
+    let deferred: BTreeSet<_> = waits.map(|row| row.leg).collect();
+    let ended = |row: &&Row| row.at > back && deferred.contains(&row.leg);
+    let ended: BTreeSet<_> = rows.iter().filter(ended).map(|row| row.leg).collect();
+    assert!(!deferred.is_empty() && ended == deferred, "{} of {} deferred legs went on", ended.len(), deferred.len());
     for sum in Fates::of(rows.iter()).sums() {
         assert!(sum.adds_up() && sum.unaccounted == 0, "{sum:?}");
     }

@@ -24,7 +24,8 @@ pub(crate) struct Kept {
 
 impl State for Kept {}
 
-/// Dies of what arrives about `poison`; of `slow_poison` when an hour is over; of a profile that changes
+/// Dies of what arrives about `poison`, and takes the process along with `fatal_poison`; never ends with
+/// `endless_poison`; dies of `slow_poison` when an hour is over; of a profile that changes
 /// while it keeps `shy_poison`. All else passes.
 pub(crate) struct Poison;
 
@@ -48,6 +49,10 @@ impl Operator for Poison {
         cx.user_mut().count += 1;
         let span = match about(&item) {
             "poison" => panic!("poisoned by {}", item.user),
+            "fatal_poison" => std::process::abort(),
+            "endless_poison" => loop {
+                std::thread::sleep(Duration::from_secs(1));
+            },
             "slow_poison" => Duration::from_secs(3600),
             "shy_poison" => Duration::from_secs(36_000),
             _ => return cx.emit(0, item),

@@ -128,7 +128,7 @@ fn topology_bytes(wiring: &Wiring) -> Vec<u8> {
     wiring.operators.iter().flat_map(|operator| operator.kind.bytes().chain([b'\n'])).collect()
 }
 
-fn topics() -> Vec<(String, u32)> {
+pub(crate) fn topics() -> Vec<(String, u32)> {
     let topics = Topics::default();
     let mut all: Vec<(String, u32)> = SOURCES.iter().map(|(topic, count, _)| ((*topic).to_owned(), *count)).collect();
     for channel in Channel::ALL {
@@ -232,6 +232,12 @@ impl World {
         cuts.map(|cut| records(&cut)).collect()
     }
 
+    /// The plan of a chain with an operator that some events kill.
+    pub(crate) fn plan_of_poison(&self, workers: usize) -> Plan {
+        let pace = Duration::from_secs(1);
+        Plan { checkpoint_every: pace, ..self.plan(workers, poisoned()) }
+    }
+
     fn wired(&self) -> Wiring {
         if self.poisoned { poisoned() } else { without(self.gone) }
     }
@@ -280,6 +286,7 @@ impl World {
     fn surroundings(&self, life: &Arc<Life>) -> Surroundings {
         let store = DyingStore { store: Arc::clone(&self.store) as Arc<dyn ObjectStore>, life: Arc::clone(life) };
         Surroundings {
+            crumbs: None,
             log: Arc::new(DyingLog { log: Arc::clone(&self.witnessed), life: Arc::clone(life) }),
             checkpoints: Checkpoints::new(Arc::new(store)).unwrap(),
             clock: Arc::clone(&self.clock) as Arc<dyn Clock>,

@@ -704,11 +704,18 @@ impl Deliverer {
         self.clocked(provider.map_or(Duration::ZERO, |provider| provider.timeout()) + LEASE_MARGIN)
     }
 
-    /// What stands in the ledger already is said again, and what follows from it done again.
+    /// What stands in the ledger already is said again, and what follows from it done again. A critical repeat
+    /// leaves both to the lane record that it stands for: that one is read again until it was seen to its end,
+    /// and tells of itself.
     async fn meet(&self, desk: &Desk, mut delivery: Delivery, entry: Entry) -> Option<Step> {
         let now = self.now();
         let attempt = entry.newest().clone();
         let leg = delivery.leg.clone();
+        let origin = attempt.phase.note().and_then(|note| note.origin);
+        if leg.is_critical() && origin.is_some_and(|origin| origin != leg.record.event) {
+            self.finish(desk, &leg, Ended::Held).await;
+            return None;
+        }
         match attempt.phase {
             Phase::Pending { lease_until, .. } => {
                 return Some(Step::Again { at: lease_until, gate: None, delivery: Box::new(delivery) });
@@ -902,10 +909,12 @@ impl Deliverer {
     /// What the ledger is to keep of a verdict.
     fn settlement(&self, it: &Verdict) -> Settle {
         let number = it.granted.entry.newest().number;
+        let leg = &it.granted.delivery.leg;
+        let origin = leg.is_critical().then_some(leg.record.event);
         Settle {
             key: it.granted.delivery.key.clone(),
             owner: it.granted.owner.clone(),
-            attempt: it.phase.clone().map(|phase| Attempt { number, phase }),
+            attempt: it.phase.clone().map(|phase| Attempt { number, phase: phase.of(origin) }),
             keep: matches!(&it.phase, Some(Phase::Scheduled { due, .. })
                 if Schedule::resume(number, *due, self.now()) != Wait::Memory),
             refound: false,

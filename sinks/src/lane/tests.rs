@@ -462,6 +462,11 @@ impl World {
         .collect()
     }
 
+    /// What the rows about a user give as the unit's creation.
+    fn created(&self, user: &str) -> BTreeSet<Instant> {
+        self.rows().into_iter().filter(|row| row.user == user).map(|row| row.created_at).collect()
+    }
+
     fn json<T: serde::de::DeserializeOwned>(&self, topic: &str) -> Vec<T> {
         self.records(topic).iter().map(|it| serde_json::from_slice(it.value.as_ref().unwrap()).unwrap()).collect()
     }
@@ -1037,6 +1042,29 @@ impl Ledger for Sulking {
     ) -> Result<(), LedgerError> {
         self.0.passed(by, lane, through, now).await
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_critical_repeat_leaves_the_telling_to_what_it_repeats() {
+    let world = World::new(Channel::Push).await;
+    world.device("u1", "a").await;
+    world.provider.set("u1", [busy(), ok()]);
+    let critical = [Line::Lane(Priority::Critical)];
+    let process = world.start(&critical, Crash::never(), "first", limits()).await;
+    let code = world.leg("u1", Priority::Critical);
+    // The producer says the same again later: another event, the same notification.
+    let repeat =
+        LaneRecord { event: EventId::new("u1", 0, 1), created_at: T0.after(Duration::from_secs(7)), ..code.clone() };
+    for record in [&code, &repeat, &repeat] {
+        world.say(record, None);
+    }
+    world.done(&critical).await;
+    world.say(&repeat, None);
+    world.done(&critical).await;
+    process.stop().await;
+    assert_eq!(world.provider.accepted.lock().unwrap().len(), 1);
+    assert_eq!(world.said("u1"), ["created rendered sent retry", "delivered"]);
+    assert_eq!(world.created("u1"), BTreeSet::from([T0]));
 }
 
 #[tokio::test(start_paused = true)]

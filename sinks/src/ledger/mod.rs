@@ -53,7 +53,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
-use tidings_schemas::ids::DeliveryId;
+use tidings_schemas::ids::{DeliveryId, EventId};
 use tidings_schemas::reason::Reason;
 use tidings_schemas::time::Instant;
 
@@ -146,6 +146,10 @@ pub struct Note {
     /// The provider's id of the message.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message_id: String,
+    /// Of a critical delivery: the event whose lane record it was made for. A producer's repeat has the same
+    /// ids and another event; what became of the delivery is not for it to tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<EventId>,
 }
 
 /// Where an attempt stands.
@@ -175,6 +179,25 @@ pub enum Phase {
         /// What came of it.
         note: Note,
     },
+}
+
+impl Phase {
+    /// What came of it, where something did.
+    pub(crate) const fn note(&self) -> Option<&Note> {
+        match self {
+            Self::Pending { .. } => None,
+            Self::Scheduled { note, .. } | Self::Sent { note } | Self::Dead { note } => Some(note),
+        }
+    }
+
+    /// The same, made for `origin`.
+    pub(crate) fn of(mut self, origin: Option<EventId>) -> Self {
+        match &mut self {
+            Self::Pending { .. } => {}
+            Self::Scheduled { note, .. } | Self::Sent { note } | Self::Dead { note } => note.origin = origin,
+        }
+        self
+    }
 }
 
 /// One attempt of a delivery.

@@ -179,6 +179,7 @@ impl Round {
             }
             Step::Replace => {
                 self.zombie = self.running.take();
+                self.world.set("INBOX", "./data/another-inbox".to_owned());
                 self.start();
             }
             Step::Down(service) => self.services(&["kill", service]),

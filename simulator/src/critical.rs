@@ -41,8 +41,7 @@ impl CriticalPath {
     /// Never: its wiring is constant.
     #[must_use]
     pub fn new(rules: &Arc<Rules>, partitions: &[(String, u32)]) -> Self {
-        let source =
-            Source { id: "critical".into(), kind: SourceKind::Events { unknown_to_data: false } };
+        let source = Source { id: "critical".into(), kind: SourceKind::Events { unknown_to_data: false } };
         let chain = wiring(vec![source.clone()]).chain(Path::Critical).expect("a constant wiring");
         let outlets = Outlets { topics: Topics::default(), partitions: partitions.iter().cloned().collect() };
         Self { chain, source, rules: Arc::clone(rules), outlets, read: 0 }

@@ -5,8 +5,8 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use tidings_operators::deliberate::Bug;
 use tidings_pipeline::runtime::clock::{Clock, SystemClock};
+use tidings_schemas::deliberate::Bug;
 use tidings_simulator::exhaustive;
 use tidings_simulator::run::{Outcome, run};
 

@@ -86,6 +86,12 @@ pub struct DeliverFaults {
     pub invalid: u64,
     /// The process dies during the call.
     pub dies_calling: u64,
+    /// ClickHouse cannot be reached for a while.
+    pub record_away: u64,
+    /// An insert happens, and nobody is told.
+    pub record_unheard: u64,
+    /// The record's writer dies before or after an insert.
+    pub record_dies: u64,
 }
 
 /// What the seed drew for deliver.
@@ -129,6 +135,9 @@ impl DeliverOptions {
             refuses: some(rng, 60_000),
             invalid: some(rng, 40_000),
             dies_calling: some(rng, 40_000),
+            record_away: some(rng, 40_000),
+            record_unheard: some(rng, 200_000),
+            record_dies: some(rng, 200_000),
         };
         Self {
             runs: true,
@@ -254,7 +263,8 @@ impl Options {
 /// # Errors
 /// When one of them is not modelled.
 pub fn modelled(operators: &[Wired]) -> Result<Topology, NotModelled> {
-    let records = [Records::Events { unknown_to_data: false }, Records::Returned, Records::Profiles, Records::Addresses];
+    let records =
+        [Records::Events { unknown_to_data: false }, Records::Returned, Records::Profiles, Records::Addresses];
     let sources = script::sources().into_iter().zip(records);
     let sources = sources.map(|(source, records)| Source { id: source.id.to_string(), records }).collect();
     let written = |(kind, params, when): &Wired| Written {

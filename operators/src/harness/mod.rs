@@ -32,7 +32,6 @@
 
 pub mod chain;
 pub mod dataflow;
-pub mod deliberate;
 pub mod delta;
 pub(crate) mod drafts;
 pub mod dropped;

@@ -176,8 +176,7 @@ impl Deliver {
         self.born += 1;
         let truth = self.world.time.truth();
         let caller = Arc::new(Caller { life, steady: Mutex::new((truth, truth)) });
-        let log: Arc<dyn Log> =
-            Arc::new(ProcessLog { world: Arc::clone(&self.world), life: Arc::clone(&caller.life) });
+        let log: Arc<dyn Log> = Arc::new(ProcessLog { world: Arc::clone(&self.world), life: Arc::clone(&caller.life) });
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .start_paused(true)

@@ -133,13 +133,23 @@ fn fails(seed: u64, outcome: &Outcome) -> bool {
     let Some(broken) = &outcome.broken else { return false };
     println!("{}", outcome.options);
     let again = run(seed, None, true);
-    for line in again.trace.iter().rev().take(40).rev() {
-        println!("{line}");
+    let last = again.trace.len().saturating_sub(40);
+    for (number, line) in again.trace.iter().enumerate() {
+        // What it is about, wherever it happened; and how it ended.
+        if number >= last || ids(&broken.what).any(|id| line.contains(id)) {
+            println!("{line}");
+        }
     }
     summary(outcome);
     let commit = commit();
     println!("FAILED seed {seed} at commit {commit}: {broken}\nreplay: cargo xtask sim --seed {seed}");
     true
+}
+
+/// The ids that a message names.
+fn ids(words: &str) -> impl Iterator<Item = &str> {
+    let words = words.split(|it: char| !it.is_ascii_alphanumeric() && it != '_');
+    words.filter(|word| word.len() == 34 && ["e_", "n_", "l_", "d_"].iter().any(|kind| word.starts_with(kind)))
 }
 
 fn same_twice(seed: u64) -> bool {

@@ -708,7 +708,7 @@ async fn an_opt_out_during_a_ledgers_outage_reaches_what_waits_to_be_claimed() {
     tokio::time::sleep(Duration::from_secs(2)).await;
     world.profile("u1", r#"{"channels":{"push":false}}"#).await;
     world.done(&MEDIUM).await;
-    assert_eq!(world.said("u1"), ["created suppressed"]);
+    assert_eq!(world.said("u1"), ["created suppressed opted_out"]);
     assert!(world.provider.times("u1").is_empty());
     process.stop().await;
 }

@@ -776,7 +776,7 @@ impl Simulation {
         let alone = self.processes.iter().all(|process| process.replaced || process.run.is_none());
         let starts = (alone && self.start_at > now).then_some(self.start_at);
         let next = self.processes.iter().filter_map(of_process).chain(batch).chain(starts).filter(|at| *at > now).min();
-        let next = next.into_iter().chain(self.deliver.next().filter(|_| self.options.deliver.runs)).min();
+        let next = next.into_iter().chain(self.deliver.next_event().filter(|_| self.options.deliver.runs)).min();
         if self.options.deliver.runs && self.deliver.wants() {
             return self.deliver_for(next.map_or(DELIVER_SPAN_MAX, |at| at - now));
         }

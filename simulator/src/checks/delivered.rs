@@ -198,7 +198,7 @@ pub(super) fn consent(delivered: &Delivered, seen: &Seen) -> Verdict {
         let no = |it: &&Record| {
             Profile::from_json(it.value.as_deref()).is_ok_and(|profile| refuses(&profile, called.channel, record))
         };
-        if own[first..].iter().all(|it| no(it)) {
+        if own[first..].iter().all(no) {
             let story = delivered.story(called.delivery);
             let (user, channel, at) = (&called.user, called.channel, called.at);
             let what =

@@ -150,7 +150,7 @@ impl Deliver {
     }
 
     /// The next instant at which something happens here by itself, if nobody is stepped.
-    pub fn next(&mut self) -> Option<Duration> {
+    pub fn next_event(&mut self) -> Option<Duration> {
         let now = self.world.time.elapsed();
         let open = self.is_open();
         let thaws = self.processes.iter().map(|process| process.frozen_until);

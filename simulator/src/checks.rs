@@ -513,7 +513,7 @@ fn liveness(simulation: &Simulation, seen: &Seen, fates: &Fates) -> Verdict {
             }
         }
     }
-    let kept = seen.counted.checkpoints.last_key_value().map_or(0, |(epoch, _)| *epoch);
+    let kept = seen.counted.checkpoints.last_key_value().map_or(0, |((epoch, _), _)| *epoch);
     if kept < last.epoch || seen.counted.said_through < last.epoch {
         let said = seen.counted.said_through;
         return broken(PROMISE, format!("epoch {} was the last, {said} was said and {kept} kept", last.epoch));

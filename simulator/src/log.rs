@@ -529,6 +529,7 @@ fn describe(records: &[Append]) -> String {
                 format!("cut {epoch} of g{generation} at {now}, said through {said}, {}", ends.join(" "))
             }
             Ok(Entry::Checkpoint { generation, epoch, .. }) => format!("checkpoint {epoch} of g{generation}"),
+            Ok(Entry::Skip { generation, skip }) => format!("skip in {} of g{generation}", skip.epoch),
             Err(error) => error.to_string(),
         };
     }

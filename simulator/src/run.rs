@@ -327,6 +327,7 @@ impl Simulation {
             ProcessStore { inner: Arc::clone(&self.store), world: Arc::clone(&self.world), life: Arc::clone(&life) };
         let (stop, status) = (Arc::new(AtomicBool::new(false)), Arc::new(Status::default()));
         let around = Surroundings {
+            crumbs: None,
             may_drop: Default::default(),
             log,
             checkpoints: Checkpoints::on(Arc::new(store), Arc::clone(&self.runtime)),

@@ -174,8 +174,8 @@ impl Drafts {
             ready_at: about.ready_at,
             operator: self.text(operator),
             caused_by: match cause {
-                Cause::Event(event) if *event == about.event => self.text(""),
-                Cause::Event(event) => self.text(event.text().as_str()),
+                Cause::Event(event) | Cause::HandedOver(event) if *event == about.event => self.text(""),
+                Cause::Event(event) | Cause::HandedOver(event) => self.text(event.text().as_str()),
                 Cause::Timer => self.text("timer"),
                 Cause::Profile => self.text("profile"),
                 Cause::Rules => self.text("rules"),

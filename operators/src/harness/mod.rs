@@ -30,6 +30,7 @@
 //! That an epoch is short. Whoever wants latency cuts often; whoever floods one user makes that
 //! user's worker the slowest.
 
+pub mod aside;
 pub mod chain;
 pub mod dataflow;
 pub mod delta;
@@ -39,6 +40,7 @@ pub mod feed;
 pub mod ordinal;
 pub mod output;
 pub(crate) mod profiles;
+pub mod pulse;
 pub(crate) mod saying;
 pub(crate) mod slab;
 pub(crate) mod stage;

@@ -75,6 +75,15 @@ impl Ordinal {
         Self(bytes)
     }
 
+    /// The source record that this is the place of, or that set it in motion.
+    #[must_use]
+    pub fn as_record(&self) -> Option<(Lot, u64)> {
+        let bytes = self.0.get(..RECORD_BYTES).filter(|bytes| bytes[0] == 2)?;
+        let source = u16::from_be_bytes(bytes[1..3].try_into().ok()?);
+        let partition = u32::from_be_bytes(bytes[3..7].try_into().ok()?);
+        Some((Lot { source, partition }, u64::from_be_bytes(bytes[7..].try_into().ok()?)))
+    }
+
     /// The place of emission `index` of operator `operator` on `port`, caused by this.
     #[must_use]
     pub fn hop(&self, operator: usize, port: u8, index: usize) -> Self {

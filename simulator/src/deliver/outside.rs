@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use futures_util::future::{BoxFuture, FutureExt, pending};
+use async_trait::async_trait;
+use futures_util::future::pending;
 use tidings_schemas::channel::{Channel, Priority};
 use tidings_schemas::ids::{DeliveryId, NotificationId};
 use tidings_schemas::profile::{Address, Profile};
@@ -255,33 +256,31 @@ pub struct ProcessDirectory {
     pub outside: Arc<Outside>,
 }
 
+#[async_trait]
 impl Directory for ProcessDirectory {
-    fn look<'a>(&'a self, channel: Channel, users: &'a [&'a str]) -> BoxFuture<'a, Result<Vec<Known>, DirectoryError>> {
-        async move {
-            if self.outside.world.time.elapsed() < self.outside.state().directory_away {
-                self.outside.troubled();
-                return Err(DirectoryError::Unreachable("simulated".to_owned()));
-            }
-            let known = users.iter().map(|user| {
-                let (profile, mut addresses) = self.outside.known(user);
-                addresses.retain(|listed| listed.address.channel == channel);
-                Known { addresses, profile }
-            });
-            Ok(known.collect())
+    async fn look(&self, channel: Channel, users: &[&str]) -> Result<Vec<Known>, DirectoryError> {
+        if self.outside.world.time.elapsed() < self.outside.state().directory_away {
+            self.outside.troubled();
+            return Err(DirectoryError::Unreachable("simulated".to_owned()));
         }
-        .boxed()
+        let known = users.iter().map(|user| {
+            let (profile, mut addresses) = self.outside.known(user);
+            addresses.retain(|listed| listed.address.channel == channel);
+            Known { addresses, profile }
+        });
+        Ok(known.collect())
     }
 
-    fn apply<'a>(&'a self, _: &'a [Change], _: &'a [Position]) -> BoxFuture<'a, Result<(), DirectoryError>> {
-        async { Ok(()) }.boxed()
+    async fn apply(&self, _: &[Change], _: &[Position]) -> Result<(), DirectoryError> {
+        Ok(())
     }
 
-    fn positions<'a>(&'a self, all: &'a [TopicPartition]) -> BoxFuture<'a, Result<Vec<Option<u64>>, DirectoryError>> {
-        async { Ok(vec![None; all.len()]) }.boxed()
+    async fn positions(&self, all: &[TopicPartition]) -> Result<Vec<Option<u64>>, DirectoryError> {
+        Ok(vec![None; all.len()])
     }
 
-    fn loaded(&self) -> BoxFuture<'_, Result<(), DirectoryError>> {
-        async { Ok(()) }.boxed()
+    async fn loaded(&self) -> Result<(), DirectoryError> {
+        Ok(())
     }
 }
 
@@ -369,46 +368,42 @@ impl ProcessLedger {
     }
 }
 
+#[async_trait]
 impl Ledger for ProcessLedger {
-    fn incarnation(&self, now: Instant) -> BoxFuture<'_, Result<Incarnation, LedgerError>> {
-        async move { self.ask("incarnation", async |it| it.incarnation(now).await).await }.boxed()
+    async fn incarnation(&self, now: Instant) -> Result<Incarnation, LedgerError> {
+        self.ask("incarnation", async |it| it.incarnation(now).await).await
     }
 
-    fn claim<'a>(
-        &'a self,
-        incarnation: &'a Incarnation,
-        claims: &'a [Claim],
+    async fn claim(
+        &self,
+        incarnation: &Incarnation,
+        claims: &[Claim],
         now: Instant,
-    ) -> BoxFuture<'a, Result<Vec<Claimed>, LedgerError>> {
-        async move { self.ask("claim", async |it| it.claim(incarnation, claims, now).await).await }.boxed()
+    ) -> Result<Vec<Claimed>, LedgerError> {
+        self.ask("claim", async |it| it.claim(incarnation, claims, now).await).await
     }
 
-    fn settle<'a>(
-        &'a self,
-        incarnation: &'a Incarnation,
-        settles: &'a [Settle],
+    async fn settle(
+        &self,
+        incarnation: &Incarnation,
+        settles: &[Settle],
         now: Instant,
-    ) -> BoxFuture<'a, Result<Vec<bool>, LedgerError>> {
-        async move { self.ask("settlement", async |it| it.settle(incarnation, settles, now).await).await }.boxed()
+    ) -> Result<Vec<bool>, LedgerError> {
+        self.ask("settlement", async |it| it.settle(incarnation, settles, now).await).await
     }
 
-    fn look<'a>(
-        &'a self,
-        incarnation: &'a Incarnation,
-        keys: &'a [Key],
-    ) -> BoxFuture<'a, Result<Vec<Option<Entry>>, LedgerError>> {
-        async move { self.ask("look", async |it| it.look(incarnation, keys).await).await }.boxed()
+    async fn look(&self, incarnation: &Incarnation, keys: &[Key]) -> Result<Vec<Option<Entry>>, LedgerError> {
+        self.ask("look", async |it| it.look(incarnation, keys).await).await
     }
 
-    fn passed<'a>(
-        &'a self,
-        incarnation: &'a Incarnation,
-        lane: &'a TopicPartition,
+    async fn passed(
+        &self,
+        incarnation: &Incarnation,
+        lane: &TopicPartition,
         said_through: u64,
         now: Instant,
-    ) -> BoxFuture<'a, Result<(), LedgerError>> {
-        async move { self.ask("passing", async |it| it.passed(incarnation, lane, said_through, now).await).await }
-            .boxed()
+    ) -> Result<(), LedgerError> {
+        self.ask("passing", async |it| it.passed(incarnation, lane, said_through, now).await).await
     }
 }
 
@@ -498,6 +493,7 @@ impl Outside {
     }
 }
 
+#[async_trait]
 impl Provider for ProcessProvider {
     fn name(&self) -> &'static str {
         match self.channel {
@@ -521,61 +517,58 @@ impl Provider for ProcessProvider {
         CALL_MAX
     }
 
-    fn deliver<'a>(&'a self, calls: &'a [Call], _: Instant) -> BoxFuture<'a, Vec<Outcome>> {
-        async move {
-            let Self { outside, caller, channel, .. } = self;
-            if caller.life.is_over() {
-                return pending().await;
-            }
-            let number = caller.life.number;
-            let critical = calls.iter().all(|call| call.priority == Priority::Critical);
-            let first = {
-                let (at, steady) =
-                    (outside.world.time.truth(), *caller.steady.lock().unwrap_or_else(PoisonError::into_inner));
-                let log_trouble = outside.world.nature().failed_at;
-                let mut state = outside.state();
-                let first = state.called.len();
-                let own_trouble = state.own_trouble.get(&(*channel, critical)).copied();
-                let ledger_trouble = state.ledger_trouble.filter(|_| !critical);
-                let shared_trouble = state.shared_trouble.max(ledger_trouble).max(log_trouble);
-                state.called.extend(calls.iter().map(|call| Called {
-                    delivery: call.delivery,
-                    notification: call.notification,
-                    user: call.user.clone(),
-                    channel: *channel,
-                    priority: call.priority,
-                    at,
-                    received: false,
-                    process: number,
-                    steady,
-                    shared_trouble,
-                    own_trouble,
-                }));
-                first
-            };
-            let (latency, answers) = outside.answer(*channel, critical, calls.len());
-            tokio::time::sleep(latency).await;
-            if caller.life.is_over() {
-                return pending().await;
-            }
-            let (mut outcomes, mut silent) = (Vec::new(), false);
-            for ((place, call), Answer { received, outcome, dies }) in calls.iter().enumerate().zip(answers) {
-                outside.state().called[first + place].received = received;
-                outside.world.trace(|| {
-                    let word = outcome.as_ref().map_or("silence", Outcome::word);
-                    let got = if received { "received" } else { "not received" };
-                    let end = if dies { ", and it dies" } else { "" };
-                    format!("p{number} calls {channel} for {}: {got}, {word}{end}", call.delivery)
-                });
-                if dies {
-                    caller.life.end();
-                    return pending().await;
-                }
-                silent |= outcome.is_none();
-                outcomes.extend(outcome);
-            }
-            if silent { pending().await } else { outcomes }
+    async fn deliver(&self, calls: &[Call], _: Instant) -> Vec<Outcome> {
+        let Self { outside, caller, channel, .. } = self;
+        if caller.life.is_over() {
+            return pending().await;
         }
-        .boxed()
+        let number = caller.life.number;
+        let critical = calls.iter().all(|call| call.priority == Priority::Critical);
+        let first = {
+            let (at, steady) =
+                (outside.world.time.truth(), *caller.steady.lock().unwrap_or_else(PoisonError::into_inner));
+            let log_trouble = outside.world.nature().failed_at;
+            let mut state = outside.state();
+            let first = state.called.len();
+            let own_trouble = state.own_trouble.get(&(*channel, critical)).copied();
+            let ledger_trouble = state.ledger_trouble.filter(|_| !critical);
+            let shared_trouble = state.shared_trouble.max(ledger_trouble).max(log_trouble);
+            state.called.extend(calls.iter().map(|call| Called {
+                delivery: call.delivery,
+                notification: call.notification,
+                user: call.user.clone(),
+                channel: *channel,
+                priority: call.priority,
+                at,
+                received: false,
+                process: number,
+                steady,
+                shared_trouble,
+                own_trouble,
+            }));
+            first
+        };
+        let (latency, answers) = outside.answer(*channel, critical, calls.len());
+        tokio::time::sleep(latency).await;
+        if caller.life.is_over() {
+            return pending().await;
+        }
+        let (mut outcomes, mut silent) = (Vec::new(), false);
+        for ((place, call), Answer { received, outcome, dies }) in calls.iter().enumerate().zip(answers) {
+            outside.state().called[first + place].received = received;
+            outside.world.trace(|| {
+                let word = outcome.as_ref().map_or("silence", Outcome::word);
+                let got = if received { "received" } else { "not received" };
+                let end = if dies { ", and it dies" } else { "" };
+                format!("p{number} calls {channel} for {}: {got}, {word}{end}", call.delivery)
+            });
+            if dies {
+                caller.life.end();
+                return pending().await;
+            }
+            silent |= outcome.is_none();
+            outcomes.extend(outcome);
+        }
+        if silent { pending().await } else { outcomes }
     }
 }

@@ -216,8 +216,8 @@ struct Granted {
     owner: Arc<str>,
     /// With the pending attempt last.
     entry: Entry,
-    /// Whether the ledger knows of it.
-    ledgered: bool,
+    /// The incarnation that the ledger granted it under; none where it does not know of it.
+    under: Option<Incarnation>,
 }
 
 enum Step {
@@ -232,7 +232,7 @@ enum Step {
         granted: Vec<(Granted, Content)>,
     },
     /// Said and done, but for the ledger.
-    Settle(Vec<Settle>),
+    Settle(Vec<(Settle, Option<Incarnation>)>),
 }
 
 /// A delivery that was to be claimed, and what came of it.
@@ -679,7 +679,8 @@ impl Deliverer {
                         joined
                             .map(|((delivery, owner), answer)| match answer {
                                 Claimed::Granted(entry) => {
-                                    (delivery.clone(), Ok(Granted { delivery, owner, entry, ledgered: true }))
+                                    let under = Some(incarnation.clone());
+                                    (delivery.clone(), Ok(Granted { delivery, owner, entry, under }))
                                 }
                                 Claimed::Met(entry) => (delivery, Err(entry)),
                             })
@@ -700,7 +701,7 @@ impl Deliverer {
                         .map(|(delivery, owner)| {
                             let phase = Phase::Pending { owner: owner.clone(), lease_until: now };
                             let entry = Entry::of(Attempt { number: delivery.known + 1, phase });
-                            (delivery.clone(), Ok(Granted { delivery, owner, entry, ledgered: false }))
+                            (delivery.clone(), Ok(Granted { delivery, owner, entry, under: None }))
                         })
                         .collect(),
                 );
@@ -734,11 +735,18 @@ impl Deliverer {
         self.clocked(provider.map_or(Duration::ZERO, |provider| provider.timeout()) + LEASE_MARGIN)
     }
 
-    /// What stands in the ledger already is said again, and what follows from it done again.
+    /// What stands in the ledger already is said again, and what follows from it done again. A critical repeat
+    /// leaves both to the lane record that it stands for: that one is read again until it was seen to its end,
+    /// and tells of itself.
     async fn meet(&self, desk: &Desk, mut delivery: Delivery, entry: Entry) -> Option<Step> {
         let now = self.now();
         let attempt = entry.newest().clone();
         let leg = delivery.leg.clone();
+        let origin = attempt.phase.note().and_then(|note| note.origin);
+        if leg.is_critical() && origin.is_some_and(|origin| origin != leg.record.event) {
+            self.finish(desk, &leg, Ended::Held).await;
+            return None;
+        }
         match attempt.phase {
             Phase::Pending { .. } if deliberate::has(Bug::ClaimTakenAsSent) => {
                 self.finish(desk, &leg, Ended::Held).await;
@@ -774,7 +782,7 @@ impl Deliverer {
         let record = &delivery.leg.record;
         let now = self.now();
         let end = |reason, dlq, detail: &str| {
-            let unknown = !granted.ledgered;
+            let unknown = granted.under.is_none();
             Err((Note { at: now, reason: Some(reason), dlq, unknown, ..Note::default() }, detail.to_owned()))
         };
         if granted.entry.newest().number > self.parts.schedule.attempts(record.priority) {
@@ -805,7 +813,7 @@ impl Deliverer {
         // What no ledger remembers, the record does: were it to die now, the next owner would take the call for
         // a first one.
         let now = self.now();
-        let doubts = granted.iter().filter(|(it, _)| !it.ledgered).map(|(it, _)| {
+        let doubts = granted.iter().filter(|(it, _)| it.under.is_none()).map(|(it, _)| {
             rows::of_doubt(&it.delivery.leg.record, it.delivery.key.delivery, it.entry.newest().number, now)
         });
         desk.outbox.say(doubts.collect(), Vec::new()).await;
@@ -840,11 +848,11 @@ impl Deliverer {
     fn phase(&self, granted: &Granted, provider: &str, outcome: Outcome) -> Option<Phase> {
         let now = self.now();
         let (id, number) = (granted.delivery.key.delivery, granted.entry.newest().number);
-        let lost = (!granted.ledgered).then_some(Reason::LedgerUnreachable);
+        let lost = granted.under.is_none().then_some(Reason::LedgerUnreachable);
         let note = Note {
             at: now,
             called: true,
-            unknown: !granted.ledgered,
+            unknown: granted.under.is_none(),
             reason: lost,
             provider: provider.to_owned(),
             code: outcome.code().to_string(),
@@ -881,7 +889,7 @@ impl Deliverer {
         }
         let now = self.now();
         let critical = verdicts.iter().all(|it| it.granted.delivery.leg.is_critical());
-        let settles: Vec<Settle> = verdicts.iter().map(|it| self.settlement(it)).collect();
+        let settles: Vec<_> = verdicts.iter().map(|it| (self.settlement(it), it.granted.under.clone())).collect();
         let (mut steps, mut said, mut follow, mut finished) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let kept = match self.settle(desk, settles.clone(), critical).await {
             Some(kept) => kept,
@@ -893,7 +901,7 @@ impl Deliverer {
             None => return Vec::new(),
         };
         for (Verdict { granted, phase, detail }, kept) in verdicts.into_iter().zip(kept) {
-            let kept = kept || !granted.ledgered;
+            let kept = kept || granted.under.is_none();
             let Granted { mut delivery, entry, .. } = granted;
             let number = entry.newest().number;
             delivery.fresh = false;
@@ -937,23 +945,30 @@ impl Deliverer {
     /// What the ledger is to keep of a verdict.
     fn settlement(&self, it: &Verdict) -> Settle {
         let number = it.granted.entry.newest().number;
+        let leg = &it.granted.delivery.leg;
+        let origin = leg.is_critical().then_some(leg.record.event);
         Settle {
             key: it.granted.delivery.key.clone(),
             owner: it.granted.owner.clone(),
-            attempt: it.phase.clone().map(|phase| Attempt { number, phase }),
+            attempt: it.phase.clone().map(|phase| Attempt { number, phase: phase.of(origin) }),
             keep: matches!(&it.phase, Some(Phase::Scheduled { due, .. })
                 if Schedule::resume(number, *due, self.now()) != Wait::Memory),
-            // What was never claimed is written down all the same, so that a repeat meets it.
-            refound: !it.granted.ledgered,
+            refound: false,
         }
     }
 
     /// Settles until the ledger answers: for each whether it was still ours. `None`: abandoned; `once`: it did
-    /// not answer in time.
-    async fn settle(&self, desk: &Desk, mut settles: Vec<Settle>, once: bool) -> Option<Vec<bool>> {
+    /// not answer in time. What this incarnation did not grant (an earlier one did, or none) is written down all
+    /// the same, so that a repeat meets it; whoever heard of the loss first need not have been this one.
+    async fn settle(&self, desk: &Desk, settles: Vec<(Settle, Option<Incarnation>)>, once: bool) -> Option<Vec<bool>> {
         let mut pause = BACKOFF.0;
         loop {
             let incarnation = self.incarnation();
+            let refound = |(settle, under): &(Settle, Option<Incarnation>)| Settle {
+                refound: under.as_ref() != Some(&incarnation),
+                ..settle.clone()
+            };
+            let settles: Vec<Settle> = settles.iter().map(refound).collect();
             let asked = desk.ledger.settle(&incarnation, &settles, self.now());
             let error = match patiently(once, asked).await {
                 Ok(kept) => {
@@ -961,10 +976,7 @@ impl Deliverer {
                     return Some(kept);
                 }
                 Err(LedgerError::Lost) => match self.refound(once).await {
-                    Ok(()) => {
-                        settles.iter_mut().for_each(|it| it.refound = true);
-                        continue;
-                    }
+                    Ok(()) => continue,
                     Err(error) => error,
                 },
                 Err(error) => error,

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::deliver::{Deliverer, Desk, Leg};
 use super::metrics::LaneMetrics;
 use super::outbox::Outbox;
-use super::progress::Progress;
+use super::progress::{Progress, Sign};
 use super::wire::{self, DeadLetter, Read};
 use super::{LaneError, Limits};
 use crate::ledger::{Incarnation, Turns};
@@ -318,9 +318,9 @@ impl LaneReader {
             asked.iter().map(|partition| log.range(partition)).collect::<Result<Vec<_>, _>>()
         });
         let ranges = ranges.await.map_err(LaneError::task)??;
-        let incarnation = self.deliverer.incarnation();
+        let (incarnation, now) = (self.deliverer.incarnation(), self.deliverer.now());
         for ((partition, commit), range) in new.into_iter().zip(ranges) {
-            let progress = Progress::resume(commit.as_ref(), range.start, range.end, incarnation.clone());
+            let progress = Progress::resume(commit.as_ref(), range.start, range.end, incarnation.clone(), now);
             if let Some(it) = shared.state().partitions.get_mut(&partition) {
                 it.progress = Some(progress);
                 for record in std::mem::take(&mut it.unseen) {
@@ -470,9 +470,9 @@ impl LaneReader {
 
     fn take(&self, it: &mut Partition, record: Record, incarnation: &Incarnation) {
         let Some(progress) = &mut it.progress else { return };
-        progress.refounded(incarnation.clone());
+        progress.refounded(incarnation.clone(), self.deliverer.now());
         let bytes = bytes(&record);
-        let mut due = Instant(0);
+        let (mut due, mut sign) = (Instant(0), Sign::Attempt);
         let work = match wire::read(&record) {
             Ok(Read::Mark(mark)) => {
                 progress.marked(record.offset, mark.said_through);
@@ -485,6 +485,11 @@ impl LaneReader {
             }
             Ok(Read::Leg { record, epoch, retry }) => {
                 due = retry.as_ref().map_or(due, |retry| retry.due);
+                sign = match (epoch, &retry) {
+                    (Some(epoch), _) => Sign::Epoch(epoch),
+                    (None, None) => Sign::Event(record.created_at),
+                    (None, Some(_)) => Sign::Attempt,
+                };
                 Work::Leg { record, epoch, retry }
             }
             Err(detail) => {
@@ -492,7 +497,7 @@ impl LaneReader {
                 Work::Unreadable { raw, detail }
             }
         };
-        let believed = progress.took(record.offset);
+        let believed = progress.took(record.offset, sign);
         it.held.push_back(Held { offset: record.offset, bytes, due, believed, work });
     }
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
+use async_trait::async_trait;
 use tidings_schemas::block::Block;
 use tidings_schemas::channel::{Channel, Priority};
 use tidings_schemas::ids::{DeliveryId, EventId, LegId, NotificationId, lane_partition};
@@ -85,6 +85,7 @@ struct Line1 {
     crash: Arc<Crash>,
 }
 
+#[async_trait]
 impl Provider for Line1 {
     fn name(&self) -> &'static str {
         "scripted"
@@ -98,27 +99,25 @@ impl Provider for Line1 {
     fn timeout(&self) -> Duration {
         CALL_MAX
     }
-    fn deliver<'a>(&'a self, calls: &'a [Call], now: Instant) -> BoxFuture<'a, Vec<Outcome>> {
-        Box::pin(async move {
-            self.crash.point().await;
-            let mut outcomes = Vec::new();
-            for call in calls {
-                let outcome = match self.provider.answer(call, now) {
-                    Answer::Is(outcome) => outcome,
-                    Answer::After(wait, outcome) => {
-                        tokio::time::sleep(wait).await;
-                        outcome
-                    }
-                    Answer::Never => std::future::pending().await,
-                };
-                if matches!(outcome, Outcome::Accepted { .. }) {
-                    self.provider.accepted.lock().unwrap().push(call.delivery);
+    async fn deliver(&self, calls: &[Call], now: Instant) -> Vec<Outcome> {
+        self.crash.point().await;
+        let mut outcomes = Vec::new();
+        for call in calls {
+            let outcome = match self.provider.answer(call, now) {
+                Answer::Is(outcome) => outcome,
+                Answer::After(wait, outcome) => {
+                    tokio::time::sleep(wait).await;
+                    outcome
                 }
-                outcomes.push(outcome);
+                Answer::Never => std::future::pending().await,
+            };
+            if matches!(outcome, Outcome::Accepted { .. }) {
+                self.provider.accepted.lock().unwrap().push(call.delivery);
             }
-            self.crash.point().await;
-            outcomes
-        })
+            outcomes.push(outcome);
+        }
+        self.crash.point().await;
+        outcomes
     }
 }
 
@@ -181,55 +180,40 @@ impl Crash {
 
 struct CrashingLedger(Arc<dyn Ledger>, Arc<Crash>);
 
-macro_rules! crashing {
-    ($self:ident, $call:expr) => {
-        Box::pin(async move {
-            $self.1.point().await;
-            let answer = $call.await;
-            $self.1.point().await;
-            answer
-        })
-    };
+impl CrashingLedger {
+    async fn effect<R>(&self, effect: impl Future<Output = R>) -> R {
+        self.1.point().await;
+        let answer = effect.await;
+        self.1.point().await;
+        answer
+    }
 }
 
+#[async_trait]
 impl Ledger for CrashingLedger {
-    fn incarnation(&self, now: Instant) -> BoxFuture<'_, Result<Incarnation, LedgerError>> {
-        self.0.incarnation(now)
+    async fn incarnation(&self, now: Instant) -> Result<Incarnation, LedgerError> {
+        self.0.incarnation(now).await
     }
-    fn claim<'a>(
-        &'a self,
-        by: &'a Incarnation,
-        claims: &'a [Claim],
-        now: Instant,
-    ) -> BoxFuture<'a, Result<Vec<Claimed>, LedgerError>> {
+    async fn claim(&self, by: &Incarnation, claims: &[Claim], now: Instant) -> Result<Vec<Claimed>, LedgerError> {
         if self.1.claimless.fetch_sub(1, Ordering::SeqCst) > 0 {
-            return Box::pin(async { Err(LedgerError::Unreachable("busy".to_owned())) });
+            return Err(LedgerError::Unreachable("busy".to_owned()));
         }
-        crashing!(self, self.0.claim(by, claims, now))
+        self.effect(self.0.claim(by, claims, now)).await
     }
-    fn settle<'a>(
-        &'a self,
-        by: &'a Incarnation,
-        settles: &'a [Settle],
-        now: Instant,
-    ) -> BoxFuture<'a, Result<Vec<bool>, LedgerError>> {
-        crashing!(self, self.0.settle(by, settles, now))
+    async fn settle(&self, by: &Incarnation, settles: &[Settle], now: Instant) -> Result<Vec<bool>, LedgerError> {
+        self.effect(self.0.settle(by, settles, now)).await
     }
-    fn look<'a>(
-        &'a self,
-        by: &'a Incarnation,
-        keys: &'a [Key],
-    ) -> BoxFuture<'a, Result<Vec<Option<Entry>>, LedgerError>> {
-        crashing!(self, self.0.look(by, keys))
+    async fn look(&self, by: &Incarnation, keys: &[Key]) -> Result<Vec<Option<Entry>>, LedgerError> {
+        self.effect(self.0.look(by, keys)).await
     }
-    fn passed<'a>(
-        &'a self,
-        by: &'a Incarnation,
-        lane: &'a TopicPartition,
+    async fn passed(
+        &self,
+        by: &Incarnation,
+        lane: &TopicPartition,
         through: u64,
         now: Instant,
-    ) -> BoxFuture<'a, Result<(), LedgerError>> {
-        crashing!(self, self.0.passed(by, lane, through, now))
+    ) -> Result<(), LedgerError> {
+        self.effect(self.0.passed(by, lane, through, now)).await
     }
 }
 
@@ -491,6 +475,11 @@ impl World {
             format!("{unit}{} {}", states.join(" "), row.reason.map_or("", Reason::as_str)).trim_end().to_owned()
         })
         .collect()
+    }
+
+    /// What the rows about a user give as the unit's creation.
+    fn created(&self, user: &str) -> BTreeSet<Instant> {
+        self.rows().into_iter().filter(|row| row.user == user).map(|row| row.created_at).collect()
     }
 
     fn json<T: serde::de::DeserializeOwned>(&self, topic: &str) -> Vec<T> {
@@ -987,40 +976,73 @@ async fn a_lost_ledger_makes_what_was_in_flight_unknown_and_nothing_else() {
     assert_eq!(world.said("u2"), ["created rendered sent delivered"]);
 }
 
+// Found by `cargo xtask kill`: another lane of the channel learned of the loss first, and the settlement of a call
+// that was under way met an empty ledger that it took for its own.
+#[tokio::test(start_paused = true)]
+async fn a_call_under_way_when_the_ledger_is_lost_is_settled_whoever_hears_of_the_loss() {
+    let lines = [Line::Lane(Priority::High), Line::Lane(Priority::Medium)];
+    let world = World::new(Channel::Push).await;
+    for user in ["u1", "u2"] {
+        world.device(user, "a").await;
+    }
+    let accepted = Outcome::accepted(Code::new(200, ""), "id");
+    world.provider.set("u1", [Answer::After(CALL_MAX / 2, accepted)]);
+    world.say(&world.leg("u1", Priority::High), Some(1));
+    let process = world.start(&lines, Crash::never(), "p", limits()).await;
+    world.until(|| !world.provider.times("u1").is_empty()).await;
+    world.ledger.lose();
+    world.say(&world.leg("u2", Priority::Medium), Some(1));
+    world.done(&lines).await;
+    process.stop().await;
+    assert_eq!(world.provider.times("u1").len(), 1, "{:?}", world.said("u1"));
+    assert_eq!(world.said("u1"), ["created rendered sent delivered"]);
+}
+
+// Found by `cargo xtask kill`: the critical path had said a message again that it had not committed, and the ledger
+// that would have known it was emptied in between.
+#[tokio::test(start_paused = true)]
+async fn a_critical_repeat_from_before_a_loss_is_an_unknown_and_what_comes_later_is_none() {
+    let critical = [Line::Lane(Priority::Critical)];
+    let world = World::new(Channel::Push).await;
+    for user in ["u1", "u2"] {
+        world.device(user, "a").await;
+    }
+    world.say(&world.leg("u1", Priority::Critical), None);
+    let first = world.start(&critical, Crash::never(), "first", limits()).await;
+    world.done(&critical).await;
+    world.kill(first).await;
+    world.ledger.lose();
+    let second = world.start(&critical, Crash::never(), "second", limits()).await;
+    world.until(|| !second.metrics[0].reached().is_empty()).await;
+    world.say(&world.leg("u1", Priority::Critical), None);
+    let later = Instant(i64::MAX);
+    world.say(&LaneRecord { created_at: later, ..world.leg("u2", Priority::Critical) }, None);
+    world.done(&critical).await;
+    second.stop().await;
+    assert_eq!(world.provider.times("u1").len(), 2);
+    assert!(world.said("u1").iter().any(|row| row.contains("unknown")), "{:?}", world.said("u1"));
+    assert_eq!(world.said("u2"), ["created rendered sent delivered"]);
+}
+
 /// A ledger that is down.
 struct Down;
 
+#[async_trait]
 impl Ledger for Down {
-    fn incarnation(&self, _: Instant) -> BoxFuture<'_, Result<Incarnation, LedgerError>> {
-        Box::pin(async { Err(LedgerError::Unreachable("down".to_owned())) })
+    async fn incarnation(&self, _: Instant) -> Result<Incarnation, LedgerError> {
+        Err(LedgerError::Unreachable("down".to_owned()))
     }
-    fn claim<'a>(
-        &'a self,
-        _: &'a Incarnation,
-        _: &'a [Claim],
-        _: Instant,
-    ) -> BoxFuture<'a, Result<Vec<Claimed>, LedgerError>> {
-        Box::pin(async { Err(LedgerError::Unreachable("down".to_owned())) })
+    async fn claim(&self, _: &Incarnation, _: &[Claim], _: Instant) -> Result<Vec<Claimed>, LedgerError> {
+        Err(LedgerError::Unreachable("down".to_owned()))
     }
-    fn settle<'a>(
-        &'a self,
-        _: &'a Incarnation,
-        _: &'a [Settle],
-        _: Instant,
-    ) -> BoxFuture<'a, Result<Vec<bool>, LedgerError>> {
-        Box::pin(std::future::pending())
+    async fn settle(&self, _: &Incarnation, _: &[Settle], _: Instant) -> Result<Vec<bool>, LedgerError> {
+        std::future::pending().await
     }
-    fn look<'a>(&'a self, _: &'a Incarnation, _: &'a [Key]) -> BoxFuture<'a, Result<Vec<Option<Entry>>, LedgerError>> {
-        Box::pin(std::future::pending())
+    async fn look(&self, _: &Incarnation, _: &[Key]) -> Result<Vec<Option<Entry>>, LedgerError> {
+        std::future::pending().await
     }
-    fn passed<'a>(
-        &'a self,
-        _: &'a Incarnation,
-        _: &'a TopicPartition,
-        _: u64,
-        _: Instant,
-    ) -> BoxFuture<'a, Result<(), LedgerError>> {
-        Box::pin(std::future::pending())
+    async fn passed(&self, _: &Incarnation, _: &TopicPartition, _: u64, _: Instant) -> Result<(), LedgerError> {
+        std::future::pending().await
     }
 }
 
@@ -1044,45 +1066,55 @@ async fn without_the_ledger_critical_goes_out_as_unknown_and_the_rest_waits() {
 /// A ledger that takes no settlement while it sulks.
 struct Sulking(Arc<dyn Ledger>, std::sync::atomic::AtomicBool);
 
+#[async_trait]
 impl Ledger for Sulking {
-    fn incarnation(&self, now: Instant) -> BoxFuture<'_, Result<Incarnation, LedgerError>> {
-        self.0.incarnation(now)
+    async fn incarnation(&self, now: Instant) -> Result<Incarnation, LedgerError> {
+        self.0.incarnation(now).await
     }
-    fn claim<'a>(
-        &'a self,
-        by: &'a Incarnation,
-        claims: &'a [Claim],
-        now: Instant,
-    ) -> BoxFuture<'a, Result<Vec<Claimed>, LedgerError>> {
-        self.0.claim(by, claims, now)
+    async fn claim(&self, by: &Incarnation, claims: &[Claim], now: Instant) -> Result<Vec<Claimed>, LedgerError> {
+        self.0.claim(by, claims, now).await
     }
-    fn settle<'a>(
-        &'a self,
-        by: &'a Incarnation,
-        settles: &'a [Settle],
-        now: Instant,
-    ) -> BoxFuture<'a, Result<Vec<bool>, LedgerError>> {
+    async fn settle(&self, by: &Incarnation, settles: &[Settle], now: Instant) -> Result<Vec<bool>, LedgerError> {
         if self.1.load(Ordering::SeqCst) {
-            return Box::pin(async { Err(LedgerError::Unreachable("sulks".to_owned())) });
+            return Err(LedgerError::Unreachable("sulks".to_owned()));
         }
-        self.0.settle(by, settles, now)
+        self.0.settle(by, settles, now).await
     }
-    fn look<'a>(
-        &'a self,
-        by: &'a Incarnation,
-        keys: &'a [Key],
-    ) -> BoxFuture<'a, Result<Vec<Option<Entry>>, LedgerError>> {
-        self.0.look(by, keys)
+    async fn look(&self, by: &Incarnation, keys: &[Key]) -> Result<Vec<Option<Entry>>, LedgerError> {
+        self.0.look(by, keys).await
     }
-    fn passed<'a>(
-        &'a self,
-        by: &'a Incarnation,
-        lane: &'a TopicPartition,
+    async fn passed(
+        &self,
+        by: &Incarnation,
+        lane: &TopicPartition,
         through: u64,
         now: Instant,
-    ) -> BoxFuture<'a, Result<(), LedgerError>> {
-        self.0.passed(by, lane, through, now)
+    ) -> Result<(), LedgerError> {
+        self.0.passed(by, lane, through, now).await
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_critical_repeat_leaves_the_telling_to_what_it_repeats() {
+    let world = World::new(Channel::Push).await;
+    world.device("u1", "a").await;
+    world.provider.set("u1", [busy(), ok()]);
+    let critical = [Line::Lane(Priority::Critical)];
+    let process = world.start(&critical, Crash::never(), "first", limits()).await;
+    let code = world.leg("u1", Priority::Critical);
+    // The producer says the same again later: another event, the same notification.
+    let repeat =
+        LaneRecord { event: EventId::new("u1", 0, 1), created_at: T0.after(Duration::from_secs(7)), ..code.clone() };
+    for record in [&code, &repeat, &repeat] {
+        world.say(record, None);
+    }
+    world.done(&critical).await;
+    world.say(&repeat, None);
+    world.done(&critical).await;
+    process.stop().await;
+    assert_eq!(world.provider.accepted.lock().unwrap().len(), 1);
+    assert_eq!(world.said("u1"), ["created rendered sent retry", "delivered"]);
+    assert_eq!(world.created("u1"), BTreeSet::from([T0]));
 }
 
 #[tokio::test(start_paused = true)]

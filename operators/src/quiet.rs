@@ -67,7 +67,7 @@ pub fn next_start(profile: &Profile, rules: &Rules, now: Instant) -> Option<Inst
 }
 
 /// The user's share of a spread: by the hash of the user, so that it is the same every morning.
-pub(crate) fn share(placement: u64, spread: Duration) -> Duration {
+fn share(placement: u64, spread: Duration) -> Duration {
     let span = u64::try_from(spread.as_millis()).unwrap_or(u64::MAX);
     Duration::from_millis(if span == 0 { 0 } else { placement % span })
 }

@@ -20,21 +20,15 @@ use serde::{Deserialize, Serialize};
 use tidings_schemas::channel::Channel;
 use tidings_schemas::lifecycle::State as Did;
 use tidings_schemas::reason::Reason;
-use tidings_schemas::time::Instant;
 use tidings_schemas::units::Period;
 
 use crate::item::Item;
 use crate::keyed::{Cx, Known, Operator, Subkey, TimerId};
 use crate::params::{Mistake, Position, Report, SideInput, key};
 use crate::parked::{self, PlaceV1, Places};
-use crate::quiet::{self, Verdict};
+use crate::quiet::Verdict;
 
 const RELEASE: TimerId = TimerId(0);
-/// Whose turn passed while nothing ran.
-const MISSED: TimerId = TimerId(1);
-
-/// A release that is later than this was missed: a turn is never so late while the stream runs.
-const MISSED_AFTER: Duration = Duration::from_secs(60);
 
 /// Longest spread. A release later than that is another part of the day than the user's morning.
 const SPREAD_MAX: Duration = Duration::from_secs(4 * 3_600);
@@ -96,12 +90,7 @@ impl Operator for QuietHours {
         judge(cx, item, None);
     }
 
-    fn on_timer(&self, cx: &mut Cx<'_, Self>, subkey: &Subkey, timer: TimerId) {
-        if timer == RELEASE
-            && let Some(at) = next_turn(cx, subkey)
-        {
-            return cx.set_timer(subkey, MISSED, at);
-        }
+    fn on_timer(&self, cx: &mut Cx<'_, Self>, subkey: &Subkey, _: TimerId) {
         if let Some((place, item)) = parked::take(cx, subkey) {
             judge(cx, item, Some((subkey, place)));
         }
@@ -114,15 +103,6 @@ impl Operator for QuietHours {
     fn on_rules(&self, cx: &mut Cx<'_, Self>) {
         judge_all(cx);
     }
-}
-
-/// When a user's turn comes whose own passed during an outage: the same share of the spread, from now. So
-/// a morning that begins at ten is no stampede either.
-fn next_turn(cx: &Cx<'_, QuietHours>, subkey: &Subkey) -> Option<Instant> {
-    let share = quiet::share(cx.user.placement, cx.rules.spread);
-    let turn = cx.entry(subkey)?.until.after(share);
-    let missed = !share.is_zero() && turn.after(MISSED_AFTER) < cx.now();
-    missed.then(|| cx.now().after(share))
 }
 
 /// Judges everything that waits again.

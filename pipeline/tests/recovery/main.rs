@@ -264,8 +264,7 @@ fn hours_of_downtime_are_caught_up_in_bounded_epochs() {
     let rows = world.rows();
     let expired = rows.iter().filter(|row| row.at > back && row.states.contains(&State::Expired)).count();
     assert!(expired >= 1_000, "only {expired} were too late");
-    // Deferred before the outage, and their turn came in it. (That it is spread again, the operator's own
-    // case says; here an epoch is longer than the spread.)
+    // Deferred before the outage, and their turn came in it.
     let mut last: BTreeMap<_, &Row> = BTreeMap::new();
     for row in parked.iter().filter(|row| row.unit == Unit::Leg) {
         let newest = last.entry(row.leg).or_insert(row);

@@ -123,14 +123,12 @@ pub(super) fn verdict(
         QuietRule::Pass => Verdict::Pass,
         QuietRule::Silent => Verdict::Silent,
         QuietRule::InApp => Verdict::Inbox,
-        QuietRule::Defer => Verdict::Wait(end, end.after(share(user, rules))),
+        QuietRule::Defer => {
+            let spread = u64::try_from(rules.topology.spread.0.as_millis()).unwrap_or(u64::MAX);
+            let share = if spread == 0 { 0 } else { placement(user) % spread };
+            Verdict::Wait(end, end.after(std::time::Duration::from_millis(share)))
+        }
     }
-}
-
-/// A user's share of the spread.
-pub(super) fn share(user: &str, rules: &Rules) -> std::time::Duration {
-    let spread = u64::try_from(rules.topology.spread.0.as_millis()).unwrap_or(u64::MAX);
-    std::time::Duration::from_millis(if spread == 0 { 0 } else { placement(user) % spread })
 }
 
 /// Until when a decision holds: its expiry, the next quiet start that would hold it, ten minutes.

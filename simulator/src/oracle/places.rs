@@ -31,8 +31,6 @@ pub(super) struct Place {
     pub(super) due: Due,
     /// What others join.
     pub(super) group: GroupId,
-    /// Its turn was missed, and it has another one.
-    pub(super) missed: bool,
     /// The membership is not what the leg came with.
     pub(super) changed: bool,
 }
@@ -52,10 +50,7 @@ pub(super) fn park(places: &mut Places, now: &mut Now<'_>, key: &Key, thing: Thi
     }
     now.leg(&thing, Fate::Parked { until: Some(until), reason: Some(reason) });
     let group = GroupId::new(now.id, &thing.user, &key.1, thing.first_event());
-    places.insert(
-        key.clone(),
-        Place { thing, since: now.at, until, due: now.due(until), group, missed: false, changed: false },
-    );
+    places.insert(key.clone(), Place { thing, since: now.at, until, due: now.due(until), group, changed: false });
 }
 
 /// The place without the members whose time has passed. None: nothing is left of it.

@@ -11,7 +11,7 @@ use tidings_schemas::policy::{Limits, Overflow};
 use tidings_schemas::reason::Reason;
 use tidings_schemas::time::Instant;
 
-use super::consent::{self, Known, Verdict, candidates, closed, verdict};
+use super::consent::{Known, Verdict, candidates, closed, verdict};
 use super::places::{Due, Key, Place, Places};
 use super::thing::{Member, Thing, policy_of};
 use super::told::{Fate, Told, Unit};
@@ -162,13 +162,6 @@ impl Station {
             }
             Self::Quiet(places) => {
                 let still_due = |place: &Place| place.due.at == at && place.due.set_in != now.epoch;
-                if let Some(place) = places.get_mut(key).filter(|place| still_due(place) && !place.missed) {
-                    let share = consent::share(&key.0, now.rules);
-                    if !share.is_zero() && now.at > place.until.after(share + Duration::from_secs(60)) {
-                        (place.missed, place.due) = (true, now.due(now.at.after(share)));
-                        return;
-                    }
-                }
                 if places.get(key).is_some_and(still_due)
                     && let Some(place) = places.remove(key)
                     && let Some(place) = super::places::fresh(now, place)
@@ -589,7 +582,7 @@ fn judge_quiet(places: &mut Places, now: &mut Now<'_>, mut thing: Thing, waited:
             if place.until != until {
                 now.leg(&thing, Fate::Parked { until: Some(until), reason: Some(Reason::QuietHours) });
             }
-            places.insert(key, Place { thing, until, due: now.due(turn), missed: false, ..place.clone() });
+            places.insert(key, Place { thing, until, due: now.due(turn), ..place.clone() });
         }
         _ => {
             let thing = leaving(now, thing);

@@ -285,18 +285,20 @@ impl Services {
     /// that nothing has to be installed, and whoever builds something at the same time holds nothing up.
     fn start_again(&self, service: &dyn Service) -> Result<()> {
         let _lock = self.lock()?;
-        let mut home = self.home(service)?;
+        let home = self.home(service)?;
         if home.ports.is_empty() {
             bail!("{} was never started; `cargo xtask services up` does that", service.name());
         }
         if let State::Up(_) = state(service, &home) {
             return Ok(());
         }
-        // Its clients know no other.
-        let ports = home.ports.clone();
-        claim_ports(&mut home, service.ports())?;
-        if home.ports != ports {
-            bail!("a port of {ports:?} that {} listened on was taken meanwhile", service.name());
+        // Its clients know no other; what is left of the killed one may still hold them for a moment.
+        let since = Instant::now();
+        while home.ports.iter().any(|port| TcpListener::bind(loopback(*port)).is_err()) {
+            if since.elapsed() > STOP_MAX {
+                bail!("a port of {:?}, on which {} listened, is taken", home.ports, service.name());
+            }
+            sleep(POLL);
         }
         let (process, since) = (self.start(service, &home)?, Instant::now());
         while !answers(service, &home, &process, since)? {

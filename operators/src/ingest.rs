@@ -15,7 +15,7 @@ use tidings_schemas::channel::{Channel, Op, Priority};
 use tidings_schemas::cloudevents;
 use tidings_schemas::event::InvalidEvent;
 use tidings_schemas::ids::{DedupKey, EventId, GroupId, IntentId, NotificationId, placement};
-use tidings_schemas::lane::{HEADER_EVENT, Returned};
+use tidings_schemas::lane::{HEADER_ACCEPTED, HEADER_EVENT, Returned};
 use tidings_schemas::lifecycle::{Stage, State as Did, Unit};
 use tidings_schemas::plain::PlainEvent;
 use tidings_schemas::profile::{Address, Profile};
@@ -185,7 +185,7 @@ pub fn ingest(source: &Source, lot: Lot, record: &RawRecord, rules: &Rules, path
     let event = event_id(source, lot, record);
     let body = match source.kind {
         SourceKind::Events { unknown_to_data } => parse_event(record, unknown_to_data)
-            .map(|parsed| Body::Item(Box::new(item(parsed, event, record.timestamp, rules, path)))),
+            .map(|parsed| Body::Item(Box::new(item(parsed, event, accepted(record), rules, path)))),
         SourceKind::Returned => parse_returned(record).map(|item| Body::Item(Box::new(item))),
         SourceKind::Profiles => parse_profile(record),
         SourceKind::Addresses => parse_address(record),
@@ -210,7 +210,7 @@ pub fn reject(source: &Source, lot: Lot, record: &RawRecord, reason: Reason, pro
         partition: lot.partition,
         offset: record.offset,
         raw: record.value.as_deref().unwrap_or_default().to_vec(),
-        created_at: record.timestamp,
+        created_at: accepted(record),
     };
     Arrived { offset: record.offset, event, handed_over: false, body: Body::Rejected(Box::new(rejected)) }
 }
@@ -222,6 +222,12 @@ fn event_id(source: &Source, lot: Lot, record: &RawRecord) -> EventId {
 /// The event id that a record handed over between the two paths keeps.
 fn kept_event(record: &RawRecord) -> Option<EventId> {
     std::str::from_utf8(record.header(HEADER_EVENT)?).ok()?.parse().ok()
+}
+
+/// When the record's event was accepted: a record that was handed over says it.
+fn accepted(record: &RawRecord) -> Instant {
+    let said = |record: &RawRecord| std::str::from_utf8(record.header(HEADER_ACCEPTED)?).ok()?.parse().ok();
+    said(record).unwrap_or(record.timestamp)
 }
 
 fn text_key(record: &RawRecord) -> Option<&str> {

@@ -144,5 +144,5 @@ pub(crate) fn hand_over(item: &Item, to: Priority, value: &mut Vec<u8>) -> To {
     }
     // An event has only types that JSON can hold.
     let _ = serde_json::to_writer(value, &event);
-    To::HandOver(to, item.first_event())
+    To::HandOver(to, item.first_event(), item.created_at)
 }

@@ -478,7 +478,7 @@ impl Scenario {
                     }
                     text
                 }
-                To::HandOver(priority, event) => format!("hand over {} to {priority}", self.name(*event)),
+                To::HandOver(priority, event, _) => format!("hand over {} to {priority}", self.name(*event)),
                 To::Dlq(reason) => format!("dlq {reason}"),
             });
         }

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::channel::{Channel, Priority};
@@ -25,8 +26,18 @@ pub const HEADER_ORDINAL: &str = "ordinal";
 pub const HEADER_MARK: &str = "mark";
 /// Header: the event id that a handed-over record keeps.
 pub const HEADER_EVENT: &str = "event";
+/// Header: when the event of a handed-over record was accepted, RFC 3339. The record's own timestamp says when
+/// it was handed over, and after a crash that may happen twice.
+pub const HEADER_ACCEPTED: &str = "accepted";
 /// Header: when a record of a retry topic is due, RFC 3339.
 pub const HEADER_DUE: &str = "due";
+
+/// The headers of a record that hands `event` over between the two paths.
+#[must_use]
+pub fn handed_over(event: EventId, accepted: Instant) -> [(String, Bytes); 2] {
+    let header = |name: &str, text: String| (name.to_owned(), Bytes::from(text));
+    [header(HEADER_EVENT, event.to_string()), header(HEADER_ACCEPTED, accepted.to_string())]
+}
 
 /// The version that [`LaneRecord::v`] has today.
 pub const LANE_VERSION: u8 = 1;

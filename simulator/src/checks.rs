@@ -162,7 +162,7 @@ impl Seen {
     fn handed_over(&self) -> BTreeSet<EventId> {
         let said = self.recomputed.iter().flat_map(|output| &output.said);
         let handed = said.filter_map(|said| match &said.to {
-            To::HandOver(_, event) => Some(*event),
+            To::HandOver(_, event, _) => Some(*event),
             To::Lane(..) | To::Dlq(_) => None,
         });
         handed.collect()
@@ -226,7 +226,7 @@ fn identical_output(seen: &Seen) -> Verdict {
     let topics = Topics::default();
     let topic = |to: &To| match to {
         To::Lane(channel, priority) => topics.lane(*channel, *priority),
-        To::HandOver(priority, _) => topics.events(*priority),
+        To::HandOver(priority, ..) => topics.events(*priority),
         To::Dlq(_) => topics.dlq(),
     };
     let mut expected: BTreeMap<(u64, String), (String, &Bytes)> = BTreeMap::new();
@@ -287,7 +287,7 @@ pub fn told(output: &EpochOutput) -> Result<Told, String> {
                 }
                 told.lanes.push(lane);
             }
-            To::HandOver(priority, event) => told.handed_over.push((*priority, *event)),
+            To::HandOver(priority, event, _) => told.handed_over.push((*priority, *event)),
             To::Dlq(reason) => *told.letters.entry(*reason).or_default() += 1,
         }
     }

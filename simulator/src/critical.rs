@@ -15,7 +15,7 @@ use tidings_pipeline::runtime::critical::wiring;
 use tidings_pipeline::runtime::egress::Outlets;
 use tidings_schemas::block::Block;
 use tidings_schemas::channel::{ChannelSet, Priority};
-use tidings_schemas::lane::HEADER_EVENT;
+use tidings_schemas::lane::handed_over;
 use tidings_schemas::lifecycle::Stage;
 use tidings_schemas::profile::Reachability;
 use tidings_schemas::topics::Topics;
@@ -75,7 +75,7 @@ impl CriticalPath {
                 let to = self.outlets.place(&said);
                 let key = (!said.user.is_empty()).then(|| Bytes::copy_from_slice(said.user.as_bytes()));
                 let headers = match &said.to {
-                    To::HandOver(_, event) => vec![(HEADER_EVENT.to_owned(), Bytes::from(event.to_string()))],
+                    To::HandOver(_, event, accepted) => handed_over(*event, *accepted).into(),
                     To::Lane(..) | To::Dlq(_) => Vec::new(),
                 };
                 appends.push(Append { to, key, value: Some(said.value), headers });

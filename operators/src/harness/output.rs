@@ -24,8 +24,8 @@ use super::ordinal::Ordinal;
 pub enum To {
     /// The lane of a channel and priority.
     Lane(Channel, Priority),
-    /// The other path: the events topic of this priority; the record keeps its event id.
-    HandOver(Priority, EventId),
+    /// The other path: the events topic of this priority; the record keeps its event id and its instant.
+    HandOver(Priority, EventId, Instant),
     /// The dead-letter queue.
     Dlq(Reason),
 }
@@ -52,9 +52,10 @@ impl To {
         head.extend_from_slice(&ordinal.0);
         match self {
             Self::Lane(channel, priority) => head.extend_from_slice(&[0, *channel as u8, *priority as u8]),
-            Self::HandOver(priority, event) => {
+            Self::HandOver(priority, event, accepted) => {
                 head.extend_from_slice(&[1, *priority as u8]);
                 head.extend_from_slice(&event.0);
+                head.extend_from_slice(&accepted.0.to_le_bytes());
             }
             Self::Dlq(reason) => head.extend_from_slice(&[2, *reason as u8]),
         }

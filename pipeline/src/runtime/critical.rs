@@ -63,7 +63,7 @@ use tidings_operators::registry::{Input, Wired, Wiring, WiringError};
 use tidings_operators::rules::Rules;
 use tidings_schemas::channel::ChannelSet;
 use tidings_schemas::ids::{KEY_GROUPS, key_group, placement};
-use tidings_schemas::lane::HEADER_EVENT;
+use tidings_schemas::lane;
 use tidings_schemas::lifecycle::Stage;
 use tidings_schemas::reason::Reason;
 use tidings_schemas::rows::Rows;
@@ -807,9 +807,9 @@ impl Member {
                 let mut append = Append { to, key, value: Some(said.value), headers: Vec::new() };
                 match said.to {
                     To::Lane(..) => lanes.push(append),
-                    To::HandOver(_, event) => {
+                    To::HandOver(_, event, at) => {
                         handed_over += 1;
-                        append.headers.push((HEADER_EVENT.to_owned(), Bytes::from(event.to_string())));
+                        append.headers.extend(lane::handed_over(event, at));
                         batch.appends.push(append);
                     }
                     To::Dlq(_) => {

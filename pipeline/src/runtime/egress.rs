@@ -15,7 +15,7 @@ use tidings_operators::harness::output::{EpochOutput, Said, To};
 use tidings_schemas::block::Block;
 use tidings_schemas::channel::{Channel, Priority};
 use tidings_schemas::ids::{lane_partition, put_hex};
-use tidings_schemas::lane::{HEADER_EPOCH, HEADER_EVENT, HEADER_GENERATION, HEADER_ORDINAL, Mark};
+use tidings_schemas::lane::{HEADER_EPOCH, HEADER_GENERATION, HEADER_ORDINAL, Mark, handed_over};
 use tidings_schemas::lifecycle::Stage;
 use tidings_schemas::rows::Rows;
 use tidings_schemas::topics::Topics;
@@ -73,7 +73,7 @@ impl Outlets {
     pub fn place(&self, said: &Said) -> TopicPartition {
         let topic = match said.to {
             To::Lane(channel, priority) => self.topics.lane(channel, priority),
-            To::HandOver(priority, _) => self.topics.events(priority),
+            To::HandOver(priority, ..) => self.topics.events(priority),
             To::Dlq(_) => self.topics.dlq(),
         };
         self.partition(topic.into(), &said.user)
@@ -246,8 +246,8 @@ impl Egress {
                 (HEADER_EPOCH.to_owned(), number.clone()),
                 (HEADER_ORDINAL.to_owned(), texts.slice(ordinal)),
             ];
-            if let To::HandOver(_, event) = said.to {
-                headers.push((HEADER_EVENT.to_owned(), Bytes::from(event.to_string())));
+            if let To::HandOver(_, event, accepted) = said.to {
+                headers.extend(handed_over(event, accepted));
             }
             let key = (!said.user.is_empty()).then(|| texts.slice(key));
             appends.push(Append { to, key, value: Some(said.value), headers });

@@ -386,7 +386,7 @@ impl<'a> World<'a> {
         let output = side.chain.epoch(epoch, now, &rules, blocks);
         self.hear(&output);
         for Said { to, user, value, .. } in output.said {
-            let To::HandOver(priority, event) = to else { continue };
+            let To::HandOver(priority, event, _) = to else { continue };
             let path = if priority == Priority::Critical { Path::Critical } else { Path::Decide };
             let source = self.side(path).and_then(|side| side.source_for(priority));
             match source {

@@ -39,9 +39,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use tidings_operators::deliberate::{self, Bug};
 use tidings_operators::harness::aside::Skip;
 use tidings_schemas::codec::{frame, unframe};
+use tidings_schemas::deliberate::{self, Bug};
 use tidings_schemas::time::Instant;
 use tidings_sinks::log::{Append, Log, LogError, TopicPartition};
 

@@ -113,7 +113,7 @@ fn instant(text: &str) -> Instant {
 /// Lines of what epochs from `from` to `to` say, minute by minute.
 fn run(chain: &mut Chain, from: Instant, to: Instant) -> (Vec<String>, Pending, u64) {
     let (mut lines, mut state) = (Vec::new(), Pending::default());
-    let (mut now, mut number) = (from, u64::try_from(from.since(instant(EVENING)).as_secs() / 60).unwrap());
+    let (mut now, mut number) = (from, from.since(instant(EVENING)).as_secs() / 60);
     while now < to {
         (now, number) = (now.after(STEP), number + 1);
         let mut output = epoch(chain, number, now, Vec::new());

@@ -408,7 +408,7 @@ impl Log for ProcessLog {
         let assignment = Arc::new(ProcessAssignment { life: Arc::clone(&self.life), inner: assignment });
         let inner = self.world.inner.join(group, topics, assignment)?;
         let (world, life) = (Arc::clone(&self.world), Arc::clone(&self.life));
-        Ok(Box::new(ProcessMember { world, life, group: group.to_owned(), inner }))
+        Ok(Box::new(ProcessMember { world, life, inner }))
     }
 
     fn committed(&self, group: &str, partition: &TopicPartition) -> Result<Option<Commit>, LogError> {
@@ -467,7 +467,6 @@ impl Assignment for ProcessAssignment {
 struct ProcessMember {
     world: Arc<World>,
     life: Arc<Life>,
-    group: String,
     inner: Box<dyn GroupReader>,
 }
 
@@ -502,12 +501,13 @@ impl GroupReader for ProcessMember {
     fn commit(&mut self, commits: &[(TopicPartition, Commit)]) -> Result<(), LogError> {
         self.fails("failed commit")?;
         self.inner.commit(commits)?;
-        let said = |(at, it): &(TopicPartition, Commit)| format!("{at}<{} {}", it.offset, it.metadata);
-        let (number, group) = (self.life.number, &self.group);
         self.world.nature().touched += 1;
-        self.world.trace(|| {
-            format!("p{number} commits for {group}: {}", commits.iter().map(said).collect::<Vec<_>>().join(" "))
-        });
+        // Where everybody starts is no news.
+        let moved = commits.iter().filter(|(_, it)| it.offset > 0);
+        let moved: Vec<String> = moved.map(|(at, it)| format!("{at}<{}", it.offset)).collect();
+        if !moved.is_empty() {
+            self.world.trace(|| format!("p{} commits {}", self.life.number, moved.join(" ")));
+        }
         self.fails("unheard commit").map_err(|error| match error {
             LogError::Unreachable(words) => LogError::Ambiguous(words),
             other => other,
@@ -539,6 +539,14 @@ fn describe(records: &[Append]) -> String {
     };
     if first.headers.iter().any(|(name, _)| name == HEADER_MARK) {
         return format!("{} marks", records.len());
+    }
+    if text(first, HEADER_EPOCH).is_empty() {
+        let mut topics: BTreeMap<&str, u64> = BTreeMap::new();
+        for record in records {
+            *topics.entry(&*record.to.topic).or_default() += 1;
+        }
+        let topics: Vec<String> = topics.iter().map(|(topic, count)| format!("{count} to {topic}")).collect();
+        return topics.join(", ");
     }
     let epochs: BTreeSet<String> = records.iter().map(|record| text(record, HEADER_EPOCH)).collect();
     format!("{} outputs of epochs {}", records.len(), epochs.into_iter().collect::<Vec<_>>().join(" "))

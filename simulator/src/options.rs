@@ -86,6 +86,12 @@ pub struct DeliverFaults {
     pub invalid: u64,
     /// The process dies during the call.
     pub dies_calling: u64,
+    /// ClickHouse cannot be reached for a while.
+    pub record_away: u64,
+    /// An insert happens, and nobody is told.
+    pub record_unheard: u64,
+    /// The record's writer dies before or after an insert.
+    pub record_dies: u64,
 }
 
 /// What the seed drew for deliver.
@@ -129,6 +135,9 @@ impl DeliverOptions {
             refuses: some(rng, 60_000),
             invalid: some(rng, 40_000),
             dies_calling: some(rng, 40_000),
+            record_away: some(rng, 40_000),
+            record_unheard: some(rng, 200_000),
+            record_dies: some(rng, 200_000),
         };
         Self {
             runs: true,

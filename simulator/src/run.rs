@@ -17,7 +17,6 @@ use std::time::Duration;
 use object_store::ObjectStoreExt;
 use object_store::memory::InMemory;
 use object_store::path::Path as ObjectPath;
-use tidings_operators::deliberate::{self, Bug};
 use tidings_operators::harness::dataflow::Transport;
 use tidings_operators::rules::Rules;
 use tidings_operators::script;
@@ -28,6 +27,7 @@ use tidings_pipeline::runtime::crew::Crew;
 use tidings_pipeline::runtime::egress::Outlets;
 use tidings_pipeline::runtime::plan::{Plan, SourcePlan};
 use tidings_schemas::channel::{Channel, Priority};
+use tidings_schemas::deliberate::{self, Bug};
 use tidings_schemas::time::Instant;
 use tidings_schemas::topics::{RetryClass, RetryDelay, Topics};
 use tidings_sinks::log::{Log, Retention, TopicPartition, TopicSpec};
@@ -40,6 +40,7 @@ use crate::critical::CriticalPath;
 use crate::deliver::Deliver;
 use crate::log::{CUTS, Fate, Life, Nature, ProcessLog, World};
 use crate::options::{Faults, Options};
+use crate::record::Record;
 use crate::store::ProcessStore;
 use crate::workload::{ADDRESSES, Batch, EVENTS, PROFILES, RETURNED, START, batches};
 
@@ -48,6 +49,12 @@ const STEPS_MAX: u64 = 400_000;
 
 /// A process that ends within this time has the supervisor wait longer before it starts the next one.
 const SHORT_LIFE: Duration = Duration::from_secs(600);
+
+/// Partitions of rows.
+const LIFECYCLE_PARTITIONS: u32 = 2;
+
+/// How often, in a million, a step of the world is a record writer's life.
+const RECORD_STEPS: u64 = 1_000;
 
 /// How often, in a million, a step of the world is deliver's while it has something to do.
 const DELIVER_STEPS: u64 = 50_000;
@@ -167,6 +174,8 @@ pub struct Simulation {
     critical: CriticalPath,
     /// What comes behind the lanes.
     pub deliver: Deliver,
+    /// Where rows end up.
+    pub record: Record,
 }
 
 type Ended = Result<(), DecideError>;
@@ -226,9 +235,11 @@ impl Simulation {
         let next_batch = batches.next();
         let hours = Duration::from_secs(options.hours * 3_600);
         let rules = Arc::new(script::rules_of(&script::policies(), options.spread));
+        let deliver = Deliver::new(&world, &options, &partitions);
         Self {
             critical: CriticalPath::new(&rules, &partitions),
-            deliver: Deliver::new(&world, &options, &partitions),
+            record: Record::new(&world, &deliver.outside, LIFECYCLE_PARTITIONS),
+            deliver,
             rules,
             world,
             store: Arc::new(InMemory::new()),
@@ -380,6 +391,9 @@ impl Simulation {
                 if self.deliver.wants() && self.world.nature().rng.chance(DELIVER_STEPS) {
                     self.deliver_for(DELIVER_SPAN_MAX)?;
                 }
+                if self.world.nature().rng.chance(RECORD_STEPS) {
+                    self.record.step()?;
+                }
             }
             let frozen = self.world.nature().frozen.take();
             if let Some(place) = self.processes.iter().position(|process| Some(process.life.number) == frozen) {
@@ -443,6 +457,13 @@ impl Simulation {
             self.deliver_for(DELIVERED_WITHIN)?;
         }
         self.deliver.end();
+        while self.options.deliver.runs && self.record.is_open() {
+            if self.now() > until {
+                return Err(self.broken("liveness", "the record's writer goes on for ever".to_owned()));
+            }
+            self.world.time.pass(Duration::from_secs(1));
+            self.record.step()?;
+        }
         Ok(())
     }
 
@@ -724,6 +745,7 @@ impl Simulation {
     fn heal(&mut self) {
         self.healed = true;
         self.deliver.heal();
+        self.record.heal();
         self.world.time.set_wrong(0);
         let now = self.now();
         for process in &mut self.processes {
@@ -755,7 +777,7 @@ impl Simulation {
         let alone = self.processes.iter().all(|process| process.replaced || process.run.is_none());
         let starts = (alone && self.start_at > now).then_some(self.start_at);
         let next = self.processes.iter().filter_map(of_process).chain(batch).chain(starts).filter(|at| *at > now).min();
-        let next = next.into_iter().chain(self.deliver.next().filter(|_| self.options.deliver.runs)).min();
+        let next = next.into_iter().chain(self.deliver.next_event().filter(|_| self.options.deliver.runs)).min();
         if self.options.deliver.runs && self.deliver.wants() {
             return self.deliver_for(next.map_or(DELIVER_SPAN_MAX, |at| at - now));
         }
@@ -821,6 +843,6 @@ fn topics(options: &Options) -> Vec<(String, u32)> {
         }
     }
     all.extend(Priority::ALL.iter().map(|priority| (topics.events(*priority), 1)));
-    all.extend([(topics.dlq(), 1), (topics.lifecycle(), 2), (topics.cuts(), 1)]);
+    all.extend([(topics.dlq(), 1), (topics.lifecycle(), LIFECYCLE_PARTITIONS), (topics.cuts(), 1)]);
     all
 }

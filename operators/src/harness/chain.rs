@@ -15,6 +15,7 @@
 use std::sync::Arc;
 
 use tidings_schemas::channel::Priority;
+use tidings_schemas::deliberate::{self, Bug};
 use tidings_schemas::ids::{key_group, placement};
 use tidings_schemas::reason::Reason;
 use tidings_schemas::time::Instant;
@@ -31,7 +32,6 @@ use super::pulse::Pulse;
 use super::saying::Saying;
 use super::stage::{Env, Flow, Outbox, Stage};
 use super::table::{Image, StateKey, UserKey};
-use crate::deliberate::{self, Bug};
 use crate::ingest::{Arrived, Body, Path};
 use crate::keyed::{Cause, Known, PORT_CRITICAL, PORT_HIGH};
 use crate::lanes;

@@ -33,7 +33,6 @@
 pub mod aside;
 pub mod chain;
 pub mod dataflow;
-pub mod deliberate;
 pub mod delta;
 pub(crate) mod drafts;
 pub mod dropped;

@@ -11,12 +11,12 @@ use std::sync::Arc;
 use hashbrown::HashTable;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
+use tidings_schemas::deliberate::{self, Bug};
 use tidings_schemas::ids::{KeyGroup, key_group, placement};
 use tidings_schemas::time::Instant;
 
 use super::slab::{Place, Slab, Tag};
 use super::timers::{Due, Timer, Timers};
-use crate::deliberate::{self, Bug};
 use crate::keyed::{Operator, State, Subkey, TimerId};
 
 /// Sub-tables of one index: growing one moves a 256th of all keys, and stalls for as long.

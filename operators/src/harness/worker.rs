@@ -177,7 +177,7 @@ impl Intake {
         let (read, blocks) = match caught(|| self.release(&cut)) {
             Ok(released) => released,
             Err(died) => {
-                let _ = self.reports.send(killed(self.worker, died, cut.epoch, |_| None));
+                let _ = self.reports.send(killed(self.worker, *died, cut.epoch, |_| None));
                 return Ok(Step::Stop);
             }
         };
@@ -320,7 +320,7 @@ impl Epochs {
             Err(died) => {
                 self.dead = true;
                 let name = |number| self.chain.operators().nth(number).cloned();
-                let _ = self.reports.send(killed(self.worker, died, cut.epoch, name));
+                let _ = self.reports.send(killed(self.worker, *died, cut.epoch, name));
                 return false;
             }
         };
@@ -331,7 +331,7 @@ impl Epochs {
 }
 
 /// What the host is told of a panic.
-fn killed(worker: usize, died: Box<Died>, epoch: u64, name: impl Fn(usize) -> Option<Arc<str>>) -> Report {
+fn killed(worker: usize, died: Died, epoch: u64, name: impl Fn(usize) -> Option<Arc<str>>) -> Report {
     match died.killed(epoch, name) {
         Ok(killed) => Report::Killed(worker, Box::new(killed)),
         Err(problem) => Report::Failed(worker, problem),

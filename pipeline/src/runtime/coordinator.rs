@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Select, Sender, bounded};
 use tidings_operators::calendar::Calendar;
-use tidings_operators::deliberate::{self, Bug};
 use tidings_operators::harness::aside::Killed;
 use tidings_operators::harness::chain::RestoreError;
 use tidings_operators::harness::dataflow::{Assigned, Command, Cut, Report, WorkerIo};
@@ -19,6 +18,7 @@ use tidings_operators::harness::feed::{Extent, Lot};
 use tidings_operators::harness::output::EpochOutput;
 use tidings_operators::harness::pulse::Pulse;
 use tidings_operators::ingest::Path;
+use tidings_schemas::deliberate::{self, Bug};
 use tidings_schemas::lifecycle::Row;
 use tidings_schemas::time::Instant;
 use tidings_sinks::log::{Log, LogError, TopicPartition};

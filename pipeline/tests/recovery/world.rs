@@ -212,7 +212,7 @@ impl World {
         let until: Instant = until.parse().unwrap();
         let event = |number: usize| {
             let (user, expires) =
-                (number % 12, if number % 2 == 0 { r#","expires_at":"2026-03-29T10:00:00Z""# } else { "" });
+                (number % 12, if number.is_multiple_of(2) { r#","expires_at":"2026-03-29T10:00:00Z""# } else { "" });
             let json =
                 format!(r#"{{"id":"d{number}","type":"like","user_id":"u{user}","object":{{"id":"d"}}{expires}}}"#);
             let to = TopicPartition { topic: "in.events".into(), partition: u32::try_from(user % 3).unwrap() };

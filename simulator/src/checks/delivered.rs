@@ -98,10 +98,10 @@ fn is_accepted(row: &Row) -> bool {
 /// Every leg in a lane comes to an end, every delivery too; and what is said to have arrived has.
 pub(super) fn lost(delivered: &Delivered, seen: &Seen, fates: &Fates) -> Verdict {
     const PROMISE: &str = "lost";
-    let mut by_leg: BTreeMap<LegId, BTreeSet<DeliveryId>> = BTreeMap::new();
-    for rows in delivered.rows.values() {
-        by_leg.entry(rows[0].leg).or_default().insert(rows[0].delivery);
-    }
+    // Two legs that end up on one channel, a silent one and one that was turned away elsewhere, are one delivery.
+    let heard: BTreeSet<(NotificationId, Channel)> = (delivered.rows.values())
+        .filter_map(|rows| rows.first().and_then(|row| Some((row.notification, row.channel?))))
+        .collect();
     let ended: BTreeSet<(LegId, &str)> = (seen.rows.values())
         .filter(|row| row.unit == Unit::Leg && row.stage == Stage::Deliver)
         .filter(|row| row.states.iter().any(|it| matches!(it, State::Expired | State::Suppressed | State::Returned)))
@@ -109,10 +109,13 @@ pub(super) fn lost(delivered: &Delivered, seen: &Seen, fates: &Fates) -> Verdict
         .collect();
     for Laid { record, at } in &delivered.laid {
         let cause = if record.returns == 0 { String::new() } else { format!("return {}", record.returns) };
-        if !by_leg.contains_key(&record.leg) && !ended.contains(&(record.leg, cause.as_str())) {
+        if !heard.contains(&(record.notification, record.channel)) && !ended.contains(&(record.leg, cause.as_str())) {
             let what =
-                format!("{} for {} on {}, laid at {at}, was never heard of", record.leg, record.user, record.channel);
-            return broken(PROMISE, what);
+                format!("laid at {at}, and never heard of: {}", serde_json::to_string(record).unwrap_or_default());
+            let about = seen.rows.values().filter(|row| row.notification == record.notification);
+            let about =
+                about.map(|row| format!("  {} {:?} {:?} {} {}", row.at, row.unit, row.states, row.leg, row.caused_by));
+            return broken(PROMISE, format!("{what}\n{}", about.collect::<Vec<_>>().join("\n")));
         }
     }
     let received = delivered.received();
@@ -195,7 +198,7 @@ pub(super) fn consent(delivered: &Delivered, seen: &Seen) -> Verdict {
         let no = |it: &&Record| {
             Profile::from_json(it.value.as_deref()).is_ok_and(|profile| refuses(&profile, called.channel, record))
         };
-        if own[first..].iter().all(|it| no(it)) {
+        if own[first..].iter().all(no) {
             let story = delivered.story(called.delivery);
             let (user, channel, at) = (&called.user, called.channel, called.at);
             let what =
@@ -213,6 +216,10 @@ fn late(
     promise: &'static str,
     concerns: impl Fn(&Called) -> bool,
 ) -> Verdict {
+    // Where few may be in flight a lane waits for its own records.
+    if simulation.options.deliver.records_max < 50 {
+        return Ok(());
+    }
     let most = simulation.options.deliver.poll_wait * 2 + CALLED_WITHIN;
     let mut laid: BTreeMap<(NotificationId, Channel), Vec<Instant>> = BTreeMap::new();
     for Laid { record, at } in &delivered.laid {
@@ -224,7 +231,10 @@ fn late(
         let laid = laid.get(&(called.notification, called.channel)).map(Vec::as_slice).unwrap_or_default();
         let (first, [at]) = (seen.insert(called.delivery), laid) else { continue };
         let unwell = |trouble: Option<Instant>| trouble.is_some_and(|it| it.after(GATE_MAX) > *at);
-        if !first || unwell(called.shared_trouble) || unwell(called.own_trouble) {
+        // Somebody who had claimed it died or was thrown out: its lease is waited for.
+        let waited = delivered.rows.get(&called.delivery).into_iter().flatten();
+        let waited = waited.flat_map(|row| &row.states).any(|state| *state == State::Unknown);
+        if !first || waited || unwell(called.shared_trouble) || unwell(called.own_trouble) {
             continue;
         }
         let from = (*at).max(called.steady.0);
@@ -243,9 +253,5 @@ pub(super) fn critical_waited(simulation: &Simulation, delivered: &Delivered) ->
 
 /// A lane whose own provider is well does not feel another's bad day.
 pub(super) fn isolation(simulation: &Simulation, delivered: &Delivered) -> Verdict {
-    // Where few may be in flight a lane waits for its own records.
-    if simulation.options.deliver.records_max < 50 {
-        return Ok(());
-    }
     late(simulation, delivered, "isolation", |called| called.priority != Priority::Critical)
 }

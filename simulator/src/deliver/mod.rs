@@ -40,6 +40,9 @@ const ROUNDS_MAX: u64 = 30;
 /// A process that was not stepped for longer stood still.
 const LATE: Duration = Duration::from_millis(300);
 
+/// About so many steps a process goes on that another one was started for.
+const ZOMBIE_STEPS: u64 = 60;
+
 struct Plain;
 
 impl Render for Plain {
@@ -147,7 +150,7 @@ impl Deliver {
     }
 
     /// The next instant at which something happens here by itself, if nobody is stepped.
-    pub fn next(&mut self) -> Option<Duration> {
+    pub fn next_event(&mut self) -> Option<Duration> {
         let now = self.world.time.elapsed();
         let open = self.is_open();
         let thaws = self.processes.iter().map(|process| process.frozen_until);
@@ -255,6 +258,12 @@ impl Deliver {
             return Ok(());
         }
         let place = awake[usize::try_from(self.outside.below(awake.len() as u64)).unwrap_or(0)];
+        if self.processes[place].replaced && self.outside.below(ZOMBIE_STEPS) == 0 {
+            self.bury(place, "is found and killed by its supervisor");
+            return Ok(());
+        }
+        // While one goes on the others stand still: not for long.
+        let span = if awake.len() > 1 { span.min(LATE) } else { span };
         let rounds = if span.is_zero() { self.outside.below(ROUNDS_MAX) + 1 } else { 0 };
         let process = &mut self.processes[place];
         let behind = now.saturating_sub(process.stands);

@@ -12,6 +12,7 @@ use std::time::Duration;
 use futures_util::future::FutureExt;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tidings_schemas::channel::{Channel, Priority};
+use tidings_schemas::deliberate::{self, Bug};
 use tidings_schemas::ids::{DeliveryId, LegId};
 use tidings_schemas::lane::{LaneRecord, ReturnCause, Returned};
 use tidings_schemas::lifecycle::{Row, State};
@@ -47,6 +48,9 @@ const CRITICAL_LEDGER_WAIT: Duration = Duration::from_millis(300);
 /// How long the ledger is asked to take what became of a critical call. Until it has it, a repeat of the event
 /// would wait for the lease and be sent again; beyond it, attempts of an outage would pile up in memory.
 const CRITICAL_SETTLE_MAX: Duration = Duration::from_secs(60);
+/// How old what the directory said may be when it is judged before a call. Claims come at once where the ledger
+/// is well; where they had to wait for it, whoever opted out meanwhile is asked again.
+const LOOKED_MAX: Duration = Duration::from_secs(1);
 /// First and longest pause when ledger or directory don't answer.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
@@ -195,6 +199,8 @@ struct Delivery {
     /// As the directory has it now.
     listed: Option<Listed>,
     profile: Arc<Profile>,
+    /// When the directory said so.
+    looked: Instant,
     /// Attempts that are known.
     known: u32,
     /// Attempts whose rows are in the log.
@@ -231,6 +237,9 @@ enum Step {
 
 /// Why a delivery ends before its call, and the detail of that.
 type Unwanted = Box<(Note, String)>;
+
+/// A delivery that was to be claimed, and what came of it.
+type Asked = (Delivery, Result<Granted, Entry>);
 
 /// Granted deliveries for one provider, with their texts.
 type Calls = (Arc<dyn Provider>, Vec<(Granted, Content)>);
@@ -358,8 +367,9 @@ impl Deliverer {
                     () = tokio::time::sleep(self.sleep_until(at, self.now())) => {}
                 }
                 let Some(mut known) = self.look(desk, &[&delivery.leg.record]).await else { return Vec::new() };
-                let delivery =
-                    known.pop().map_or_else(|| (*delivery).clone(), |known| delivery.clone().refreshed(&known));
+                let delivery = known
+                    .pop()
+                    .map_or_else(|| (*delivery).clone(), |known| delivery.clone().refreshed(&known, self.now()));
                 self.admit(desk, vec![delivery]).await
             }
             Step::Call { provider, granted } => self.call(desk, &provider, granted).await,
@@ -427,6 +437,7 @@ impl Deliverer {
             _ => Bucket::Own,
         };
         let attempts = leg.retry.as_ref().map_or(0, |retry| retry.attempt);
+        let now = self.now();
         let delivery = |(address_id, listed): (String, Option<Listed>)| Delivery {
             leg: leg.clone(),
             key: Key {
@@ -436,6 +447,7 @@ impl Deliverer {
             address_id,
             listed,
             profile: profile.clone(),
+            looked: now,
             known: attempts,
             said: attempts,
             fresh: true,
@@ -517,6 +529,7 @@ impl Deliverer {
         let mut calls: BTreeMap<&'static str, Calls> = BTreeMap::new();
         for batch in [critical, others] {
             let Some(claimed) = self.claim(desk, batch).await else { continue };
+            let Some(claimed) = self.refreshed(desk, claimed).await else { continue };
             for (delivery, claimed) in claimed {
                 let granted = match claimed {
                     Ok(granted) => granted,
@@ -642,7 +655,7 @@ impl Deliverer {
 
     /// An owner's name, the lease and the count, for each; asks until the ledger answers. Critical ones go on
     /// without it. `None`: abandoned.
-    async fn claim(&self, desk: &Desk, deliveries: Vec<Delivery>) -> Option<Vec<(Delivery, Result<Granted, Entry>)>> {
+    async fn claim(&self, desk: &Desk, deliveries: Vec<Delivery>) -> Option<Vec<Asked>> {
         if deliveries.is_empty() {
             return None;
         }
@@ -702,6 +715,24 @@ impl Deliverer {
         }
     }
 
+    /// What was claimed, with what the directory says now, where that was long ago. `None`: abandoned.
+    async fn refreshed(&self, desk: &Desk, mut claimed: Vec<Asked>) -> Option<Vec<Asked>> {
+        let now = self.now();
+        let old = |granted: &Granted| now.since(granted.delivery.looked) > self.clocked(LOOKED_MAX);
+        let granted = claimed.iter_mut().filter_map(|(_, claimed)| claimed.as_mut().ok());
+        let mut granted: Vec<&mut Granted> = granted.filter(|granted| old(granted)).collect();
+        if granted.is_empty() {
+            return Some(claimed);
+        }
+        let legs: Vec<_> = granted.iter().map(|granted| granted.delivery.leg.clone()).collect();
+        let records: Vec<_> = legs.iter().map(|leg| &leg.record).collect();
+        let known = self.look(desk, &records).await?;
+        for (granted, known) in granted.iter_mut().zip(known) {
+            granted.delivery = granted.delivery.clone().refreshed(&known, self.now());
+        }
+        Some(claimed)
+    }
+
     /// The longest that a call for it may take, and a margin, on the clock.
     fn lease(&self, delivery: &Delivery) -> Duration {
         let provider = delivery.listed.as_ref().and_then(|it| self.parts.providers.of(&it.address));
@@ -721,6 +752,9 @@ impl Deliverer {
             return None;
         }
         match attempt.phase {
+            Phase::Pending { .. } if deliberate::has(Bug::ClaimTakenAsSent) => {
+                self.finish(desk, &leg, Ended::Held).await;
+            }
             Phase::Pending { lease_until, .. } => {
                 return Some(Step::Again { at: lease_until, gate: None, delivery: Box::new(delivery) });
             }
@@ -762,7 +796,9 @@ impl Deliverer {
         if delivery.leg.is_expired(now) {
             return end(Reason::Expired, false, "");
         }
-        if let Some(reason) = consent::objection(record, &delivery.profile, &self.parts.categories) {
+        if let Some(reason) = consent::objection(record, &delivery.profile, &self.parts.categories)
+            && !deliberate::has(Bug::ConsentNotAskedAgain)
+        {
             return end(reason, false, "");
         }
         let Some(listed) = delivery.listed.as_ref().filter(|it| it.is_live()) else {
@@ -1119,7 +1155,8 @@ impl Deliverer {
 }
 
 impl Delivery {
-    fn refreshed(mut self, known: &Known) -> Self {
+    fn refreshed(mut self, known: &Known, now: Instant) -> Self {
+        self.looked = now;
         if self.leg.record.channel != Channel::InApp {
             self.listed = known.addresses.iter().find(|it| it.address.address_id == self.address_id).cloned();
         }

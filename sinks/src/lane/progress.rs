@@ -13,6 +13,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use serde::{Deserialize, Serialize};
+use tidings_schemas::deliberate::{self, Bug};
 use tidings_schemas::time::Instant;
 
 use super::metrics::Reached;
@@ -164,7 +165,8 @@ impl Progress {
 
     /// What a commit would say now.
     pub(crate) fn commit(&mut self) -> Commit {
-        let offset = self.open.first_key_value().map_or(self.next, |(offset, _)| *offset);
+        let open = self.open.first_key_value().filter(|_| !deliberate::has(Bug::CommittedPastTheUnsettled));
+        let offset = open.map_or(self.next, |(offset, _)| *offset);
         while let Some((_, said_through)) = self.rises.pop_front_if(|(at, _)| *at < offset) {
             self.mark_below = Some(said_through);
         }

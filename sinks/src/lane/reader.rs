@@ -60,6 +60,8 @@ struct Partition {
     /// Absent until the loop has seen the assignment.
     progress: Option<Progress>,
     commit: Option<Commit>,
+    /// What was polled before that: taken in by `welcome`, however often it fails first.
+    unseen: Vec<Record>,
     held: VecDeque<Held>,
     flying: usize,
     paused: bool,
@@ -151,6 +153,7 @@ impl Assignment for Callbacks {
             let new = Partition {
                 progress: None,
                 commit: commit.clone(),
+                unseen: Vec::new(),
                 held: VecDeque::new(),
                 flying: 0,
                 paused: false,
@@ -320,6 +323,9 @@ impl LaneReader {
             let progress = Progress::resume(commit.as_ref(), range.start, range.end, incarnation.clone(), now);
             if let Some(it) = shared.state().partitions.get_mut(&partition) {
                 it.progress = Some(progress);
+                for record in std::mem::take(&mut it.unseen) {
+                    self.take(it, record, &incarnation);
+                }
             }
         }
         self.commit(shared, member).await
@@ -442,28 +448,22 @@ impl LaneReader {
             tokio::select! { () = tokio::time::sleep(idle) => {}, () = stop.cancelled() => {} }
         }
         let incarnation = self.deliverer.incarnation();
-        let mut unseen = BTreeMap::new();
+        let mut unseen = false;
         {
             let mut state = shared.state();
             for (partition, record) in records {
                 let Some(it) = state.partitions.get_mut(&partition) else { continue };
                 if it.progress.is_none() {
-                    // Assigned within this very poll: taken in after `welcome`.
-                    unseen.entry(partition).or_insert_with(Vec::new).push(record);
+                    // Assigned within this very poll.
+                    it.unseen.push(record);
+                    unseen = true;
                     continue;
                 }
                 self.take(it, record, &incarnation);
             }
         }
-        if !unseen.is_empty() {
+        if unseen {
             self.welcome(shared, member).await?;
-            let mut state = shared.state();
-            for (partition, records) in unseen {
-                let Some(it) = state.partitions.get_mut(&partition) else { continue };
-                for record in records {
-                    self.take(it, record, &incarnation);
-                }
-            }
         }
         Ok(())
     }

@@ -139,6 +139,10 @@ impl Render for Plain {
 struct Crash {
     left: AtomicI64,
     dead: AtomicBool,
+    /// So many times the log does not say how far a partition goes.
+    rangeless: AtomicI64,
+    /// So many times the ledger takes no claim.
+    claimless: AtomicI64,
 }
 
 impl Crash {
@@ -147,7 +151,12 @@ impl Crash {
     }
 
     fn at(n: i64) -> Arc<Self> {
-        Arc::new(Self { left: AtomicI64::new(n), dead: AtomicBool::new(false) })
+        Arc::new(Self {
+            left: AtomicI64::new(n),
+            dead: AtomicBool::new(false),
+            rangeless: AtomicI64::new(0),
+            claimless: AtomicI64::new(0),
+        })
     }
 
     fn is_dead(&self) -> bool {
@@ -186,6 +195,9 @@ impl Ledger for CrashingLedger {
         self.0.incarnation(now).await
     }
     async fn claim(&self, by: &Incarnation, claims: &[Claim], now: Instant) -> Result<Vec<Claimed>, LedgerError> {
+        if self.1.claimless.fetch_sub(1, Ordering::SeqCst) > 0 {
+            return Err(LedgerError::Unreachable("busy".to_owned()));
+        }
         self.effect(self.0.claim(by, claims, now)).await
     }
     async fn settle(&self, by: &Incarnation, settles: &[Settle], now: Instant) -> Result<Vec<bool>, LedgerError> {
@@ -225,6 +237,9 @@ impl Log for CrashingLog {
         self.0.reader(partition, from)
     }
     fn range(&self, partition: &TopicPartition) -> Result<std::ops::Range<u64>, LogError> {
+        if self.1.rangeless.fetch_sub(1, Ordering::SeqCst) > 0 {
+            return Err(LogError::Unreachable("busy".to_owned()));
+        }
         self.0.range(partition)
     }
     fn describe(&self, names: &[String]) -> Result<Vec<TopicSpec>, LogError> {
@@ -650,6 +665,41 @@ async fn repeats_behind_a_mark_are_dropped_and_others_are_met_in_the_ledger() {
         .unwrap()
         .unwrap();
     assert!(commit.offset == 4 && commit.metadata.starts_with(r#"{"mark":1,"#), "{commit:?}");
+}
+
+// Found by the simulator: they were dropped, and the next commit went past them.
+#[tokio::test(start_paused = true)]
+async fn records_that_come_with_their_partition_outlive_a_log_that_fails_to_say_how_far_it_goes() {
+    let world = World::new(Channel::Push).await;
+    for user in ["u1", "u2"] {
+        world.device(user, "a").await;
+        world.say(&world.leg(user, Priority::Medium), Some(1));
+    }
+    let crash = Crash::never();
+    crash.rangeless.store(2, Ordering::SeqCst);
+    let process = world.start(&MEDIUM, crash, "p", limits()).await;
+    world.done(&MEDIUM).await;
+    for user in ["u1", "u2"] {
+        assert_eq!(world.said(user), ["created rendered sent delivered"], "{user}");
+    }
+    process.stop().await;
+}
+
+// A wish that comes while a claim waits for the ledger is heeded: the profile is looked up again.
+#[tokio::test(start_paused = true)]
+async fn an_opt_out_during_a_ledgers_outage_reaches_what_waits_to_be_claimed() {
+    let world = World::new(Channel::Push).await;
+    world.device("u1", "a").await;
+    world.say(&world.leg("u1", Priority::Medium), Some(1));
+    let crash = Crash::never();
+    crash.claimless.store(10, Ordering::SeqCst);
+    let process = world.start(&MEDIUM, crash, "p", limits()).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    world.profile("u1", r#"{"channels":{"push":false}}"#).await;
+    world.done(&MEDIUM).await;
+    assert_eq!(world.said("u1"), ["created suppressed opted_out"]);
+    assert!(world.provider.times("u1").is_empty());
+    process.stop().await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -235,6 +235,9 @@ enum Step {
     Settle(Vec<(Settle, Option<Incarnation>)>),
 }
 
+/// Why a delivery ends before its call, and the detail of that.
+type Unwanted = Box<(Note, String)>;
+
 /// A delivery that was to be claimed, and what came of it.
 type Asked = (Delivery, Result<Granted, Entry>);
 
@@ -541,7 +544,8 @@ impl Deliverer {
                         let slot = calls.entry(provider.name()).or_insert_with(|| (provider.clone(), Vec::new()));
                         slot.1.push((granted, content));
                     }
-                    Err((note, detail)) => {
+                    Err(ended) => {
+                        let (note, detail) = *ended;
                         self.give_back(&granted.delivery);
                         verdicts.push(Verdict { granted, phase: Some(Phase::Dead { note }), detail });
                     }
@@ -777,13 +781,14 @@ impl Deliverer {
     }
 
     /// Step 4, right before the call: whether it is still wanted, and its text.
-    fn judge(&self, granted: &Granted) -> Result<(Arc<dyn Provider>, Content), (Note, String)> {
+    fn judge(&self, granted: &Granted) -> Result<(Arc<dyn Provider>, Content), Unwanted> {
         let delivery = &granted.delivery;
         let record = &delivery.leg.record;
         let now = self.now();
         let end = |reason, dlq, detail: &str| {
             let unknown = granted.under.is_none();
-            Err((Note { at: now, reason: Some(reason), dlq, unknown, ..Note::default() }, detail.to_owned()))
+            let note = Note { at: now, reason: Some(reason), dlq, unknown, ..Note::default() };
+            Err(Box::new((note, detail.to_owned())))
         };
         if granted.entry.newest().number > self.parts.schedule.attempts(record.priority) {
             return end(Reason::AttemptsExhausted, true, "the lease of the last attempt ran out");

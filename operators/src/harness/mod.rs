@@ -30,6 +30,7 @@
 //! That an epoch is short. Whoever wants latency cuts often; whoever floods one user makes that
 //! user's worker the slowest.
 
+pub(crate) mod buffers;
 pub mod chain;
 pub mod dataflow;
 pub mod deliberate;
@@ -42,6 +43,7 @@ pub mod output;
 pub(crate) mod profiles;
 pub(crate) mod saying;
 pub(crate) mod slab;
+pub(crate) mod spread;
 pub(crate) mod stage;
 pub mod table;
 pub(crate) mod timers;

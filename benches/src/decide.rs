@@ -243,6 +243,7 @@ impl Host {
                 joined.join(*output);
                 *workers += 1;
             }
+            Report::Killed(worker, killed) => bail!("worker {worker}: {}", killed.skip.problem),
             Report::Failed(worker, problem) => bail!("worker {worker}: {problem}"),
         }
         Ok(())

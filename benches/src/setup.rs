@@ -112,7 +112,7 @@ impl Setup {
         // The workload's mix has text messages, for which the example has no sink.
         let provided: ChannelSet = config.topology.sinks.keys().copied().chain([Channel::Sms]).collect();
         let rules = Rules::new(&config.policies, provided, spread, calendar)?;
-        let wiring = Wiring { sources: engine, operators: wired };
+        let wiring = Wiring { sources: engine, operators: wired, more: &[] };
         Ok(Self { wiring, sources, rules: Arc::new(rules), topology: config.topology.canonical().into() })
     }
 

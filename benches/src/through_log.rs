@@ -83,6 +83,7 @@ pub fn run(
     let stop = Arc::new(AtomicBool::new(false));
     let count = Arc::new(Count::default());
     let around = Surroundings {
+        crumbs: None,
         log: Arc::clone(log),
         checkpoints: Checkpoints::in_folder(checkpoints).map_err(|problem| anyhow!(problem))?,
         clock: Arc::new(SystemClock::default()),

@@ -195,7 +195,9 @@ impl Workload {
         let start: Instant = "2026-06-01T19:30:00Z".parse()?;
         let mut making = Making { dice: Dice(75), records: BTreeMap::new() };
         making.side_inputs(setup, size.users, start)?;
-        let cut = |epoch, now, ends| Arc::new(Cut { epoch, now, rules: Arc::clone(&setup.rules), ends });
+        let cut = |epoch, now, ends| {
+            Arc::new(Cut { epoch, now, rules: Arc::clone(&setup.rules), ends, skips: Arc::default(), crumbs: None })
+        };
         let mut cuts = vec![cut(1, start, making.ends())];
 
         let mut sources = BTreeMap::new();

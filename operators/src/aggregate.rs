@@ -99,6 +99,7 @@ pub struct Aggregate {
 
 impl Operator for Aggregate {
     const KIND: &'static str = "aggregate";
+    const MERGES: bool = true;
     type Params = AggregateParams;
     type User = ();
     type Entry = WindowV1;

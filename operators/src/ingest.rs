@@ -71,6 +71,8 @@ pub struct Arrived {
     pub offset: u64,
     /// Its event id.
     pub event: EventId,
+    /// Whether the other path handed it over, under this id: then it may come twice.
+    pub handed_over: bool,
     /// What it is.
     pub body: Body,
 }
@@ -190,7 +192,7 @@ pub fn ingest(source: &Source, lot: Lot, record: &RawRecord, rules: &Rules, path
         SourceKind::Addresses => parse_address(record),
     };
     match body {
-        Ok(body) => Arrived { offset: record.offset, event, body },
+        Ok(body) => Arrived { offset: record.offset, event, handed_over: kept_event(record).is_some(), body },
         Err((reason, problem)) => reject(source, lot, record, reason, problem),
     }
 }
@@ -211,7 +213,7 @@ pub fn reject(source: &Source, lot: Lot, record: &RawRecord, reason: Reason, pro
         raw: record.value.as_deref().unwrap_or_default().to_vec(),
         created_at: record.timestamp,
     };
-    Arrived { offset: record.offset, event, body: Body::Rejected(Box::new(rejected)) }
+    Arrived { offset: record.offset, event, handed_over: false, body: Body::Rejected(Box::new(rejected)) }
 }
 
 fn event_id(source: &Source, lot: Lot, record: &RawRecord) -> EventId {

@@ -99,8 +99,20 @@ pub trait State: Default + Clone + Serialize + DeserializeOwned + Send + 'static
     /// When this build knows no way from that version.
     fn migrate(from: u8, bytes: &[u8]) -> Result<Self, String> {
         let _ = bytes;
-        Err(format!("state of version {from}, this build reads version {} only", Self::VERSION))
+        Err(unknown_version::<Self>(from))
     }
+}
+
+/// Why state of version `from` is not read: what a `migrate` says of one that it does not know.
+#[must_use]
+pub fn unknown_version<S: State>(from: u8) -> String {
+    newer_version(from, S::VERSION)
+}
+
+pub(crate) fn newer_version(from: u8, reads: u8) -> String {
+    format!(
+        "it is of version {from}, and this build reads version {reads} only: start a build that knows version {from}"
+    )
 }
 
 impl State for () {}
@@ -124,6 +136,10 @@ pub trait Operator: Send + Sized + 'static {
     const KIND: &'static str;
     /// Where in a chain it may stand.
     const POSITION: Position = Position::Items;
+    /// Whether it may hand on items of several events.
+    const MERGES: bool = false;
+    /// Whether it takes items of one event only.
+    const SINGLE: bool = false;
     /// What it must know about users.
     const JOINS: &'static [SideInput] = &[];
     /// Its parameters there.
@@ -167,6 +183,8 @@ pub trait Operator: Send + Sized + 'static {
 pub enum Cause {
     /// An event: the unit's own or another's.
     Event(EventId),
+    /// An event that the other path handed over under its own id.
+    HandedOver(EventId),
     /// A timer of an entry.
     Timer,
     /// A changed profile or address.

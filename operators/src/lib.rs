@@ -39,5 +39,3 @@ pub mod lanes;
 
 pub mod harness;
 pub mod script;
-
-pub use harness::deliberate;

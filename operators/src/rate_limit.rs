@@ -24,13 +24,13 @@ use schemars::{JsonSchema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, de};
 use smallvec::SmallVec;
 use tidings_schemas::channel::Channel;
+use tidings_schemas::deliberate::{self, Bug};
 use tidings_schemas::lifecycle::State as Did;
 use tidings_schemas::policy::{Limits, Overflow};
 use tidings_schemas::reason::Reason;
 use tidings_schemas::time::Instant;
 use tidings_schemas::units::Rate;
 
-use crate::deliberate::{self, Bug};
 use crate::item::Item;
 use crate::keyed::{Cx, Known, Operator, State, Subkey, TimerId};
 use crate::params::{Mistake, Names, Position, Report, Step, key};

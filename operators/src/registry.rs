@@ -10,6 +10,7 @@ use crate::params::Report;
 use crate::when;
 
 /// A kind of operator.
+#[derive(Debug)]
 pub struct OperatorKind {
     /// Its word in the YAML.
     pub kind: &'static str,
@@ -18,6 +19,14 @@ pub struct OperatorKind {
 
 /// A stage of an operator's id, number and parameters.
 type Build = fn(Arc<str>, usize, serde_json::Value) -> Result<Box<dyn Stage>, String>;
+
+impl OperatorKind {
+    /// The kind of `O`: for a wiring with operators that are not of the house.
+    #[must_use]
+    pub const fn of<O: Operator>() -> Self {
+        Self { kind: O::KIND, build: |id, number, params| Ok(Box::new(Keyed::new(id, number, make::<O>(params)?))) }
+    }
+}
 
 /// Somebody who needs the types behind the kinds: the loader.
 pub trait Visitor {
@@ -28,10 +37,7 @@ pub trait Visitor {
 macro_rules! kinds {
     ($($operator:ty),* $(,)?) => {
         /// All kinds.
-        pub const KINDS: &[OperatorKind] = &[$(OperatorKind {
-            kind: <$operator as Operator>::KIND,
-            build: |id, number, params| Ok(Box::new(Keyed::new(id, number, make::<$operator>(params)?))),
-        }),*];
+        pub const KINDS: &[OperatorKind] = &[$(OperatorKind::of::<$operator>()),*];
 
         /// Shows all kinds to `visitor`, as types.
         pub fn visit(visitor: &mut impl Visitor) {
@@ -101,6 +107,8 @@ pub struct Wiring {
     pub sources: Vec<Source>,
     /// The operators.
     pub operators: Vec<Wired>,
+    /// Kinds beside those of the house.
+    pub more: &'static [OperatorKind],
 }
 
 /// Why a wiring makes no chain. The loader finds all of these first, with line and column.
@@ -123,7 +131,9 @@ impl Wiring {
         let mut sources = vec![Vec::new(); self.sources.len()];
         for (number, wired) in self.operators.iter().enumerate() {
             let wrong = |problem: String| WiringError { operator: wired.id.to_string(), problem };
-            let kind = kind(&wired.kind).ok_or_else(|| wrong(format!("unknown kind `{}`", wired.kind)))?;
+            let more = || self.more.iter().find(|kind| kind.kind == wired.kind);
+            let kind =
+                kind(&wired.kind).or_else(more).ok_or_else(|| wrong(format!("unknown kind `{}`", wired.kind)))?;
             let stage = (kind.build)(Arc::clone(&wired.id), number, wired.params.clone()).map_err(wrong)?;
             let when =
                 wired.when.as_deref().map(when::compile).transpose().map_err(|error| wrong(error.to_string()))?;

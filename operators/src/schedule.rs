@@ -31,6 +31,8 @@ pub struct Schedule;
 
 impl Operator for Schedule {
     const KIND: &'static str = "schedule";
+    /// An item carries one date. Of a merged one the others were told as merged, and would wait unsaid.
+    const SINGLE: bool = true;
     type Params = ScheduleParams;
     type User = ();
     type Entry = ();

@@ -188,7 +188,7 @@ pub fn straight(operators: &[(&str, serde_json::Value, Option<&str>)]) -> Wiring
             to_lanes: number + 1 == operators.len(),
         });
     }
-    Wiring { sources: sources(), operators: wired }
+    Wiring { sources: sources(), operators: wired, more: &[] }
 }
 
 /// A script under way: a chain on one worker, a clock, offsets.

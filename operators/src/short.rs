@@ -111,7 +111,7 @@ impl<const N: usize> Serialize for Short<N> {
 impl<'de, const N: usize> Deserialize<'de> for Short<N> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Bytes<const N: usize>;
-        impl<const N: usize> de::Visitor<'_> for Bytes<N> {
+        impl<'de, const N: usize> de::Visitor<'de> for Bytes<N> {
             type Value = Short<N>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -120,6 +120,15 @@ impl<'de, const N: usize> Deserialize<'de> for Short<N> {
 
             fn visit_bytes<E: de::Error>(self, bytes: &[u8]) -> Result<Short<N>, E> {
                 Ok(Short::from_slice(bytes))
+            }
+
+            /// In formats for people bytes are a list of numbers.
+            fn visit_seq<A: de::SeqAccess<'de>>(self, mut bytes: A) -> Result<Short<N>, A::Error> {
+                let mut short = Short::default();
+                while let Some(byte) = bytes.next_element()? {
+                    short.push(&[byte]);
+                }
+                Ok(short)
             }
         }
         deserializer.deserialize_bytes(Bytes)
@@ -139,6 +148,7 @@ mod tests {
             short.push(more.as_bytes());
             assert_eq!(&*short, expected.as_bytes());
             assert_eq!(postcard::from_bytes::<Short<4>>(&postcard::to_stdvec(&short).unwrap()).unwrap(), short);
+            assert_eq!(serde_json::from_str::<Short<4>>(&serde_json::to_string(&short).unwrap()).unwrap(), short);
             assert_eq!(postcard::to_stdvec(&short).unwrap(), postcard::to_stdvec(expected.as_bytes()).unwrap());
         }
         assert!(Short::<4>::from_slice(b"abcde") < Short::from_slice(b"b"));

@@ -70,7 +70,7 @@ fn input(seed: u64, rules: &Arc<Rules>) -> (Input, Vec<Arc<Cut>>) {
         }
         let end = |(lot, records): (&Lot, &Vec<RawRecord>)| (*lot, records.last().map_or(0, |last| last.offset + 1));
         let ends = input.iter().map(end).collect();
-        cuts.push(Arc::new(Cut { epoch, now, rules: Arc::clone(rules), ends }));
+        cuts.push(Arc::new(Cut { epoch, now, rules: Arc::clone(rules), ends, skips: Arc::default(), crumbs: None }));
     }
     (input, cuts)
 }
@@ -184,6 +184,7 @@ fn run(
         match report {
             Report::Ready(_, waker) => waker(),
             Report::Ahead(..) => {}
+            Report::Killed(worker, killed) => panic!("worker {worker}: {killed:?}"),
             Report::Done(_, output) => match outputs.get_mut(&output.epoch) {
                 None => drop(outputs.insert(output.epoch, *output)),
                 Some(all) => all.join(*output),

@@ -32,7 +32,7 @@ use crate::cutlog::Hash;
 use crate::runtime::critical::{CriticalPlan, wiring as critical_wiring};
 use crate::runtime::egress::Outlets;
 use crate::runtime::plan::{Plan, SourcePlan};
-use crate::topology::{Config, Deployment, Input, Log as LogPlace, Place, Role, Source, Topology, UnknownFields};
+use crate::topology::{Config, Input, Log as LogPlace, Place, Role, Source, TopicSettings, Topology, UnknownFields};
 
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -52,6 +52,9 @@ pub enum AssembleError {
     /// The bytes are not what this build stores.
     #[error("the stored topology cannot be read by this build: {0}; drain it with the build that wrote it")]
     Stored(serde_json::Error),
+    /// The log.
+    #[error(transparent)]
+    Log(#[from] LogError),
     /// There is more of something than the engine numbers.
     #[error("{0}")]
     TooMany(String),
@@ -218,7 +221,7 @@ fn decide(topology: &Topology) -> Result<Wiring, AssembleError> {
             to_lanes: sunk.contains(operator.id.as_str()),
         });
     }
-    Ok(Wiring { sources: taken.into_iter().map(incoming).collect(), operators })
+    Ok(Wiring { sources: taken.into_iter().map(incoming).collect(), operators, more: &[] })
 }
 
 /// The critical chain, over the critical sources and the side inputs.
@@ -288,17 +291,18 @@ pub fn critical_plan(plan: &Plan, assembly: &Assembly, members: usize) -> Option
     Some(CriticalPlan { wiring, sources, rules: Arc::clone(&plan.rules), outlets: plan.outlets.clone(), members })
 }
 
-/// The plan of stored canonical bytes: what an older topology's cuts are drained with.
+/// The plan of stored canonical bytes: what an older topology's cuts are drained with. It may read and
+/// write topics that the newer one does not know, so that `log` is asked for its own.
 ///
 /// # Errors
-/// When the bytes are not a topology of this build, or one of its parts no longer exists.
-pub fn older(
-    stored: &[u8],
-    calendar: Calendar,
-    partitions: BTreeMap<String, u32>,
-    settings: &RunSettings,
-) -> Result<Plan, AssembleError> {
+/// When the bytes are not a topology of this build, one of its parts no longer exists, or the log cannot
+/// be reached.
+pub fn older(stored: &[u8], calendar: Calendar, log: &dyn Log, settings: &RunSettings) -> Result<Plan, AssembleError> {
     let Stored { policies, topology } = serde_json::from_slice(stored).map_err(AssembleError::Stored)?;
+    // Only the names count: how many partitions there are, the log says.
+    let topics = topics_of(&topology, &TopicSettings::standard(false));
+    let names: Vec<String> = topics.into_iter().map(|topic| topic.name).collect();
+    let partitions = log.describe(&names)?.into_iter().map(|topic| (topic.name, topic.partitions)).collect();
     let assembly = Assembly::new(&topology, &policies, calendar, &partitions)?;
     Ok(plan_of(&topology, &assembly, partitions, settings))
 }
@@ -306,8 +310,11 @@ pub fn older(
 /// Every topic that a topology needs, as it should be kept (MODEL §4).
 #[must_use]
 pub fn topics(config: &Config) -> Vec<TopicSpec> {
-    let Deployment { topics: settings, .. } = &config.deployment;
-    let (topology, names) = (&config.topology, config.topology.topics());
+    topics_of(&config.topology, &config.deployment.topics)
+}
+
+fn topics_of(topology: &Topology, settings: &TopicSettings) -> Vec<TopicSpec> {
+    let names = topology.topics();
     let mut all: BTreeMap<String, TopicSpec> = BTreeMap::new();
     let mut add = |name: String, partitions: u32, retention: Retention| {
         // All but one copy: one may be away, and what was acknowledged is still there twice.

@@ -16,6 +16,9 @@
 //!    the last counted one: the first wins, a repeat is ignored, a gap is an error. The newest
 //!    checkpoint is the counted one of the highest epoch, not the last in the log.
 //!
+//! 5. A *skip* names a call that killed its operator; it stands behind the cut of its epoch, whose outputs
+//!    nobody said before.
+//!
 //! # Invariants
 //! - Two generations never both have a cut of one epoch counted.
 //! - What counts never stops counting: trimming removes only cuts that a kept checkpoint covers.
@@ -36,8 +39,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use tidings_operators::deliberate::{self, Bug};
+use tidings_operators::harness::aside::Skip;
 use tidings_schemas::codec::{frame, unframe};
+use tidings_schemas::deliberate::{self, Bug};
 use tidings_schemas::time::Instant;
 use tidings_sinks::log::{Append, Log, LogError, TopicPartition};
 
@@ -92,6 +96,15 @@ pub struct CutBody {
     pub finished: Option<(u64, u64)>,
 }
 
+/// A call that killed its operator.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SkipAt {
+    /// The epoch, of which nothing was said with it.
+    pub epoch: u64,
+    /// What is left out whenever that epoch runs.
+    pub skip: Skip,
+}
+
 /// A record of the log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Entry {
@@ -116,6 +129,13 @@ pub enum Entry {
         /// The epoch at whose end it was taken; every output up to it was acknowledged.
         epoch: u64,
     },
+    /// A call is left out of an epoch, for ever. It stands behind that epoch's cut.
+    Skip {
+        /// Whose.
+        generation: u64,
+        /// Which call.
+        skip: SkipAt,
+    },
 }
 
 /// A checkpoint that counts.
@@ -132,8 +152,11 @@ pub struct Named {
 pub struct Counted {
     /// Counted cuts, without gaps, each with its offset.
     pub cuts: Vec<(u64, CutBody)>,
-    /// Counted checkpoints by epoch; of one epoch the first.
-    pub checkpoints: BTreeMap<u64, Named>,
+    /// Counted checkpoints by epoch and offset: of one epoch there is another where the first could not be
+    /// read.
+    pub checkpoints: BTreeMap<(u64, u64), Named>,
+    /// Calls that are left out, by epoch.
+    pub skips: BTreeMap<u64, Vec<Skip>>,
     /// The highest generation that wrote anything.
     pub generation: Option<u64>,
     /// The highest epoch of which everything was said.
@@ -191,7 +214,9 @@ impl Entry {
     const fn generation(&self, offset: u64) -> u64 {
         match self {
             Self::Begin { .. } => offset,
-            Self::Cut { generation, .. } | Self::Checkpoint { generation, .. } => *generation,
+            Self::Cut { generation, .. } | Self::Checkpoint { generation, .. } | Self::Skip { generation, .. } => {
+                *generation
+            }
         }
     }
 }
@@ -222,9 +247,16 @@ pub fn read(entries: impl IntoIterator<Item = (u64, Entry)>, trimmed: bool) -> R
                 counted.said_through = counted.said_through.max(cut.said_through);
                 counted.cuts.push((offset, cut));
             }
+            Entry::Skip { skip: SkipAt { epoch, skip }, .. } => {
+                let skips = counted.skips.entry(epoch).or_default();
+                // Two workers may die of one call, in two runs.
+                if !skips.contains(&skip) {
+                    skips.push(skip);
+                }
+            }
             Entry::Checkpoint { name, epoch, .. } => {
                 counted.said_through = counted.said_through.max(epoch);
-                counted.checkpoints.entry(epoch).or_insert(Named { name, epoch });
+                counted.checkpoints.insert((epoch, offset), Named { name, epoch });
             }
         }
     }
@@ -374,6 +406,9 @@ fn entries(log: &dyn Log, partition: &TopicPartition, last: u64) -> Result<Vec<(
 
 #[cfg(test)]
 mod tests {
+    use tidings_operators::harness::feed::Lot;
+    use tidings_operators::harness::ordinal::Ordinal;
+
     use super::*;
 
     fn cut(generation: u64, epoch: u64) -> Entry {
@@ -418,7 +453,7 @@ mod tests {
     fn the_newest_checkpoint_is_the_highest_not_the_last() {
         let log = vec![(1, cut(0, 1)), (2, cut(0, 2)), (3, checkpoint(0, 2)), (4, checkpoint(0, 1))];
         let counted = read(log, false).unwrap();
-        assert_eq!(counted.checkpoints.last_key_value().map(|(epoch, _)| *epoch), Some(2));
+        assert_eq!(counted.checkpoints.last_key_value().map(|((epoch, _), _)| *epoch), Some(2));
         assert_eq!(counted.said_through, 2);
     }
 
@@ -427,6 +462,16 @@ mod tests {
         let entry = Entry::Checkpoint { generation: 7, name: "7-42".to_owned(), epoch: 42 };
         let hex: String = entry.encode().iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(hex, "010207".to_owned() + "04372d3432" + "2a" + &hex[hex.len() - 8..]);
+        assert_eq!(Entry::decode(0, &entry.encode()).unwrap(), entry);
+        let skip = Skip {
+            ordinal: Ordinal::record(Lot { source: 1, partition: 2 }, 300),
+            operator: None,
+            problem: "it".to_owned(),
+        };
+        let entry = Entry::Skip { generation: 7, skip: SkipAt { epoch: 42, skip } };
+        let hex: String = entry.encode().iter().map(|byte| format!("{byte:02x}")).collect();
+        let ordinal = "0f02000100000002000000000000012c";
+        assert_eq!(hex, "0103072a".to_owned() + ordinal + "00" + "026974" + &hex[hex.len() - 8..]);
         assert_eq!(Entry::decode(0, &entry.encode()).unwrap(), entry);
         let error = Entry::decode(9, b"\x01nonsense").unwrap_err().to_string();
         assert!(error.starts_with("the cut log at offset 9: checksum"), "{error}");

@@ -8,6 +8,7 @@
 //!
 //! # Invariants
 //! - A stage that ends by itself ends the process: whoever supervises it starts it again.
+//! - A stage in which somebody stands still ends the process as well (`watchdog.rs`).
 //! - Stop reaches the stages in the order in which work flows: sources first, the record last, so
 //!   that what was decided is delivered and recorded as far as it goes within the bound.
 
@@ -16,6 +17,7 @@ mod give_way;
 mod providers;
 mod tail;
 mod templates;
+mod watchdog;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -43,12 +45,14 @@ use tokio_util::sync::CancellationToken;
 
 use self::deliver::CriticalRuntime;
 pub use self::give_way::give_way;
+use self::watchdog::Watching;
 use crate::assemble::{self, RunSettings};
 use crate::checkpoint::Checkpoints;
 use crate::console::{Console, Emit, Health, Inbox, Parts as ConsoleParts};
-use crate::runtime::clock::Clock;
+use crate::runtime::clock::{Clock, SystemClock};
 use crate::runtime::coordinator::{self, Status, Surroundings};
 use crate::runtime::critical::{Critical, CriticalPlan, CriticalStatus, CriticalSurroundings};
+use crate::runtime::crumbs::Crumbs;
 use crate::sources::file::FileFeeder;
 use crate::topology::{Config, Log as LogPlace, Place, Record as RecordPlace};
 
@@ -99,6 +103,10 @@ pub struct Settings {
     pub accept_divergence: bool,
     /// Operators that the topology has no longer, whose state may be dropped: what they hold is lost.
     pub may_drop: BTreeSet<String>,
+    /// How long somebody in decide may make no step before the process is ended.
+    pub still_max: Duration,
+    /// Whether a supervisor listens on stdout for signs of life.
+    pub supervised: bool,
 }
 
 /// A stage of the pipeline.
@@ -148,6 +156,7 @@ pub struct Process {
     critical: Option<Critical>,
     tasks: Tasks,
     record_stop: CancellationToken,
+    watch_stop: Arc<AtomicBool>,
     /// Last: what runs on it has ended by then.
     critical_runtime: CriticalRuntime,
 }
@@ -158,6 +167,18 @@ impl Process {
     /// # Errors
     /// When something that the topology names cannot be used: the message says what and why.
     pub async fn start(config: &Config, settings: Settings) -> anyhow::Result<Self> {
+        let standing = Standing { decides: decides(&settings), ..Standing::default() };
+        let mut threads = Vec::new();
+        let watch_stop = Arc::new(AtomicBool::new(false));
+        let watching = Watching {
+            pulses: standing.decide.pulses.clone(),
+            limit: settings.still_max,
+            clock: Arc::new(SystemClock::default()),
+            stop: Arc::clone(&watch_stop),
+            supervised: settings.supervised,
+        };
+        // First of all: whoever supervises hears from it while the start waits for services.
+        threads.push(("watchdog", spawn("watchdog", move || watching.run())?));
         let deployment = &config.deployment;
         let runs = |stage| settings.stages.is_empty() || settings.stages.contains(&stage);
         let stamp = Arc::clone(&settings.clock);
@@ -176,9 +197,7 @@ impl Process {
         let calendar = Calendar::bundled();
         let (plan, assembly) = assemble::plan(config, calendar, partitions.clone(), &settings.run)?;
         let topics = config.topology.topics();
-        let standing = Standing { decides: runs(Stage::Decide), ..Standing::default() };
         let stop = Arc::new(AtomicBool::new(false));
-        let mut threads = Vec::new();
         let mut tasks = Tasks::default();
 
         let emit = Arc::new(Emitter {
@@ -264,14 +283,16 @@ impl Process {
         }
         if runs(Stage::Decide) {
             feed_files(config, &settings.folder, &log, &stop, &mut threads)?;
-            let checkpoints = Checkpoints::in_folder(&settings.folder.join(&deployment.checkpoints.to));
+            let folder = settings.folder.join(&deployment.checkpoints.to);
+            let checkpoints = Checkpoints::in_folder(&folder);
             let older = {
-                let run = settings.run.clone();
+                let (run, log) = (settings.run.clone(), Arc::clone(&log));
                 move |bytes: &[u8], calendar| {
-                    assemble::older(bytes, calendar, partitions.clone(), &run).map_err(|error| error.to_string())
+                    assemble::older(bytes, calendar, &*log, &run).map_err(|error| error.to_string())
                 }
             };
             let around = Surroundings {
+                crumbs: Some(Crumbs::in_folder(&folder)),
                 log: Arc::clone(&log),
                 checkpoints: checkpoints.map_err(|problem| anyhow!(problem))?,
                 clock: Arc::clone(&settings.clock),
@@ -285,7 +306,20 @@ impl Process {
             threads.push(("decide", spawn("decide", move || Ok(coordinator::run(&plan, &around)?))?));
         }
         let admin = serve(&console, settings.admin, &mut tasks).await?;
-        Ok(Self { standing, console, admin, log, emit, stop, threads, critical, tasks, record_stop, critical_runtime })
+        Ok(Self {
+            standing,
+            console,
+            admin,
+            log,
+            emit,
+            stop,
+            threads,
+            critical,
+            tasks,
+            record_stop,
+            watch_stop,
+            critical_runtime,
+        })
     }
 
     /// Waits until a stage ends by itself; says which, and why.
@@ -339,8 +373,11 @@ impl Process {
     }
 
     async fn end(self, finish: Duration) -> anyhow::Result<()> {
-        let Self { stop, threads, critical, tasks, record_stop, log, standing, emit, critical_runtime, .. } = self;
+        let Self {
+            stop, threads, critical, tasks, record_stop, watch_stop, log, standing, emit, critical_runtime, ..
+        } = self;
         stop.store(true, Ordering::Relaxed);
+        let (watchdog, threads): (Vec<_>, Vec<_>) = threads.into_iter().partition(|(name, _)| *name == "watchdog");
         let (record, others): (Vec<_>, Vec<_>) = threads.into_iter().partition(|(name, _)| *name == "record");
         let deciding = blocking(move || {
             if let Some(critical) = critical {
@@ -363,13 +400,21 @@ impl Process {
         }
         record_stop.cancel();
         let recorded = blocking(move || join(record)).await;
+        watch_stop.store(true, Ordering::Relaxed);
+        let watched = blocking(move || join(watchdog)).await;
         decided?;
         recorded?;
+        watched?;
         match failed.into_iter().next() {
             Some(ended) => Err(anyhow!("{}: {}", ended.name, ended.error.unwrap_or_default())),
             None => Ok(()),
         }
     }
+}
+
+/// Whether decide is among the stages that are run.
+fn decides(settings: &Settings) -> bool {
+    settings.stages.is_empty() || settings.stages.contains(&Stage::Decide)
 }
 
 /// Asks until nothing is left, at most so long; what is left then.
@@ -613,6 +658,8 @@ fn metrics(standing: &Standing) -> String {
     put("tidings_source_records_total", "counter", "Source records cut since the start.", "", of(&decide.records));
     let failures = of(&decide.checkpoint_failures);
     put("tidings_checkpoint_failures_total", "counter", "Checkpoints that could not be written.", "", failures);
+    let set_aside = of(&decide.set_aside);
+    put("tidings_set_aside_total", "counter", "Calls that killed their operator and are left out.", "", set_aside);
     let critical = &standing.critical;
     put("tidings_critical_records_total", "counter", "Records of the critical path.", "", of(&critical.handled));
     let templates = &standing.templates;

@@ -363,15 +363,3 @@ async fn the_page_is_whole_and_locked_down() {
     assert_eq!(graph.headers()["content-type"], "image/svg+xml");
     served.end().await;
 }
-
-/// For looking at the page: `PORT=7878 MINUTES=70 cargo test -p tidings-pipeline --test console -- --ignored`.
-#[tokio::test]
-#[ignore = "serves the page until it is ended"]
-async fn serve_the_page() {
-    let from =
-        |name: &str, default: u64| std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default);
-    let served = Served::new(u16::try_from(from("PORT", 7878)).expect("a port")).await;
-    served.play(from("MINUTES", 70));
-    tokio::time::sleep(Duration::from_secs(from("SECONDS", 600))).await;
-    served.end().await;
-}

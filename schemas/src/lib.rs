@@ -23,3 +23,5 @@ pub mod topics;
 pub mod block;
 pub mod migrations;
 pub mod rows;
+
+pub mod deliberate;

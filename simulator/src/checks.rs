@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::ops::Range;
 
 use bytes::Bytes;
 use tidings_operators::harness::chain::Block;
@@ -9,16 +10,19 @@ use tidings_operators::harness::feed::{Lot, RawRecord};
 use tidings_operators::harness::output::{EpochOutput, To};
 use tidings_operators::ingest::{Path, ingest};
 use tidings_operators::script;
-use tidings_pipeline::cutlog::{Counted, Entry};
+use tidings_pipeline::cutlog::{Counted, CutBody, Entry};
 use tidings_schemas::block::{Block as RowBlock, Kind};
-use tidings_schemas::ids::{EventId, LegId};
-use tidings_schemas::lane::{HEADER_EPOCH, HEADER_EVENT, HEADER_MARK, HEADER_ORDINAL};
-use tidings_schemas::lifecycle::{Row, Unit};
+use tidings_schemas::ids::EventId;
+use tidings_schemas::lane::{HEADER_EPOCH, HEADER_EVENT, HEADER_MARK, HEADER_ORDINAL, LaneRecord};
+use tidings_schemas::lifecycle::{Row, Stage, State, Unit};
 use tidings_schemas::topics::Topics;
 use tidings_sinks::lane::wire::{self, Read};
 use tidings_sinks::log::{Record, TopicPartition};
+use tidings_sinks::record::CheckedBlock;
 use tidings_sinks::record::fates::{Fate, Fates};
 
+use self::delivered::Delivered;
+use crate::oracle::{self, End, Oracle, Told};
 use crate::run::{Simulation, at, is_lane};
 use crate::workload::EVENTS;
 
@@ -37,6 +41,8 @@ impl fmt::Display for Broken {
     }
 }
 
+mod delivered;
+
 type Verdict = Result<(), Broken>;
 
 fn broken(promise: &'static str, what: impl Into<String>) -> Verdict {
@@ -53,9 +59,20 @@ pub fn all(simulation: &Simulation) -> Verdict {
     liveness(simulation, &seen, &fates)?;
     decided_twice(simulation, &seen)?;
     identical_output(&seen)?;
+    decided_right(simulation, &seen)?;
     consent(simulation, &seen)?;
     lost(&seen, &fates)?;
-    conservation(&fates)
+    conservation(&fates)?;
+    if !simulation.options.deliver.runs {
+        return Ok(());
+    }
+    recorded(simulation, &seen)?;
+    let delivered = Delivered::of(simulation, &seen)?;
+    delivered::duplicate_without_unknown(&delivered)?;
+    delivered::lost(&delivered, &seen, &fates)?;
+    delivered::consent(&delivered, &seen)?;
+    delivered::critical_waited(simulation, &delivered)?;
+    delivered::isolation(simulation, &delivered)
 }
 
 /// What there is to look at.
@@ -87,9 +104,14 @@ impl Seen {
         Ok(seen)
     }
 
-    fn records<'a>(&'a self, partition: &'a TopicPartition) -> impl Iterator<Item = &'a Record> + 'a {
-        let records = self.history.get(partition).into_iter().flatten();
-        records.filter(|record| !self.hidden.contains(&(partition.clone(), record.offset)))
+    /// The records of a partition that a reader sees.
+    fn records<'a>(&'a self, partition: &TopicPartition, range: Range<u64>) -> impl Iterator<Item = &'a Record> + 'a {
+        let hidden = (partition.clone(), range.start)..(partition.clone(), range.end);
+        let hidden: BTreeSet<u64> = self.hidden.range(hidden).map(|(_, offset)| *offset).collect();
+        let records = self.history.get(partition).map(Vec::as_slice).unwrap_or_default();
+        let first = records.partition_point(|record| record.offset < range.start);
+        let records = records[first..].iter().take_while(move |record| record.offset < range.end);
+        records.filter(move |record| !hidden.contains(&record.offset))
     }
 
     /// What a fresh chain on one worker says along the logged cuts.
@@ -97,29 +119,43 @@ impl Seen {
         let mut chain = simulation.options.wiring().chain(Path::Decide).map_err(|error| error.to_string())?;
         let sources = script::sources();
         let mut outputs = Vec::new();
-        let mut from: BTreeMap<Lot, u64> = BTreeMap::new();
+        let mut from = BTreeMap::new();
         for (_, cut) in &self.counted.cuts {
-            let mut blocks = Vec::new();
-            for (number, (topic, partitions, _)) in simulation.sources().iter().enumerate() {
-                for partition in 0..*partitions {
-                    let end = cut.ends.get(&*sources[number].id).and_then(|ends| ends.get(&partition));
-                    let Some(end) = end else { continue };
-                    let lot = Lot { source: u16::try_from(number).unwrap_or(u16::MAX), partition };
-                    let start = from.insert(lot, end.end).unwrap_or(0);
-                    let partition = at(topic, partition);
-                    let records = self.records(&partition).filter(|it| it.offset >= start && it.offset < end.end);
-                    let arrived = records.cloned().map(|Record { offset, key, value, headers, timestamp }| {
-                        let raw = RawRecord { offset, key, value, headers, timestamp };
-                        ingest(&sources[number], lot, &raw, &simulation.rules, Path::Decide)
-                    });
-                    blocks.push(Block { lot, target: 0, records: arrived.collect() });
-                }
-            }
+            let block = |(lot, records): (Lot, Vec<&Record>)| {
+                let arrived = records.into_iter().cloned().map(|Record { offset, key, value, headers, timestamp }| {
+                    let raw = RawRecord { offset, key, value, headers, timestamp };
+                    ingest(&sources[usize::from(lot.source)], lot, &raw, &simulation.rules, Path::Decide)
+                });
+                Block { lot, target: 0, records: arrived.collect() }
+            };
+            let blocks = self.admitted(simulation, cut, &mut from).into_iter().map(block).collect();
             let mut output = chain.epoch(cut.epoch, cut.now, &simulation.rules, blocks);
             output.canonical();
             outputs.push(output);
         }
         Ok(outputs)
+    }
+
+    /// What a cut admits, by partition; `from` is where the one before it ended.
+    fn admitted(
+        &self,
+        simulation: &Simulation,
+        cut: &CutBody,
+        from: &mut BTreeMap<Lot, u64>,
+    ) -> Vec<(Lot, Vec<&Record>)> {
+        let sources = script::sources();
+        let mut admitted = Vec::new();
+        for (number, (topic, partitions, _)) in simulation.sources().iter().enumerate() {
+            for partition in 0..*partitions {
+                let end = cut.ends.get(&*sources[number].id).and_then(|ends| ends.get(&partition));
+                let Some(end) = end else { continue };
+                let lot = Lot { source: u16::try_from(number).unwrap_or(u16::MAX), partition };
+                let start = from.insert(lot, end.end).unwrap_or(0);
+                let records = self.records(&at(topic, partition), start..end.end).collect();
+                admitted.push((lot, records));
+            }
+        }
+        admitted
     }
 
     /// Events that the critical path took over: what becomes of them, it says.
@@ -154,8 +190,10 @@ impl Seen {
                 continue;
             }
             for row in block.decode_rows().map_err(|error| error.to_string())? {
+                // Deliver says again what it met, when it met it.
                 if let Some(before) = self.rows.insert(row.row_id.0, row.clone())
                     && before != row
+                    && row.stage == Stage::Decide
                 {
                     return Err(format!("one row id, two rows: {before:?} and {row:?}"));
                 }
@@ -227,8 +265,80 @@ fn identical_output(seen: &Seen) -> Verdict {
             return broken(PROMISE, format!("epoch {} is not closed as it should be", output.epoch));
         }
     }
-    if rows != seen.rows.len() {
-        return broken(PROMISE, format!("{} rows were written, {rows} are justified", seen.rows.len()));
+    let written = seen.rows.values().filter(|row| row.stage == Stage::Decide).count();
+    if rows != written {
+        return broken(PROMISE, format!("{written} rows were written, {rows} are justified"));
+    }
+    Ok(())
+}
+
+/// What the engine said of an epoch, in the oracle's form.
+///
+/// # Errors
+/// When a lane record is none, or lies in another's lane.
+pub fn told(output: &EpochOutput) -> Result<Told, String> {
+    let mut told = Told::default();
+    for said in &output.said {
+        match &said.to {
+            To::Lane(channel, priority) => {
+                let lane: LaneRecord = serde_json::from_slice(&said.value).map_err(|error| error.to_string())?;
+                if (lane.channel, lane.priority) != (*channel, *priority) {
+                    return Err(format!("the leg {} lies in the lane {channel} {priority}", lane.leg));
+                }
+                told.lanes.push(lane);
+            }
+            To::HandOver(priority, event) => told.handed_over.push((*priority, *event)),
+            To::Dlq(reason) => *told.letters.entry(*reason).or_default() += 1,
+        }
+    }
+    output.rows.decode().iter().for_each(|row| told.row(row));
+    Ok(told)
+}
+
+/// What was decided along the logged cuts is what the oracle decides along them.
+fn decided_right(simulation: &Simulation, seen: &Seen) -> Verdict {
+    const PROMISE: &str = "decided_right";
+    let mut oracle = Oracle::new(simulation.options.modelled(), script::policies());
+    let mut from = BTreeMap::new();
+    for ((_, cut), output) in seen.counted.cuts.iter().zip(&seen.recomputed) {
+        let record = |lot: Lot, record: &Record| oracle::Record {
+            source: usize::from(lot.source),
+            partition: lot.partition,
+            offset: record.offset,
+            key: record.key.clone(),
+            value: record.value.clone(),
+            headers: record.headers.clone(),
+            timestamp: record.timestamp,
+        };
+        let admitted = seen.admitted(simulation, cut, &mut from);
+        let records: Vec<_> =
+            admitted.into_iter().flat_map(|(lot, all)| all.into_iter().map(move |it| record(lot, it))).collect();
+        let expected = match oracle.epoch(cut.epoch, cut.now, &records) {
+            Ok(expected) => expected,
+            Err(reason) => {
+                // From here on it has no opinion.
+                simulation.world.trace(|| format!("epoch {}: {reason}", cut.epoch));
+                return Ok(());
+            }
+        };
+        let found = told(output).map_err(|what| Broken { promise: PROMISE, what })?;
+        if let Some(difference) = expected.difference(&found) {
+            return broken(PROMISE, format!("epoch {} at {}: {difference}", cut.epoch, cut.now));
+        }
+    }
+    let rows = || seen.rows.values().filter(|row| row.stage == Stage::Decide);
+    let fates = Fates::of(rows());
+    let mut opened: BTreeMap<EventId, usize> = BTreeMap::new();
+    for row in rows().filter(|row| row.unit == Unit::Event && row.states.contains(&State::Created)) {
+        *opened.entry(row.event).or_default() += 1;
+    }
+    // One that was handed over again after the dedup window has two stories under one name.
+    for (event, _) in opened.into_iter().filter(|(_, times)| *times == 1) {
+        let (expected, found) = (oracle.end(event).map(End::as_str), fates.event(event).map(Fate::as_str));
+        if expected != found {
+            let story = oracle.describe(event);
+            return broken(PROMISE, format!("the end of {event}: expected {expected:?}, found {found:?}; {story}"));
+        }
     }
     Ok(())
 }
@@ -246,7 +356,7 @@ fn decided_twice(simulation: &Simulation, seen: &Seen) -> Verdict {
             return broken(PROMISE, format!("{partition}: {key:?} was said in two ways"));
         }
     }
-    let mut legs: BTreeMap<LegId, (u64, String)> = BTreeMap::new();
+    let mut legs: BTreeMap<_, (u64, String)> = BTreeMap::new();
     let doubt = [
         "script",
         "lost acknowledgement",
@@ -267,7 +377,8 @@ fn decided_twice(simulation: &Simulation, seen: &Seen) -> Verdict {
                     through = through.max(mark.said_through);
                     continue;
                 }
-                Read::Leg { record, .. } => record.leg,
+                // What came back is judged anew.
+                Read::Leg { record, .. } => (record.leg, record.returns, record.replay, record.only_address),
             };
             let Some(key) = decided(record) else { continue };
             if key.0 <= through && passed.contains(&key) {
@@ -282,10 +393,13 @@ fn decided_twice(simulation: &Simulation, seen: &Seen) -> Verdict {
             if !passed.insert(key.clone()) && !doubtful {
                 return broken(PROMISE, format!("{partition}: {key:?} passes a reader twice"));
             }
-            if let Some(before) = legs.insert(leg, key.clone())
+            // Deliver may give a leg back twice; `dedup` takes it once, where there is one.
+            let absorbed = leg.1 == 0 || simulation.options.operators.iter().any(|(kind, ..)| *kind == "dedup");
+            if let Some(before) = legs.insert(leg.clone(), key.clone())
                 && before != key
+                && absorbed
             {
-                return broken(PROMISE, format!("leg {leg} was decided at {before:?} and at {key:?}"));
+                return broken(PROMISE, format!("leg {leg:?} was decided at {before:?} and at {key:?}"));
             }
         }
     }
@@ -296,7 +410,7 @@ fn decided_twice(simulation: &Simulation, seen: &Seen) -> Verdict {
 fn lost(seen: &Seen, fates: &Fates) -> Verdict {
     let handed = seen.handed_over();
     for partition in seen.history.keys().filter(|partition| *partition.topic == *EVENTS) {
-        for record in seen.records(partition).filter(|record| record.header(HEADER_EVENT).is_none()) {
+        for record in seen.records(partition, 0..u64::MAX).filter(|record| record.header(HEADER_EVENT).is_none()) {
             let event = EventId::new(&script::sources()[0].id, partition.partition, record.offset);
             match fates.event(event) {
                 None if handed.contains(&event) => {}
@@ -319,6 +433,31 @@ fn conservation(fates: &Fates) -> Verdict {
         }
     }
     Ok(())
+}
+
+/// The record has every block of the log, once, as it was written.
+fn recorded(simulation: &Simulation, seen: &Seen) -> Verdict {
+    const PROMISE: &str = "conservation";
+    let stored = simulation.record.stored().map_err(|what| Broken { promise: PROMISE, what })?;
+    let topic = Topics::default().lifecycle();
+    let mut blocks = 0;
+    for (partition, records) in seen.history.iter().filter(|(partition, _)| *partition.topic == *topic) {
+        for record in records {
+            let value = record.value.clone().unwrap_or_default();
+            let block = CheckedBlock::check(record.offset, &value);
+            let block = block.map_err(|error| Broken { promise: PROMISE, what: error.to_string() })?;
+            blocks += 1;
+            if stored.get(&(partition.clone(), record.offset)) != Some(&block.rows) {
+                let what =
+                    format!("the block at {} of {partition} is not in the record as it was written", record.offset);
+                return broken(PROMISE, what);
+            }
+        }
+    }
+    match stored.len() == blocks {
+        true => Ok(()),
+        false => broken(PROMISE, format!("the record has {} blocks of {blocks}", stored.len())),
+    }
 }
 
 /// No generation decides an event before the side inputs are loaded as far as they went when it began.
@@ -374,7 +513,7 @@ fn liveness(simulation: &Simulation, seen: &Seen, fates: &Fates) -> Verdict {
             }
         }
     }
-    let kept = seen.counted.checkpoints.last_key_value().map_or(0, |(epoch, _)| *epoch);
+    let kept = seen.counted.checkpoints.last_key_value().map_or(0, |((epoch, _), _)| *epoch);
     if kept < last.epoch || seen.counted.said_through < last.epoch {
         let said = seen.counted.said_through;
         return broken(PROMISE, format!("epoch {} was the last, {said} was said and {kept} kept", last.epoch));

@@ -1,11 +1,13 @@
 //! The seeded simulator.
 //!
-//! One process, one thread, one seed. The decide stage's own code runs: intakes, chains, coordinator,
-//! cut log, egress, keeper, recovery; what it stands on (log, object store, clock, threads) is
-//! simulated, and fails when the seed says so. In reading order: where every choice comes from
-//! ([`choices`]), what a seed draws ([`options`], [`workload`]), what the stage stands on ([`clock`],
-//! [`log`], [`store`], [`crew`]), how it all moves ([`run`], [`exhaustive`]), and what must hold in the end
-//! ([`checks`], and [`oracle`], which decides for itself).
+//! One process, one thread, one seed. Production's own code runs: of decide the intakes, chains, coordinator,
+//! cut log, egress, keeper and recovery; of deliver the lane readers, deliverers, the ledger's protocol, retry
+//! and dead-letter topics; of record the writer. What they stand on (log, object store, clock, threads, ledger,
+//! directory, providers, ClickHouse) is simulated, and fails when the seed says so. In reading order: where
+//! every choice comes from ([`choices`]), what a seed draws ([`options`], [`workload`]), what the stages stand
+//! on ([`clock`], [`log`], [`store`], [`crew`]), what comes behind and beside decide ([`deliver`], [`record`],
+//! [`critical`]), how it all moves ([`run`], [`exhaustive`]), and what must hold in the end ([`checks`], and
+//! [`oracle`], which decides for itself).
 
 pub mod choices;
 
@@ -16,6 +18,10 @@ pub mod clock;
 pub mod crew;
 pub mod log;
 pub mod store;
+
+pub mod critical;
+pub mod deliver;
+pub mod record;
 
 pub mod oracle;
 

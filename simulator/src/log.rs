@@ -53,6 +53,10 @@ pub struct Nature {
     pub eager: bool,
     /// A process that the script freezes.
     pub frozen: Option<u64>,
+    /// How often anything was appended or committed.
+    pub touched: u64,
+    /// When the log last failed somebody.
+    pub failed_at: Option<Instant>,
 }
 
 /// How a write goes.
@@ -127,6 +131,7 @@ impl World {
         let offsets = self.inner.append(records)?;
         let timestamp = self.time.truth();
         let mut nature = self.nature();
+        nature.touched += 1;
         for (append, offset) in records.iter().zip(&offsets) {
             let Append { to, key, value, headers } = append.clone();
             if headers.iter().any(|(name, _)| name == GAP) {
@@ -143,6 +148,17 @@ impl World {
         let Some(records) = self.nature().late.pop_front() else { return };
         let landed = self.append(&records);
         self.trace(|| format!("late: {} lands at {landed:?}", describe(&records)));
+    }
+
+    /// What a group last committed for a partition.
+    #[must_use]
+    pub fn committed(&self, group: &str, partition: &TopicPartition) -> Option<Commit> {
+        self.inner.committed(group, partition).ok().flatten()
+    }
+
+    /// Declares every member of a group dead, as a broker does with those that stopped polling.
+    pub fn evict(&self, group: &str) {
+        self.inner.evict(group);
     }
 
     /// What is left of a partition.
@@ -168,6 +184,15 @@ impl Nature {
         if let Some(trace) = &mut self.trace {
             trace.push(format!("{} {}", time.truth(), words()));
         }
+    }
+
+    /// Whether the log fails somebody now, at this rate.
+    fn fails(&mut self, time: &Time, name: &'static str, per_million: u64) -> bool {
+        let fails = self.strikes(name, per_million);
+        if fails {
+            self.failed_at = Some(time.truth());
+        }
+        fails
     }
 
     /// Whether a fault of this rate strikes now.
@@ -262,7 +287,7 @@ impl ProcessLog {
         self.alive()?;
         let mut nature = self.world.nature();
         let rate = nature.faults.read_fails;
-        match nature.strikes("failed read", rate) {
+        match nature.fails(&self.world.time, "failed read", rate) {
             true => Err(LogError::Unreachable("simulated".to_owned())),
             false => Ok(()),
         }
@@ -293,9 +318,16 @@ fn counts_a_checkpoint(record: &Append) -> bool {
 }
 
 impl Log for ProcessLog {
+    fn waits(&self) -> bool {
+        false
+    }
+
     fn append(&self, records: &[Append]) -> Result<Vec<u64>, LogError> {
         self.alive()?;
         let fate = self.world.nature().fate(records.len(), records.iter().any(counts_a_checkpoint));
+        if fate != Fate::Done {
+            self.world.nature().failed_at = Some(self.world.time.truth());
+        }
         let number = self.life.number;
         let some = |count: usize| -> Result<Vec<u64>, LogError> {
             let offsets = self.world.append(&records[..count])?;
@@ -372,8 +404,11 @@ impl Log for ProcessLog {
         topics: &[String],
         assignment: Arc<dyn Assignment>,
     ) -> Result<Box<dyn GroupReader>, LogError> {
-        self.alive()?;
-        self.world.inner.join(group, topics, assignment)
+        self.readable()?;
+        let assignment = Arc::new(ProcessAssignment { life: Arc::clone(&self.life), inner: assignment });
+        let inner = self.world.inner.join(group, topics, assignment)?;
+        let (world, life) = (Arc::clone(&self.world), Arc::clone(&self.life));
+        Ok(Box::new(ProcessMember { world, life, inner }))
     }
 
     fn committed(&self, group: &str, partition: &TopicPartition) -> Result<Option<Commit>, LogError> {
@@ -412,6 +447,74 @@ impl Reader for ProcessReader {
     }
 }
 
+/// A group's words to one process: the dead commit nothing.
+struct ProcessAssignment {
+    life: Arc<Life>,
+    inner: Arc<dyn Assignment>,
+}
+
+impl Assignment for ProcessAssignment {
+    fn assigned(&self, partitions: &[(TopicPartition, Option<Commit>)]) {
+        self.inner.assigned(partitions);
+    }
+
+    fn revoked(&self, partitions: &[TopicPartition]) -> Vec<(TopicPartition, Commit)> {
+        let commits = self.inner.revoked(partitions);
+        if self.life.is_over() { Vec::new() } else { commits }
+    }
+}
+
+struct ProcessMember {
+    world: Arc<World>,
+    life: Arc<Life>,
+    inner: Box<dyn GroupReader>,
+}
+
+impl ProcessMember {
+    fn fails(&self, name: &'static str) -> Result<(), LogError> {
+        if self.life.is_over() {
+            return Err(gone());
+        }
+        let mut nature = self.world.nature();
+        let rate = nature.faults.read_fails;
+        match nature.fails(&self.world.time, name, rate) {
+            true => Err(LogError::Unreachable("simulated".to_owned())),
+            false => Ok(()),
+        }
+    }
+}
+
+impl GroupReader for ProcessMember {
+    fn poll(&mut self, records_max: usize, _: Duration) -> Result<Vec<(TopicPartition, Record)>, LogError> {
+        self.fails("failed read")?;
+        self.inner.poll(records_max, Duration::ZERO)
+    }
+
+    fn pause(&mut self, partitions: &[TopicPartition]) -> Result<(), LogError> {
+        self.inner.pause(partitions)
+    }
+
+    fn resume(&mut self, partitions: &[TopicPartition]) -> Result<(), LogError> {
+        self.inner.resume(partitions)
+    }
+
+    fn commit(&mut self, commits: &[(TopicPartition, Commit)]) -> Result<(), LogError> {
+        self.fails("failed commit")?;
+        self.inner.commit(commits)?;
+        self.world.nature().touched += 1;
+        // Where everybody starts is no news.
+        let moved = commits.iter().filter(|(_, it)| it.offset > 0);
+        let moved: Vec<String> = moved.map(|(at, it)| format!("{at}<{}", it.offset)).collect();
+        if !moved.is_empty() {
+            self.world.trace(|| format!("p{} commits {}", self.life.number, moved.join(" ")));
+        }
+        self.fails("unheard commit").map_err(|error| match error {
+            LogError::Unreachable(words) => LogError::Ambiguous(words),
+            other => other,
+        })
+    }
+}
+
 /// What an append is, in a few words.
 fn describe(records: &[Append]) -> String {
     let Some(first) = records.first() else { return "nothing".to_owned() };
@@ -426,6 +529,7 @@ fn describe(records: &[Append]) -> String {
                 format!("cut {epoch} of g{generation} at {now}, said through {said}, {}", ends.join(" "))
             }
             Ok(Entry::Checkpoint { generation, epoch, .. }) => format!("checkpoint {epoch} of g{generation}"),
+            Ok(Entry::Skip { generation, skip }) => format!("skip in {} of g{generation}", skip.epoch),
             Err(error) => error.to_string(),
         };
     }
@@ -435,6 +539,14 @@ fn describe(records: &[Append]) -> String {
     };
     if first.headers.iter().any(|(name, _)| name == HEADER_MARK) {
         return format!("{} marks", records.len());
+    }
+    if text(first, HEADER_EPOCH).is_empty() {
+        let mut topics: BTreeMap<&str, u64> = BTreeMap::new();
+        for record in records {
+            *topics.entry(&*record.to.topic).or_default() += 1;
+        }
+        let topics: Vec<String> = topics.iter().map(|(topic, count)| format!("{count} to {topic}")).collect();
+        return topics.join(", ");
     }
     let epochs: BTreeSet<String> = records.iter().map(|record| text(record, HEADER_EPOCH)).collect();
     format!("{} outputs of epochs {}", records.len(), epochs.into_iter().collect::<Vec<_>>().join(" "))

@@ -5,8 +5,8 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use tidings_operators::deliberate::Bug;
 use tidings_pipeline::runtime::clock::{Clock, SystemClock};
+use tidings_schemas::deliberate::Bug;
 use tidings_simulator::exhaustive;
 use tidings_simulator::run::{Outcome, run};
 
@@ -17,13 +17,13 @@ const CAUGHT_WITHIN: u64 = 200;
 const REGRESSIONS: &str = include_str!("../regressions.txt");
 
 const USAGE: &str = "\
-usage: cargo xtask sim [--seed S] [--seeds N] [--minutes M] [--meta] [--bugs] [--exhaustive [RUNS]]
+usage: cargo xtask sim [--seed S] [--seeds N] [--minutes M] [--meta] [--bugs [NAME]] [--exhaustive [RUNS]]
 
   --seed S       this seed, with its trace
   --seeds N      so many new seeds (100)
   --minutes M    new seeds for so long
   --meta         each seed twice, and the whole traces compared
-  --bugs         proves that each deliberate bug is caught within 200 seeds
+  --bugs [NAME]  proves that each deliberate bug, or this one, is caught within 200 seeds
   --exhaustive   every crash point of small worlds, alone and in pairs of which RUNS are run in each world (500)";
 
 struct Wanted {
@@ -31,14 +31,18 @@ struct Wanted {
     seeds: u64,
     minutes: Option<u64>,
     meta: bool,
-    bugs: bool,
+    bugs: Option<String>,
     exhaustive: Option<usize>,
 }
 
 fn wanted() -> Option<Wanted> {
-    let mut wanted = Wanted { seed: None, seeds: 100, minutes: None, meta: false, bugs: false, exhaustive: None };
+    let mut wanted = Wanted { seed: None, seeds: 100, minutes: None, meta: false, bugs: None, exhaustive: None };
     let mut args = std::env::args().skip(1).peekable();
     while let Some(arg) = args.next() {
+        if arg == "--bugs" {
+            wanted.bugs = Some(args.next_if(|name| !name.starts_with('-')).unwrap_or_default());
+            continue;
+        }
         let mut number = || -> Option<u64> {
             let number = args.peek()?.parse().ok()?;
             args.next();
@@ -49,7 +53,6 @@ fn wanted() -> Option<Wanted> {
             "--seeds" => wanted.seeds = number()?,
             "--minutes" => wanted.minutes = Some(number()?),
             "--meta" => wanted.meta = true,
-            "--bugs" => wanted.bugs = true,
             "--exhaustive" => {
                 wanted.exhaustive = Some(number().map_or(500, |runs| usize::try_from(runs).unwrap_or(500)))
             }
@@ -67,8 +70,8 @@ fn main() -> ExitCode {
     let clock = SystemClock::default();
     let ok = if let Some(seed) = wanted.seed {
         one(seed, wanted.meta)
-    } else if wanted.bugs {
-        bugs()
+    } else if let Some(name) = &wanted.bugs {
+        bugs(name)
     } else if let Some(runs) = wanted.exhaustive {
         search(runs)
     } else {
@@ -133,13 +136,23 @@ fn fails(seed: u64, outcome: &Outcome) -> bool {
     let Some(broken) = &outcome.broken else { return false };
     println!("{}", outcome.options);
     let again = run(seed, None, true);
-    for line in again.trace.iter().rev().take(40).rev() {
-        println!("{line}");
+    let last = again.trace.len().saturating_sub(40);
+    for (number, line) in again.trace.iter().enumerate() {
+        // What it is about, wherever it happened; and how it ended.
+        if number >= last || ids(&broken.what).any(|id| line.contains(id)) {
+            println!("{line}");
+        }
     }
     summary(outcome);
     let commit = commit();
     println!("FAILED seed {seed} at commit {commit}: {broken}\nreplay: cargo xtask sim --seed {seed}");
     true
+}
+
+/// The ids that a message names.
+fn ids(words: &str) -> impl Iterator<Item = &str> {
+    let words = words.split(|it: char| !it.is_ascii_alphanumeric() && it != '_');
+    words.filter(|word| word.len() == 34 && ["e_", "n_", "l_", "d_"].iter().any(|kind| word.starts_with(kind)))
 }
 
 fn same_twice(seed: u64) -> bool {
@@ -154,14 +167,19 @@ fn same_twice(seed: u64) -> bool {
     false
 }
 
-/// Each deliberate bug is caught within so many seeds.
-fn bugs() -> bool {
+/// Each deliberate bug, or the one of this name, is caught within so many seeds.
+fn bugs(name: &str) -> bool {
     if !cfg!(feature = "deliberate-bugs") {
         eprintln!("this build has no deliberate bugs: build it with `--features deliberate-bugs`");
         return false;
     }
     let mut all = true;
-    for bug in Bug::ALL {
+    let named: Vec<Bug> = Bug::ALL.into_iter().filter(|bug| name.is_empty() || format!("{bug:?}") == name).collect();
+    if named.is_empty() {
+        eprintln!("there is no bug `{name}`; there are {:?}", Bug::ALL);
+        return false;
+    }
+    for bug in named {
         let caught = (1..=CAUGHT_WITHIN).find_map(|seed| Some((seed, run(seed, Some(bug), false).broken?)));
         match caught {
             Some((seed, broken)) => {

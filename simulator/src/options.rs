@@ -6,8 +6,11 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tidings_operators::registry::Wiring;
 use tidings_operators::script;
+use tidings_schemas::channel::Channel;
+use tidings_schemas::units::Period;
 
 use crate::choices::Rng;
+use crate::oracle::{NotModelled, Records, Source, Topology, Written};
 
 /// How often things go wrong, in a million: of appends, of puts, of steps.
 #[derive(Clone, Copy, Debug, Default)]
@@ -42,6 +45,109 @@ pub struct Faults {
     pub damaged: u64,
     /// What a kept checkpoint covers is compacted and given up.
     pub trimmed: u64,
+}
+
+/// How often things go wrong for deliver, in a million: of calls, of questions, of steps.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct DeliverFaults {
+    /// Faults that strike at most, beside those of the log and of providers' answers.
+    pub at_most: u64,
+    /// A process is killed between two steps.
+    pub killed: u64,
+    /// A process stands still for a while, and another one takes over.
+    pub frozen: u64,
+    /// Its group believes everybody dead.
+    pub evicted: u64,
+    /// A process dies while it asks the ledger.
+    pub dies: u64,
+    /// The ledger restarts with all keys gone.
+    pub ledger_lost: u64,
+    /// The ledger cannot be reached for a while.
+    pub ledger_away: u64,
+    /// The ledger's answer is lost.
+    pub ledger_unheard: u64,
+    /// The ledger takes its time.
+    pub ledger_slow: u64,
+    /// The directory cannot be reached for a while.
+    pub directory_away: u64,
+    /// A provider has a bad day.
+    pub bad_day: u64,
+    /// Accepted, then timed out.
+    pub lost_answer: u64,
+    /// Not accepted, and no answer.
+    pub hangs: u64,
+    /// To be tried again.
+    pub busy: u64,
+    /// An answer that leaves open whether it was carried out.
+    pub maybe: u64,
+    /// Refused for good.
+    pub refuses: u64,
+    /// The address is dead.
+    pub invalid: u64,
+    /// The process dies during the call.
+    pub dies_calling: u64,
+    /// ClickHouse cannot be reached for a while.
+    pub record_away: u64,
+    /// An insert happens, and nobody is told.
+    pub record_unheard: u64,
+    /// The record's writer dies before or after an insert.
+    pub record_dies: u64,
+}
+
+/// What the seed drew for deliver.
+#[derive(Clone, Debug)]
+pub struct DeliverOptions {
+    /// Whether it runs at all.
+    pub runs: bool,
+    /// Records in flight, a lane.
+    pub records_max: usize,
+    /// Records that are looked up together.
+    pub batch_max: usize,
+    /// Calls in one request, where a provider takes several.
+    pub call_batch_max: usize,
+    /// Time between two polls that bring nothing.
+    pub poll_wait: Duration,
+    /// How often things go wrong.
+    pub faults: DeliverFaults,
+}
+
+impl DeliverOptions {
+    fn draw(seed: u64) -> Self {
+        let mut rng = Rng::new(seed ^ 0x0071_D195_DE11_0000);
+        let rng = &mut rng;
+        let some = |rng: &mut Rng, most: u64| if rng.chance(450_000) { rng.below(most) } else { 0 };
+        let faults = DeliverFaults {
+            at_most: *rng.one(&[0, 2, 6, 20, 60]),
+            killed: some(rng, 20_000),
+            frozen: some(rng, 20_000),
+            evicted: some(rng, 5_000),
+            dies: some(rng, 60_000),
+            ledger_lost: some(rng, 10_000),
+            ledger_away: some(rng, 10_000),
+            ledger_unheard: some(rng, 60_000),
+            ledger_slow: some(rng, 60_000),
+            directory_away: some(rng, 10_000),
+            bad_day: some(rng, 20_000),
+            lost_answer: some(rng, 150_000),
+            hangs: some(rng, 100_000),
+            busy: some(rng, 200_000),
+            maybe: some(rng, 100_000),
+            refuses: some(rng, 60_000),
+            invalid: some(rng, 40_000),
+            dies_calling: some(rng, 40_000),
+            record_away: some(rng, 40_000),
+            record_unheard: some(rng, 200_000),
+            record_dies: some(rng, 200_000),
+        };
+        Self {
+            runs: true,
+            records_max: *rng.one(&[1, 4, 50, 2_000]),
+            batch_max: *rng.one(&[1, 3, 20, 500]),
+            call_batch_max: *rng.one(&[1, 3, 50]),
+            poll_wait: Duration::from_millis(*rng.one(&[500, 2_000, 10_000])),
+            faults,
+        }
+    }
 }
 
 /// An operator as `script::straight` takes it.
@@ -84,6 +190,8 @@ pub struct Options {
     pub alive_max: usize,
     /// How often.
     pub faults: Faults,
+    /// What deliver is like.
+    pub deliver: DeliverOptions,
 }
 
 impl Options {
@@ -111,10 +219,11 @@ impl Options {
             damaged: some(rng, 400_000),
             trimmed: some(rng, 300),
         };
+        let operators = operators(rng);
         Self {
             seed,
-            operators: operators(rng),
-            spread: Duration::from_secs(*rng.one(&[0, 600, 3_600])),
+            spread: spread(&operators),
+            operators,
             event_partitions: u32::try_from(rng.between(1, 4)).unwrap_or(1),
             lane_partitions: u32::try_from(rng.between(1, 3)).unwrap_or(1),
             profile_partitions: u32::try_from(rng.between(1, 2)).unwrap_or(1),
@@ -129,6 +238,7 @@ impl Options {
             faults_max: *rng.one(&[0, 1, 3, 10, 25]),
             alive_max: usize::try_from(rng.between(1, 4)).unwrap_or(1),
             faults,
+            deliver: DeliverOptions::draw(seed),
         }
     }
 
@@ -137,6 +247,43 @@ impl Options {
     pub fn wiring(&self) -> Wiring {
         script::straight(&self.operators)
     }
+
+    /// What the operators mean to the oracle.
+    ///
+    /// # Panics
+    /// Never: all that is drawn is modelled.
+    #[must_use]
+    pub fn modelled(&self) -> Topology {
+        modelled(&self.operators).expect("the oracle models all that is drawn")
+    }
+}
+
+/// What operators of [`script::straight`], between its sources, mean to the oracle.
+///
+/// # Errors
+/// When one of them is not modelled.
+pub fn modelled(operators: &[Wired]) -> Result<Topology, NotModelled> {
+    let records =
+        [Records::Events { unknown_to_data: false }, Records::Returned, Records::Profiles, Records::Addresses];
+    let sources = script::sources().into_iter().zip(records);
+    let sources = sources.map(|(source, records)| Source { id: source.id.to_string(), records }).collect();
+    let written = |(kind, params, when): &Wired| Written {
+        id: (*kind).to_owned(),
+        kind: (*kind).to_owned(),
+        params: params.clone(),
+        when: when.map(str::to_owned),
+    };
+    let written: Vec<_> = operators.iter().map(written).collect();
+    let returned_at = written.iter().position(|operator| operator.kind == "dedup").unwrap_or(0);
+    let provided = [Channel::Push, Channel::Email, Channel::Sms, Channel::InApp].into_iter().collect();
+    Topology::straight(sources, &written, returned_at, provided)
+}
+
+/// The spread that the quiet hours are written with.
+fn spread(operators: &[Wired]) -> Duration {
+    let quiet = operators.iter().find(|(kind, ..)| *kind == "quiet_hours");
+    let spread = quiet.and_then(|(_, params, _)| params["spread"].as_str()?.parse::<Period>().ok());
+    spread.map_or(Duration::ZERO, |period| period.0)
 }
 
 fn operators(rng: &mut Rng) -> Vec<Wired> {
@@ -183,6 +330,7 @@ impl fmt::Display for Options {
         let times = (self.epoch_min, self.idle_max, self.checkpoint_every);
         let partitions = (self.event_partitions, self.profile_partitions, self.lane_partitions);
         writeln!(f, "  epoch, idle, checkpoint {times:?}; partitions of events, profiles, lanes {partitions:?}")?;
-        write!(f, "  up to {faults_max} faults, {} generations at once: {faults:?}", self.alive_max)
+        writeln!(f, "  up to {faults_max} faults, {} generations at once: {faults:?}", self.alive_max)?;
+        write!(f, "  {:?}", self.deliver)
     }
 }

@@ -17,7 +17,6 @@ use std::time::Duration;
 use object_store::ObjectStoreExt;
 use object_store::memory::InMemory;
 use object_store::path::Path as ObjectPath;
-use tidings_operators::deliberate::{self, Bug};
 use tidings_operators::harness::dataflow::Transport;
 use tidings_operators::rules::Rules;
 use tidings_operators::script;
@@ -28,16 +27,20 @@ use tidings_pipeline::runtime::crew::Crew;
 use tidings_pipeline::runtime::egress::Outlets;
 use tidings_pipeline::runtime::plan::{Plan, SourcePlan};
 use tidings_schemas::channel::{Channel, Priority};
+use tidings_schemas::deliberate::{self, Bug};
 use tidings_schemas::time::Instant;
-use tidings_schemas::topics::Topics;
+use tidings_schemas::topics::{RetryClass, RetryDelay, Topics};
 use tidings_sinks::log::{Log, Retention, TopicPartition, TopicSpec};
 
 use crate::checks::{self, Broken};
 use crate::choices::Rng;
 use crate::clock::Time;
 use crate::crew::{Actor, SimulatedCrew, Stage};
+use crate::critical::CriticalPath;
+use crate::deliver::Deliver;
 use crate::log::{CUTS, Fate, Life, Nature, ProcessLog, World};
 use crate::options::{Faults, Options};
+use crate::record::Record;
 use crate::store::ProcessStore;
 use crate::workload::{ADDRESSES, Batch, EVENTS, PROFILES, RETURNED, START, batches};
 
@@ -47,8 +50,23 @@ const STEPS_MAX: u64 = 400_000;
 /// A process that ends within this time has the supervisor wait longer before it starts the next one.
 const SHORT_LIFE: Duration = Duration::from_secs(600);
 
+/// Partitions of rows.
+const LIFECYCLE_PARTITIONS: u32 = 2;
+
+/// How often, in a million, a step of the world is a record writer's life.
+const RECORD_STEPS: u64 = 1_000;
+
+/// How often, in a million, a step of the world is deliver's while it has something to do.
+const DELIVER_STEPS: u64 = 50_000;
+
+/// The longest that deliver goes on by itself while decide has something to do too.
+const DELIVER_SPAN_MAX: Duration = Duration::from_millis(20);
+
 /// How often, in a million, a slow actor lets its turn pass.
 const SLOW: u64 = 970_000;
+
+/// How long everything that is left may take in the end: the longest retry, some times over.
+const DELIVERED_WITHIN: Duration = Duration::from_secs(6 * 3_600);
 
 /// How long the world goes on after the last batch, so that nights and windows end.
 const AFTERWARDS: Duration = Duration::from_secs(26 * 3_600);
@@ -153,6 +171,11 @@ pub struct Simulation {
     stopping: Option<u64>,
     /// And has.
     done: bool,
+    critical: CriticalPath,
+    /// What comes behind the lanes.
+    pub deliver: Deliver,
+    /// Where rows end up.
+    pub record: Record,
 }
 
 type Ended = Result<(), DecideError>;
@@ -193,6 +216,8 @@ impl Simulation {
             script: BTreeMap::new(),
             eager: false,
             frozen: None,
+            touched: 0,
+            failed_at: None,
         };
         let spec = |(name, partitions): (String, u32)| TopicSpec {
             name,
@@ -201,15 +226,21 @@ impl Simulation {
             replication: 1,
             min_insync: 1,
         };
-        let topics: Vec<_> = topics(&options).into_iter().map(spec).collect();
+        let partitions = topics(&options);
+        let topics: Vec<_> = partitions.iter().cloned().map(spec).collect();
         let profiles = (0..options.profile_partitions).map(|partition| at(PROFILES, partition));
         let side_inputs = profiles.chain([at(ADDRESSES, 0)]).collect();
         let world = World::new(time, nature, &topics, side_inputs).expect("the simulated log takes any topic");
         let mut batches = batches(&options).into_iter();
         let next_batch = batches.next();
         let hours = Duration::from_secs(options.hours * 3_600);
+        let rules = Arc::new(script::rules_of(&script::policies(), options.spread));
+        let deliver = Deliver::new(&world, &options, &partitions);
         Self {
-            rules: Arc::new(script::rules_of(&script::policies(), options.spread)),
+            critical: CriticalPath::new(&rules, &partitions),
+            record: Record::new(&world, &deliver.outside, LIFECYCLE_PARTITIONS),
+            deliver,
+            rules,
             world,
             store: Arc::new(InMemory::new()),
             runtime: Arc::new(tokio::runtime::Builder::new_current_thread().build().expect("a runtime of one thread")),
@@ -296,6 +327,7 @@ impl Simulation {
             ProcessStore { inner: Arc::clone(&self.store), world: Arc::clone(&self.world), life: Arc::clone(&life) };
         let (stop, status) = (Arc::new(AtomicBool::new(false)), Arc::new(Status::default()));
         let around = Surroundings {
+            crumbs: None,
             may_drop: Default::default(),
             log,
             checkpoints: Checkpoints::on(Arc::new(store), Arc::clone(&self.runtime)),
@@ -352,6 +384,17 @@ impl Simulation {
             let pace = self.world.nature().rng.below(400);
             self.world.time.pass(Duration::from_micros(pace));
             self.feed();
+            if self.options.deliver.runs {
+                self.critical.step(&self.world, &self.deliver.outside);
+                self.deliver.supervise();
+                // Of so many steps one is deliver's, while it has something to do.
+                if self.deliver.wants() && self.world.nature().rng.chance(DELIVER_STEPS) {
+                    self.deliver_for(DELIVER_SPAN_MAX)?;
+                }
+                if self.world.nature().rng.chance(RECORD_STEPS) {
+                    self.record.step()?;
+                }
+            }
             let frozen = self.world.nature().frozen.take();
             if let Some(place) = self.processes.iter().position(|process| Some(process.life.number) == frozen) {
                 self.freeze(place, Duration::from_millis(300));
@@ -388,6 +431,38 @@ impl Simulation {
                     self.skip()?;
                 }
             }
+        }
+        self.deliver_all()
+    }
+
+    /// Lets deliver go on for a while, at most so long.
+    fn deliver_for(&mut self, at_most: Duration) -> Result<(), Broken> {
+        if !self.healed {
+            self.deliver.trouble();
+        }
+        let span = *self.world.nature().rng.one(&[0, 0, 1, 7, 90, 1_000, 20_000]);
+        self.deliver.step(Duration::from_millis(span).min(at_most))
+    }
+
+    /// Nothing is decided any more; what was said is delivered.
+    fn deliver_all(&mut self) -> Result<(), Broken> {
+        let until = self.now() + DELIVERED_WITHIN;
+        while self.options.deliver.runs && self.deliver.is_open() {
+            self.critical.step(&self.world, &self.deliver.outside);
+            self.deliver.supervise();
+            if self.now() > until {
+                return Err(self.broken("liveness", format!("deliver goes on for ever: {}", self.deliver.describe())));
+            }
+            self.world.time.pass(Duration::from_millis(1));
+            self.deliver_for(DELIVERED_WITHIN)?;
+        }
+        self.deliver.end();
+        while self.options.deliver.runs && self.record.is_open() {
+            if self.now() > until {
+                return Err(self.broken("liveness", "the record's writer goes on for ever".to_owned()));
+            }
+            self.world.time.pass(Duration::from_secs(1));
+            self.record.step()?;
         }
         Ok(())
     }
@@ -669,6 +744,8 @@ impl Simulation {
     /// Faults stop; what stood still goes on.
     fn heal(&mut self) {
         self.healed = true;
+        self.deliver.heal();
+        self.record.heal();
         self.world.time.set_wrong(0);
         let now = self.now();
         for process in &mut self.processes {
@@ -700,6 +777,10 @@ impl Simulation {
         let alone = self.processes.iter().all(|process| process.replaced || process.run.is_none());
         let starts = (alone && self.start_at > now).then_some(self.start_at);
         let next = self.processes.iter().filter_map(of_process).chain(batch).chain(starts).filter(|at| *at > now).min();
+        let next = next.into_iter().chain(self.deliver.next_event().filter(|_| self.options.deliver.runs)).min();
+        if self.options.deliver.runs && self.deliver.wants() {
+            return self.deliver_for(next.map_or(DELIVER_SPAN_MAX, |at| at - now));
+        }
         match next {
             Some(at) => {
                 self.world.time.pass(at - now);
@@ -756,7 +837,12 @@ fn topics(options: &Options) -> Vec<(String, u32)> {
             all.push((topics.lane(*channel, *priority), options.lane_partitions));
         }
     }
+    for channel in Channel::ALL {
+        for class in RetryClass::ALL {
+            all.extend(RetryDelay::ALL.map(|delay| (topics.retry(*channel, class, delay), 1)));
+        }
+    }
     all.extend(Priority::ALL.iter().map(|priority| (topics.events(*priority), 1)));
-    all.extend([(topics.dlq(), 1), (topics.lifecycle(), 2), (topics.cuts(), 1)]);
+    all.extend([(topics.dlq(), 1), (topics.lifecycle(), LIFECYCLE_PARTITIONS), (topics.cuts(), 1)]);
     all
 }

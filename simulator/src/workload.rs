@@ -13,11 +13,11 @@ use crate::options::Options;
 /// Events.
 pub const EVENTS: &str = "in.events";
 /// Legs that come back.
-pub const RETURNED: &str = "in.returned";
+pub const RETURNED: &str = "notifications.returned";
 /// Profiles.
-pub const PROFILES: &str = "in.profiles";
+pub const PROFILES: &str = "notifications.preferences";
 /// Addresses.
-pub const ADDRESSES: &str = "in.addresses";
+pub const ADDRESSES: &str = "notifications.addresses";
 
 /// Marks a record that is there only so that its offset is used up: a transaction's marker, a record
 /// that was compacted. No reader ever sees it.

@@ -24,7 +24,7 @@ use std::io::{self, ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
+use async_trait::async_trait;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tidings_schemas::channel::{Channel, Priority};
@@ -105,6 +105,7 @@ pub struct LogLine {
     file: PathBuf,
 }
 
+#[async_trait]
 impl Provider for LogLine {
     fn name(&self) -> &'static str {
         NAME
@@ -122,21 +123,19 @@ impl Provider for LogLine {
         TIMEOUT
     }
 
-    fn deliver<'a>(&'a self, calls: &'a [Call], _: Instant) -> BoxFuture<'a, Vec<Outcome>> {
-        Box::pin(async move {
-            let lines: Vec<_> = calls.iter().map(build_line).collect();
-            let text: String = lines.iter().flatten().map(|line| format!("{line}\n")).collect();
-            let file = self.file.clone();
-            let appended = tokio::task::spawn_blocking(move || append(&file, &text)).await;
-            // A write that broke off may have left any part of the lines.
-            let appended = appended.unwrap_or(Err((Step::Write, ErrorKind::Other)));
-            let outcome = |(call, line): (&Call, Result<String, Outcome>)| match (line, appended) {
-                (Err(refused), _) => refused,
-                (Ok(_), Ok(())) => Outcome::accepted(Code::ours("written"), call.delivery.to_string()),
-                (Ok(_), Err((step, kind))) => classify(step, kind),
-            };
-            calls.iter().zip(lines).map(outcome).collect()
-        })
+    async fn deliver(&self, calls: &[Call], _: Instant) -> Vec<Outcome> {
+        let lines: Vec<_> = calls.iter().map(build_line).collect();
+        let text: String = lines.iter().flatten().map(|line| format!("{line}\n")).collect();
+        let file = self.file.clone();
+        let appended = tokio::task::spawn_blocking(move || append(&file, &text)).await;
+        // A write that broke off may have left any part of the lines.
+        let appended = appended.unwrap_or(Err((Step::Write, ErrorKind::Other)));
+        let outcome = |(call, line): (&Call, Result<String, Outcome>)| match (line, appended) {
+            (Err(refused), _) => refused,
+            (Ok(_), Ok(())) => Outcome::accepted(Code::ours("written"), call.delivery.to_string()),
+            (Ok(_), Err((step, kind))) => classify(step, kind),
+        };
+        calls.iter().zip(lines).map(outcome).collect()
     }
 }
 

@@ -308,10 +308,15 @@ fn a_weaker_topic_is_told_in_words(world: &World) {
     assert_eq!(
         said(eight),
         "topic `T` has 2 partitions, expected 4; records are placed by their count\n\
-         topic `T` is kept for 259200 s, expected for 691200 s"
+         topic `T` is kept for 259200 s, expected for 691200 s; after a longer outage nobody could read on; \
+         set cleanup.policy to delete and raise retention.ms"
     );
     let compacted = TopicSpec { retention: Retention::Compacted(EIGHT_DAYS), ..spec.clone() };
-    assert_eq!(said(compacted), "topic `T` is kept for 259200 s, expected compacted after 691200 s");
+    assert_eq!(
+        said(compacted),
+        "topic `T` is kept for 259200 s, expected compacted after 691200 s; a replay must meet the records that were \
+         read; set cleanup.policy to compact and raise min.compaction.lag.ms and delete.retention.ms"
+    );
     assert!(said(TopicSpec { name: missing, ..spec }).contains("does not exist"));
 }
 
@@ -674,7 +679,8 @@ fn settings_of_a_foreign_topic_that_lose_records_are_named() {
         }
     };
     let expected = [
-        "topic `T` is kept for 60 s, expected for 691200 s",
+        "topic `T` is kept for 60 s, expected for 691200 s; after a longer outage nobody could read on; \
+         set cleanup.policy to delete and raise retention.ms",
         "topic `T` has replication factor 1, expected 3",
         "topic `T` acknowledges with 1 copies (min.insync.replicas), expected 2",
         "topic `T`: unclean.leader.election.enable is true, so acknowledged records can vanish; set it to false",
@@ -805,9 +811,13 @@ fn a_killed_broker_keeps_what_it_acknowledged() {
 
 #[test]
 fn a_killed_process_leaves_every_acknowledged_record_in_the_embedded_log() {
+    // The process to be killed is this test again.
+    if let Some(directory) = given("TIDINGS_TEST_DIRECTORY") {
+        return append_until_killed(directory.as_ref());
+    }
     let directory = tempfile::tempdir().unwrap();
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "child_that_appends_until_it_is_killed", "--nocapture", "--ignored"])
+        .args(["--exact", "a_killed_process_leaves_every_acknowledged_record_in_the_embedded_log", "--nocapture"])
         .env("TIDINGS_TEST_DIRECTORY", directory.path())
         .stdout(Stdio::piped())
         .spawn()
@@ -834,15 +844,14 @@ fn a_killed_process_leaves_every_acknowledged_record_in_the_embedded_log() {
     assert_eq!(append(&log, &at("t", 0), &["on"]), [end]);
 }
 
-#[test]
-#[ignore = "a process of another test"]
-fn child_that_appends_until_it_is_killed() {
-    let Some(directory) = given("TIDINGS_TEST_DIRECTORY") else { return };
-    let log = EmbeddedLog::open(directory.as_ref(), noon()).unwrap();
+/// Says of each record that it was acknowledged, until somebody ends this.
+fn append_until_killed(directory: &std::path::Path) {
+    let log = EmbeddedLog::open(directory, noon()).unwrap();
     let spec =
         TopicSpec { name: "t".to_owned(), partitions: 1, retention: Retention::Forever, replication: 1, min_insync: 1 };
     log.create(&[spec]).unwrap();
     let partition = at("t", 0);
+    let mut said = std::io::stdout();
     for offset in 0_u64.. {
         append(&log, &partition, &[&format!("record {offset}")]);
         if offset == 10 {
@@ -853,7 +862,7 @@ fn child_that_appends_until_it_is_killed() {
             member.commit(&[(partition.clone(), Commit { offset: 3, metadata: "m".to_owned() })]).unwrap();
             ears.read_to.lock().unwrap().clear();
         }
-        writeln!(std::io::stdout(), "acknowledged {offset}").unwrap();
+        writeln!(said, "acknowledged {offset}").unwrap();
     }
 }
 

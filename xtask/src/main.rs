@@ -7,6 +7,7 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command talks to the person who typed it")]
 
 mod build;
+mod kill;
 mod packages;
 mod services;
 mod test;
@@ -21,13 +22,14 @@ usage: cargo xtask COMMAND
 
   demo [ARGS]            build tidings and run `tidings demo ARGS`: everything embedded, a page in the browser
   test [--only STEP]     everything that CI runs: tidy fmt clippy doc services test sim deny
-  services up|down|status [--dir DIR] [--wipe]
+  services up|down|kill NAME|start NAME|status [--dir DIR] [--wipe]
                          real Kafka, Redis and ClickHouse on free ports, without a container engine
   bench [NAME] [--json]  the benchmarks, in release, with services of their own where none are named or up
   tidy                   the house rules that are code
   sim [--seed S] [--seeds N] [--minutes M] [--meta] [--bugs] [--exhaustive [RUNS]]
                          the seeded simulator: the decide stage under every fault, in release
-  kill                   not built yet";
+  kill [--fault NAME] [--rounds N] [--seed S] [--events N] [--report FILE] [--dir DIR]
+                         real processes on real services, killed, frozen, cut off and filled up, in rounds";
 
 /// An error that decides the exit code; all others exit with 1.
 #[derive(Debug)]
@@ -76,10 +78,7 @@ fn run(arguments: &[&str]) -> anyhow::Result<ExitCode> {
         "services" => services::command(rest),
         "tidy" => tidy::command(rest),
         "sim" => build::sim(rest),
-        "kill" => {
-            eprintln!("`cargo xtask {command}` does not exist yet: it comes with the proof of the promises");
-            Ok(ExitCode::from(64))
-        }
+        "kill" => kill::command(rest),
         "help" | "--help" | "-h" => {
             println!("{USAGE}");
             Ok(ExitCode::SUCCESS)

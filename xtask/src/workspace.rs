@@ -66,7 +66,15 @@ impl Workspace {
 /// The cargo that runs us, in whatever folder we were called from.
 #[expect(clippy::disallowed_methods, reason = "cargo names itself to its subcommands in the environment")]
 pub(crate) fn cargo() -> Command {
-    Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    // What cargo says to us about ourselves, build scripts would take for news about their own crates: `ring` and all
+    // that depends on it were built again each time after a plain `cargo test`.
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")) {
+            cargo.env_remove(name);
+        }
+    }
+    cargo
 }
 
 /// Runs a command to its end; an error names what was run.

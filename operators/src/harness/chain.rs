@@ -15,9 +15,12 @@
 use std::sync::Arc;
 
 use tidings_schemas::channel::Priority;
+use tidings_schemas::deliberate::{self, Bug};
 use tidings_schemas::ids::{key_group, placement};
+use tidings_schemas::reason::Reason;
 use tidings_schemas::time::Instant;
 
+use super::aside::{Crumb, Crumbs, PORT_ASIDE, Skip, set_aside, skip_at};
 use super::delta::Delta;
 use super::drafts::Drafts;
 use super::dropped::{DropCount, Dropped, MayDrop};
@@ -25,10 +28,10 @@ use super::feed::Lot;
 use super::ordinal::Ordinal;
 use super::output::{EpochOutput, To};
 use super::profiles::{PROFILES, Profiles};
+use super::pulse::Pulse;
 use super::saying::Saying;
 use super::stage::{Env, Flow, Outbox, Stage};
 use super::table::{Image, StateKey, UserKey};
-use crate::deliberate::{self, Bug};
 use crate::ingest::{Arrived, Body, Path};
 use crate::keyed::{Cause, Known, PORT_CRITICAL, PORT_HIGH};
 use crate::lanes;
@@ -84,12 +87,17 @@ pub struct Chain {
     drafts: Drafts,
     saying: Saying,
     dropped: Dropped,
+    /// Calls that the next epoch does not make.
+    skips: Arc<[Skip]>,
+    /// Who hears of its calls.
+    crumbs: Option<Arc<dyn Crumbs>>,
     /// What waits for each operator; empty between two waves, and kept for its memory.
     inboxes: Vec<Vec<Flow>>,
     /// The same of what an operator says.
     flows: Vec<Flow>,
     /// How much the last epoch changed.
     images: usize,
+    pulse: Pulse,
 }
 
 impl Chain {
@@ -104,10 +112,19 @@ impl Chain {
             drafts: Drafts::default(),
             saying: Saying::default(),
             dropped: Dropped::default(),
+            skips: Arc::default(),
+            crumbs: None,
             inboxes,
             flows: Vec::new(),
             images: 0,
+            pulse: Pulse::default(),
         }
+    }
+
+    /// Counts the steps of whoever runs it: a wave down the chain is one.
+    #[must_use]
+    pub fn pulse(&self) -> Pulse {
+        self.pulse.clone()
     }
 
     /// Puts images of a checkpoint back; `images` are those that this worker owns. `rules` names
@@ -168,13 +185,24 @@ impl Chain {
         self.nodes.iter().filter_map(|node| node.stage.next_timer()).min()
     }
 
+    /// The next epoch does not make these calls. Records among them were refused before they came here.
+    pub fn leave_out(&mut self, skips: &Arc<[Skip]>) {
+        self.skips = Arc::clone(skips);
+    }
+
+    /// Of the next epoch's calls `crumbs` hears before they are made.
+    pub fn tell(&mut self, crumbs: Option<Arc<dyn Crumbs>>) {
+        self.crumbs = crumbs;
+    }
+
     /// Runs one epoch. `blocks` are this worker's, one partition's in the order in which they were
     /// sent; partitions in any order.
     pub fn epoch(&mut self, epoch: u64, now: Instant, rules: &Rules, mut blocks: Vec<Block>) -> EpochOutput {
         let (mut drafts, saying) = (std::mem::take(&mut self.drafts), std::mem::take(&mut self.saying));
         drafts.begin(epoch, now, self.path);
         let dropped = std::mem::take(&mut self.dropped).say(&mut drafts);
-        let mut run = Run { epoch, now, rules, path: self.path, drafts, saying };
+        let (skips, crumbs) = (std::mem::take(&mut self.skips), self.crumbs.take());
+        let mut run = Run { epoch, now, rules, path: self.path, drafts, saying, skips, crumbs };
         if !deliberate::has(Bug::ArrivalOrder) {
             blocks.sort_by_key(|block| block.lot);
         }
@@ -259,7 +287,8 @@ impl Chain {
                 let ordinal = Ordinal::record(block.lot, arrived.offset);
                 match arrived.body {
                     Body::Item(item) => {
-                        let (cause, placement) = (Cause::Event(arrived.event), placement(&item.user));
+                        let cause = if arrived.handed_over { Cause::HandedOver } else { Cause::Event };
+                        let (cause, placement) = (cause(arrived.event), placement(&item.user));
                         let flow = Flow { ordinal, cause, port: 0, placement, item };
                         deliver(run, &self.profiles, targets, flow, &mut self.inboxes);
                         waiting += 1;
@@ -281,8 +310,12 @@ impl Chain {
 
     /// One wave down the chain: each operator first does `own`, then takes in what came from above.
     fn wave(&mut self, run: &mut Run<'_>, mut own: impl FnMut(&mut dyn Stage, &Env<'_>, &mut Outbox<'_>)) {
+        self.pulse.beat();
         let Self { nodes, profiles, inboxes, flows, path, .. } = self;
-        let env = Env { now: run.now, epoch: run.epoch, rules: run.rules, profiles, path: *path };
+        let (skips, crumbs) = (Arc::clone(&run.skips), run.crumbs.clone());
+        let crumbs = crumbs.as_deref();
+        let env =
+            Env { now: run.now, epoch: run.epoch, rules: run.rules, profiles, path: *path, skips: &skips, crumbs };
         for (place, node) in nodes.iter_mut().enumerate() {
             // What timers and side inputs cause does not travel in the order of its ordinals: an operator's
             // own comes before what the wave brought from above, whatever was due first.
@@ -340,7 +373,7 @@ fn hand_on(
 
 /// Whether what is said on this port leaves the chain, whatever stands below.
 const fn leaves(port: u8) -> bool {
-    matches!(port, PORT_CRITICAL | PORT_HIGH)
+    matches!(port, PORT_CRITICAL | PORT_HIGH | PORT_ASIDE)
 }
 
 /// Hands a flow to every target, the last one without a copy.
@@ -373,13 +406,27 @@ struct Run<'a> {
     path: Path,
     drafts: Drafts,
     saying: Saying,
+    skips: Arc<[Skip]>,
+    crumbs: Option<Arc<dyn Crumbs>>,
 }
 
 impl Run<'_> {
     /// The chain's end: an item becomes a lane record, a hand-over, or a row.
     fn end(&mut self, flow: Flow, known: &Known) {
-        let Flow { ordinal, cause, item, port, placement } = flow;
+        let Flow { ordinal, mut cause, item, mut port, placement } = flow;
+        if let Some(skip) = skip_at(&self.skips, &ordinal, None) {
+            (cause, port) = (Cause::Words(skip.problem.clone()), PORT_ASIDE);
+        }
+        if let Some(crumbs) = &self.crumbs {
+            crumbs.at(self.epoch, &ordinal, None);
+        }
+        let crumb = Crumb::Call(&ordinal, None);
         let to = match port {
+            PORT_ASIDE => {
+                let letter = set_aside(&item, &cause, &ordinal, &mut self.drafts, self.path);
+                self.saying.values.extend_from_slice(&letter);
+                Some(To::Dlq(Reason::Panicked))
+            }
             PORT_CRITICAL => Some(lanes::hand_over(&item, Priority::Critical, &mut self.saying.values)),
             PORT_HIGH => Some(lanes::hand_over(&item, Priority::High, &mut self.saying.values)),
             _ => {
@@ -395,6 +442,7 @@ impl Run<'_> {
                 end.of(&item, &mut self.saying.values)
             }
         };
+        crumb.survived();
         if let Some(to) = to {
             self.saying.say(ordinal, to, key_group(placement), Arc::clone(&item.user));
         }

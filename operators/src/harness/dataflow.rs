@@ -18,6 +18,7 @@ use timely::dataflow::operators::generic::Operator as _;
 use timely::dataflow::operators::generic::operator::source;
 use timely::{CommunicationConfig, Config, WorkerConfig};
 
+use super::aside::{Crumbs, Killed, Skip};
 use super::chain::{Block, Chain};
 use super::feed::{Extent, Feed, Lot};
 use super::output::EpochOutput;
@@ -39,6 +40,10 @@ pub struct Cut {
     pub rules: Arc<Rules>,
     /// Where each partition's epoch ends; one that is not named did not advance.
     pub ends: BTreeMap<Lot, u64>,
+    /// Calls that killed their operator in an earlier run of this epoch: they are not made.
+    pub skips: Arc<[Skip]>,
+    /// Who hears of each call before it is made; nobody in ordinary work.
+    pub crumbs: Option<Arc<dyn Crumbs>>,
 }
 
 /// What the host tells a worker.
@@ -62,6 +67,8 @@ pub enum Report {
     Ahead(usize, Vec<(Lot, Extent)>),
     /// An epoch is done.
     Done(usize, Box<EpochOutput>),
+    /// A call killed its operator, and it cannot go on.
+    Killed(usize, Box<Killed>),
     /// It cannot go on.
     Failed(usize, String),
 }
@@ -141,6 +148,7 @@ pub fn start(workers: Vec<WorkerIo>, sources: Vec<Source>, transport: Transport)
 fn run(worker: &mut timely::worker::Worker, io: WorkerIo, sources: Arc<[Source]>) {
     let (index, peers) = (worker.index(), worker.peers());
     let WorkerIo { chain, assigned, commands, reports } = io;
+    let pulse = chain.pulse();
     // Its cuts are put in by the source before it lets go of the epoch, and taken out by the chain, which
     // cannot see the frontier pass before.
     let epochs = Rc::new(RefCell::new(Epochs::new(index, chain, reports.clone())));
@@ -193,6 +201,7 @@ fn run(worker: &mut timely::worker::Worker, io: WorkerIo, sources: Arc<[Source]>
         });
     });
     while worker.has_dataflows() {
+        pulse.beat();
         worker.step_or_park(Some(PARK));
     }
 }

@@ -169,8 +169,8 @@ impl Drafts {
             }
         };
         let caused_by = match cause {
-            Cause::Event(event) if *event == about.event => Span::default(),
-            Cause::Event(event) => self.text(event.text().as_str()),
+            Cause::Event(event) | Cause::HandedOver(event) if *event == about.event => Span::default(),
+            Cause::Event(event) | Cause::HandedOver(event) => self.text(event.text().as_str()),
             Cause::Timer => self.text("timer"),
             Cause::Profile => self.text("profile"),
             Cause::Rules => self.text("rules"),

@@ -30,10 +30,10 @@
 //! That an epoch is short. Whoever wants latency cuts often; whoever floods one user makes that
 //! user's worker the slowest.
 
+pub mod aside;
 pub(crate) mod buffers;
 pub mod chain;
 pub mod dataflow;
-pub mod deliberate;
 pub mod delta;
 pub(crate) mod drafts;
 pub mod dropped;
@@ -41,6 +41,7 @@ pub mod feed;
 pub mod ordinal;
 pub mod output;
 pub(crate) mod profiles;
+pub mod pulse;
 pub(crate) mod saying;
 pub(crate) mod slab;
 pub(crate) mod spread;

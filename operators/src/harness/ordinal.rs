@@ -6,6 +6,7 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
 use tidings_schemas::time::Instant;
 
 use super::feed::Lot;
@@ -13,7 +14,7 @@ use crate::keyed::{Subkey, TimerId};
 use crate::short::Short;
 
 /// A place in an epoch.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Default)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 pub struct Ordinal(Short<INLINE_BYTES>);
 
 /// What an ordinal holds without an allocation; a longer one costs one.
@@ -81,6 +82,15 @@ impl Ordinal {
         place[3..7].copy_from_slice(&lot.partition.to_be_bytes());
         place[7..].copy_from_slice(&offset.to_be_bytes());
         Self(Short::from_slice(&place))
+    }
+
+    /// The source record that this is the place of, or that set it in motion.
+    #[must_use]
+    pub fn as_record(&self) -> Option<(Lot, u64)> {
+        let bytes = self.0.get(..RECORD_BYTES).filter(|bytes| bytes[0] == 2)?;
+        let source = u16::from_be_bytes(bytes[1..3].try_into().ok()?);
+        let partition = u32::from_be_bytes(bytes[3..7].try_into().ok()?);
+        Some((Lot { source, partition }, u64::from_be_bytes(bytes[7..].try_into().ok()?)))
     }
 
     /// The place of emission `index` of operator `operator` on `port`, caused by this.

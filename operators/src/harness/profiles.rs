@@ -11,7 +11,7 @@ use tidings_schemas::ids::key_group;
 use tidings_schemas::profile::{Address, Profile};
 
 use super::table::{HeadBytes, Image, StateKey, UserKey};
-use crate::keyed::Known;
+use crate::keyed::{Known, newer_version};
 
 /// The operator id under which side inputs stand in checkpoints. No operator can have it: ids of the
 /// topology are words.
@@ -115,7 +115,7 @@ impl Profiles {
     pub(crate) fn restore(&mut self, key: &StateKey, image: &Image) -> Result<(), String> {
         let Some((version, bytes)) = &image.head else { return Ok(()) };
         if *version != VERSION {
-            return Err(format!("a profile of version {version}, this build reads version {VERSION} only"));
+            return Err(newer_version(*version, VERSION));
         }
         let (profile, reachability) =
             postcard::from_bytes(bytes).map_err(|error| format!("a profile's bytes do not fit: {error}"))?;

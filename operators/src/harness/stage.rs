@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tidings_schemas::time::Instant;
 
+use super::aside::{Crumb, Crumbs, PORT_ASIDE, Skip, parked, skip_at};
 use super::drafts::Drafts;
 use super::ordinal::Ordinal;
 use super::profiles::Profiles;
@@ -11,7 +12,7 @@ use super::table::{Image, StateKey, Table, UserKey};
 use super::timers::Due;
 use crate::ingest::{ItemFacts, Path};
 use crate::item::Item;
-use crate::keyed::{Cause, Cx, Known, Operator};
+use crate::keyed::{Cause, Cx, Known, Operator, Subkey};
 use crate::rules::Rules;
 use crate::when::When;
 
@@ -37,6 +38,10 @@ pub(crate) struct Env<'a> {
     pub(crate) rules: &'a Rules,
     pub(crate) profiles: &'a Profiles,
     pub(crate) path: Path,
+    /// Calls that are not made.
+    pub(crate) skips: &'a [Skip],
+    /// Who hears of each call before it is made.
+    pub(crate) crumbs: Option<&'a dyn Crumbs>,
 }
 
 /// What came of a round of calls: items to hand on, and rows.
@@ -103,12 +108,63 @@ impl<O: Operator> Keyed<O> {
             number: self.number,
             call: None,
         };
+        if let Some(crumbs) = env.crumbs {
+            crumbs.at(env.epoch, ordinal, Some(self.number));
+        }
+        let crumb = Crumb::Call(ordinal, Some(self.number));
         call(&self.operator, &mut cx);
+        crumb.survived();
+    }
+}
+
+impl<O: Operator> Keyed<O> {
+    /// Items that would kill here: they leave the chain.
+    fn set_aside(&self, env: &Env<'_>, inbox: &mut Vec<Flow>, out: &mut Outbox<'_>) {
+        for flow in std::mem::take(inbox) {
+            match skip_at(env.skips, &flow.ordinal, Some(self.number)) {
+                Some(skip) => {
+                    let cause = Cause::Words(skip.problem.clone());
+                    out.flows.push(Flow { cause, port: PORT_ASIDE, ..flow });
+                }
+                None => inbox.push(flow),
+            }
+        }
+    }
+
+    /// Entries that would kill: they leave the state, and what is parked in them leaves the chain. Says
+    /// whether there was anything to leave out.
+    fn take_out(
+        &mut self,
+        env: &Env<'_>,
+        user: UserKey<'_>,
+        ordinal: &Ordinal,
+        subkey: Option<&Subkey>,
+        out: &mut Outbox<'_>,
+    ) -> bool {
+        let Some(skip) = skip_at(env.skips, ordinal, Some(self.number)) else { return false };
+        let subkeys = match subkey {
+            Some(subkey) => vec![subkey.clone()],
+            None => self.table.subkeys(user),
+        };
+        for (index, subkey) in subkeys.iter().enumerate() {
+            let body = self.table.remove(user, subkey).map(|(_, body)| body);
+            if let Some(item) = body.and_then(|body| parked(&body)) {
+                let (cause, ordinal) = (Cause::Words(skip.problem.clone()), ordinal.hop(self.number, 0, index));
+                out.flows.push(Flow { ordinal, cause, port: PORT_ASIDE, placement: user.placement, item });
+            }
+        }
+        if subkey.is_none() {
+            self.table.clear_user(user);
+        }
+        true
     }
 }
 
 impl<O: Operator> Stage for Keyed<O> {
     fn on_events(&mut self, env: &Env<'_>, when: Option<&When>, inbox: &mut Vec<Flow>, out: &mut Outbox<'_>) {
+        if !env.skips.is_empty() {
+            self.set_aside(env, inbox, out);
+        }
         for flow in inbox.drain(..) {
             let holds = |when: &When| flow.item.is_control() || when.holds(&ItemFacts::new(&flow.item));
             if !when.is_none_or(holds) {
@@ -131,6 +187,9 @@ impl<O: Operator> Stage for Keyed<O> {
             }
             let Due { at, user, subkey, id, .. } = due;
             let ordinal = Ordinal::timer(at, &user, &subkey, id);
+            if self.take_out(env, UserKey::of(&user), &ordinal, Some(&subkey), out) {
+                continue;
+            }
             self.call(env, UserKey::of(&user), &ordinal, &Cause::Timer, out, |operator, cx| {
                 cx.clear_timer(&subkey, id);
                 operator.on_timer(cx, &subkey, id);
@@ -141,8 +200,8 @@ impl<O: Operator> Stage for Keyed<O> {
     fn on_profiles(&mut self, env: &Env<'_>, changed: &[(Arc<str>, Known)], out: &mut Outbox<'_>) {
         for (name, old) in changed {
             let user = UserKey::of(name);
-            if self.table.has_entries(user) {
-                let ordinal = Ordinal::profile(name);
+            let ordinal = Ordinal::profile(name);
+            if self.table.has_entries(user) && !self.take_out(env, user, &ordinal, None, out) {
                 self.call(env, user, &ordinal, &Cause::Profile, out, |operator, cx| operator.on_profile(cx, old));
             }
         }
@@ -151,6 +210,9 @@ impl<O: Operator> Stage for Keyed<O> {
     fn on_rules(&mut self, env: &Env<'_>, out: &mut Outbox<'_>) {
         for name in self.table.user_names() {
             let ordinal = Ordinal::rules(&name);
+            if self.take_out(env, UserKey::of(&name), &ordinal, None, out) {
+                continue;
+            }
             self.call(env, UserKey::of(&name), &ordinal, &Cause::Rules, out, Operator::on_rules);
         }
     }

@@ -12,13 +12,13 @@ use std::sync::Arc;
 use hashbrown::HashTable;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
+use tidings_schemas::deliberate::{self, Bug};
 use tidings_schemas::ids::{KeyGroup, key_group, placement};
 use tidings_schemas::time::Instant;
 
 use super::slab::{Place, Slab, Tag};
 use super::spread::Spread;
 use super::timers::{Due, Timer, Timers};
-use crate::deliberate::{self, Bug};
 use crate::keyed::{Operator, State, Subkey, TimerId};
 use crate::short::Short;
 
@@ -128,10 +128,10 @@ pub struct Image {
 }
 
 impl Image {
-    /// Whether the key is gone.
+    /// Whether nothing is left of the key, where no older image lies below this one.
     #[must_use]
     pub fn is_gone(&self) -> bool {
-        self.head.is_none() && self.timers.is_empty() && matches!(self.body, Some(None))
+        self.head.is_none() && self.timers.is_empty() && !matches!(self.body, Some(Some(_)))
     }
 
     /// This image upon the `older` one: a body that was not set stays.
@@ -520,7 +520,8 @@ impl<O: Operator> Table<O> {
             };
             let Some(entry) = self.entries.get_mut(place) else { continue };
             entry.dirty = false;
-            let set = std::mem::take(&mut entry.body_dirty);
+            // Of what is gone the image says so, whatever went last: an older one may have a body.
+            let set = std::mem::take(&mut entry.body_dirty) || entry.is_gone();
             let out = Image {
                 head: entry.head.as_ref().map(|head| (O::Entry::VERSION, HeadBytes::from_slice(encoder.encode(head)))),
                 body: set.then(|| entry.body.as_ref().map(|body| (O::Body::VERSION, encoder.encode(body).to_vec()))),
@@ -697,6 +698,24 @@ mod tests {
         assert_eq!(fired(&mut table, 5, 99, 9), "e");
         assert_eq!((fired(&mut table, 6, 99, 9).as_str(), table.next_timer()), ("", None));
         assert!(!table.has_entries(user), "what is empty is forgotten");
+    }
+
+    #[test]
+    fn an_entry_that_was_only_a_timer_is_gone_once_that_is_taken_back() {
+        let (mut table, name) = (Table::<Dedup>::new(), Arc::from("u1"));
+        let (user, key) = (UserKey::of(&name), Subkey::of(&["a"]));
+        table.set_timer(user, &key, ID, Instant(10), 1);
+        let mut state = super::super::delta::Pending::default();
+        let mut drain = |table: &mut Table<Dedup>| {
+            let mut images = Vec::new();
+            table.drain_dirty(|key, image| images.push(((Arc::from("o"), key), image)));
+            state.add(images.into_iter().collect());
+            state.delta().iter().map(|(_, image)| image.is_gone()).collect::<Vec<_>>()
+        };
+        assert_eq!(drain(&mut table), [false]);
+        table.clear_timer(user, &key, ID);
+        assert_eq!(drain(&mut table), [true]);
+        assert!(!table.has_entries(user));
     }
 
     #[test]

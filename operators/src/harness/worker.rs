@@ -7,12 +7,15 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError};
 use tidings_schemas::ids::key_group;
+use tidings_schemas::reason::Reason;
 use tidings_schemas::time::Instant;
 
+use super::aside::{Crumb, Died, caught};
 use super::chain::{Block, Chain};
 use super::dataflow::{Assigned, Command, Cut, Report};
 use super::feed::{Extent, Lot, RawRecord};
-use crate::ingest::{Path, Source, ingest};
+use super::ordinal::Ordinal;
+use crate::ingest::{Path, Source, ingest, reject};
 
 /// Records that one worker reads ahead of the cut. Beyond it feeds are not polled: the log waits,
 /// not the memory. A few epochs' worth at a million events a second and two workers.
@@ -171,7 +174,13 @@ impl Intake {
             return Ok(Step::Again);
         }
         self.waiting.pop_front();
-        let (read, blocks) = self.release(&cut);
+        let (read, blocks) = match caught(|| self.release(&cut)) {
+            Ok(released) => released,
+            Err(died) => {
+                let _ = self.reports.send(killed(self.worker, *died, cut.epoch, |_| None));
+                return Ok(Step::Stop);
+            }
+        };
         let records: u64 = read.values().map(|extent| extent.records).sum();
         self.pace.cut(usize::try_from(records).unwrap_or(READ_AHEAD_MAX), cut.now);
         Ok(Step::Release(Released { cut, read }, blocks))
@@ -237,7 +246,19 @@ impl Intake {
             while let Some((record, checksum)) = inlet.buffer.pop_front_if(|(record, _)| record.offset < end) {
                 extent.records += 1;
                 extent.checksum = extent.checksum.wrapping_add(checksum);
-                let arrived = ingest(source, lot, &record, &cut.rules, Path::Decide);
+                let skip = cut.skips.iter().find(|skip| skip.record() == Some((lot, record.offset)));
+                let arrived = match skip {
+                    None => {
+                        if let Some(crumbs) = &cut.crumbs {
+                            crumbs.at(cut.epoch, &Ordinal::record(lot, record.offset), None);
+                        }
+                        let crumb = Crumb::Record(lot, record.offset);
+                        let arrived = ingest(source, lot, &record, &cut.rules, Path::Decide);
+                        crumb.survived();
+                        arrived
+                    }
+                    Some(skip) => reject(source, lot, &record, Reason::Panicked, skip.problem.clone()),
+                };
                 let target = key_group(arrived.placement()).worker(self.peers);
                 open[target].push(arrived);
                 if open[target].len() == BLOCK_MAX {
@@ -263,13 +284,15 @@ pub struct Epochs {
     released: VecDeque<Released>,
     stash: BTreeMap<u64, Vec<Block>>,
     reports: Sender<Report>,
+    /// A call killed an operator: what its state is now nobody knows.
+    dead: bool,
 }
 
 impl Epochs {
     /// The epochs of worker number `worker`.
     #[must_use]
     pub fn new(worker: usize, chain: Chain, reports: Sender<Report>) -> Self {
-        Self { worker, chain, released: VecDeque::new(), stash: BTreeMap::new(), reports }
+        Self { worker, chain, released: VecDeque::new(), stash: BTreeMap::new(), reports, dead: false }
     }
 
     /// This worker's own intake has released an epoch.
@@ -285,15 +308,33 @@ impl Epochs {
     /// Runs the next epoch if it is `complete`: every intake has released it and every block of it
     /// arrived. Says whether it did.
     pub fn step(&mut self, complete: impl Fn(u64) -> bool) -> bool {
-        if !self.released.front().is_some_and(|released| complete(released.epoch())) {
+        if self.dead || !self.released.front().is_some_and(|released| complete(released.epoch())) {
             return false;
         }
         let Some(Released { cut, read }) = self.released.pop_front() else { return false };
         let blocks = self.stash.remove(&cut.epoch).unwrap_or_default();
-        let mut output = self.chain.epoch(cut.epoch, cut.now, &cut.rules, blocks);
+        self.chain.leave_out(&cut.skips);
+        self.chain.tell(cut.crumbs.clone());
+        let mut output = match caught(|| self.chain.epoch(cut.epoch, cut.now, &cut.rules, blocks)) {
+            Ok(output) => output,
+            Err(died) => {
+                self.dead = true;
+                let name = |number| self.chain.operators().nth(number).cloned();
+                let _ = self.reports.send(killed(self.worker, *died, cut.epoch, name));
+                return false;
+            }
+        };
         output.read = read;
         // Without a host, what is not said is replayed by the next generation.
         self.reports.send(Report::Done(self.worker, Box::new(output))).is_ok()
+    }
+}
+
+/// What the host is told of a panic.
+fn killed(worker: usize, died: Died, epoch: u64, name: impl Fn(usize) -> Option<Arc<str>>) -> Report {
+    match died.killed(epoch, name) {
+        Ok(killed) => Report::Killed(worker, Box::new(killed)),
+        Err(problem) => Report::Failed(worker, problem),
     }
 }
 
@@ -346,7 +387,7 @@ mod tests {
             let Some((_, extent)) = ahead.iter().find(|(lot, _)| *lot == lots[0]) else { continue };
             (read, epoch) = (extent.end, epoch + 1);
             let (now, ends) = (Instant(20 * i64::try_from(epoch).unwrap()), BTreeMap::from([(lots[0], read)]));
-            let cut = Cut { epoch, now, rules: Arc::clone(&rules), ends };
+            let cut = Cut { epoch, now, rules: Arc::clone(&rules), ends, skips: Arc::default(), crumbs: None };
             command.send(Command::Release(Arc::new(cut))).unwrap();
             assert!(matches!(intake.step(), Step::Release(..)));
         }
@@ -390,7 +431,14 @@ mod tests {
         let assigned = Assigned { lot, from: 0, feed: Box::new(Log(0..5)), rank: 1, at_least_permille: 0 };
         let mut intake = Intake::new(0, 1, sources, vec![assigned], commands, reports);
         let rules = Arc::new(crate::script::rules());
-        let cut = Cut { epoch: 1, now: Instant(0), rules, ends: BTreeMap::from([(lot, 2)]) };
+        let cut = Cut {
+            epoch: 1,
+            now: Instant(0),
+            rules,
+            ends: BTreeMap::from([(lot, 2)]),
+            skips: Arc::default(),
+            crumbs: None,
+        };
         command.send(Command::Release(Arc::new(cut))).unwrap();
         assert!(matches!(intake.step(), Step::Release(..)));
         assert!(reported.try_recv().is_err(), "a replayed cut is no news");

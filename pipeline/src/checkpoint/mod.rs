@@ -10,21 +10,30 @@
 //! 2. The merged delta becomes a chunk, the chunk's name goes into a manifest; both are put create-only.
 //! 3. The coordinator appends `checkpoint {name, epoch}` to the cut log once cut e is durable and every
 //!    writer has had the outputs up to e acknowledged. Only then it counts.
-//! 4. When chunks have grown past the base, a manifest's chunks are merged into one, beside the stream.
-//! 5. What lies below the second-newest counted checkpoint, and no kept manifest names, is deleted.
+//! 4. When there are more than a few chunks, the newest of them are merged into one ([`Checkpoints::merge`]),
+//!    by a part of its own, while checkpoints go on; a later manifest names it in their place. Chunks grow
+//!    older and larger: each merge takes those that are not much larger than what lies upon them, so that
+//!    an image is rewritten a few times and not with every merge.
+//! 5. When a checkpoint counts, the third-newest is deleted: its manifest, and its chunks that no kept one
+//!    names ([`Checkpoints::delete`]).
+//! 6. A few times in a generation, what earlier ones left behind when they died is deleted
+//!    ([`Checkpoints::sweep`]): objects of epochs before the second-newest counted checkpoint, of earlier
+//!    generations, that no kept manifest names.
 //!
 //! # Invariants
 //! - Objects are never written twice: names carry generation and epoch.
-//! - Only names that were read from a counted manifest, or that this generation wrote and had
-//!   acknowledged, are deleted. Nothing is ever deleted because a listing shows it.
+//! - Each object says whether it is whole: chunks and manifests by a checksum, blobs by their name.
+//! - Nothing is deleted because a listing shows it, but by its epoch: a generation that still writes, or
+//!   that starts from what is kept, names nothing older than that but what the kept manifests name.
 //!
 //! # If it dies at step n
 //! 1. Nothing durable is lost: the deltas come again by replay.
 //! 2. A chunk or manifest without its entry in the log is never read. It stays as garbage of a few
 //!    megabytes; a later generation has other names.
 //! 3. The same; the newest counted checkpoint is an older one, and more is replayed.
-//! 4. The merged chunk is named by nobody yet.
-//! 5. Deleting again what is gone is no error.
+//! 4. The merged chunk is named by nobody yet, and stays as garbage until step 6.
+//! 5. What is left is garbage until step 6. Deleting again what is gone is no error.
+//! 6. The next generation does it.
 //!
 //! # Not promised
 //! That the newest checkpoint is readable: recovery falls back to the second-newest, which is kept.
@@ -44,8 +53,23 @@ use crate::cutlog::Hash;
 
 const VERSION: u8 = 1;
 
-/// Chunks beyond the base that a manifest names before they are merged into one.
-const CHUNKS_MAX: usize = 16;
+/// Chunks that a manifest names before the newest are merged. A start reads each of them once.
+pub(crate) const CHUNKS_MERGED_AT: usize = 8;
+
+/// Chunks that a merge takes at least.
+const MERGED_MIN: usize = 4;
+
+/// A merge takes an older chunk too if it is at most so many times as large as all that lies upon it.
+const MERGED_RATIO: u64 = 2;
+
+/// Chunks that became one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Merged {
+    /// These, which follow each other.
+    pub of: Vec<String>,
+    /// Stand in this one.
+    pub into: String,
+}
 
 /// What a manifest says.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -184,7 +208,7 @@ impl Checkpoints {
     /// Step 2: writes `delta` as a chunk upon `base`, and the manifest; returns its name and content.
     ///
     /// # Errors
-    /// When the store cannot be written, or a chunk that is to be merged cannot be read.
+    /// When the store cannot be written.
     pub fn write(
         &self,
         generation: u64,
@@ -197,18 +221,44 @@ impl Checkpoints {
             self.put(&chunk, encode(delta))?;
             manifest.chunks.push(chunk);
         }
-        if manifest.chunks.len() > CHUNKS_MAX {
-            // Step 4. A removed key has no image below it any more, so that it can go.
-            let mut whole = self.merged(&manifest.chunks)?;
-            whole.retain(|_, image| !image.is_gone());
-            let chunk = format!("chunks/{name}-whole");
-            self.put(&chunk, encode(&whole))?;
-            manifest.chunks = vec![chunk];
-        }
         let manifest_name = format!("manifests/{name}");
         let bytes = frame(VERSION, &postcard::to_stdvec(&manifest).unwrap_or_default());
         self.put(&manifest_name, bytes)?;
         Ok((manifest_name, manifest))
+    }
+
+    /// Step 4: merges the newest of `chunks`, which a manifest of `generation` and `epoch` names; none
+    /// while `goes_on` says no. Whoever merges has one merge under way.
+    ///
+    /// # Errors
+    /// When a chunk cannot be read, or the store cannot be written.
+    pub fn merge(
+        &self,
+        generation: u64,
+        epoch: u64,
+        chunks: &[String],
+        goes_on: impl Fn() -> bool,
+    ) -> Result<Option<Merged>, CheckpointError> {
+        let mut sizes = Vec::with_capacity(chunks.len());
+        for chunk in chunks {
+            sizes.push(self.size(chunk)?);
+        }
+        let first = merged_from(&sizes);
+        let mut images = Pending::default();
+        for chunk in &chunks[first..] {
+            if !goes_on() {
+                return Ok(None);
+            }
+            images.add(self.chunk(chunk)?);
+        }
+        let mut images = images.into_delta();
+        if first == 0 {
+            // Nothing lies below: what is gone leaves no trace.
+            images.retain(|_, image| !image.is_gone());
+        }
+        let into = format!("chunks/{generation:020}-{epoch:020}-merged");
+        self.put(&into, encode(&images))?;
+        Ok(Some(Merged { of: chunks[first..].to_vec(), into }))
     }
 
     /// The manifest of this name.
@@ -232,10 +282,19 @@ impl Checkpoints {
     fn merged(&self, chunks: &[String]) -> Result<Delta, CheckpointError> {
         let mut state = Pending::default();
         for chunk in chunks {
-            let images: Vec<(Arc<str>, StateKey, Image)> = self.decode(chunk)?;
-            state.add(images.into_iter().map(|(operator, key, image)| ((operator, key), image)).collect());
+            state.add(self.chunk(chunk)?);
         }
         Ok(state.into_delta())
+    }
+
+    fn chunk(&self, name: &str) -> Result<Delta, CheckpointError> {
+        let images: Vec<(Arc<str>, StateKey, Image)> = self.decode(name)?;
+        Ok(images.into_iter().map(|(operator, key, image)| ((operator, key), image)).collect())
+    }
+
+    fn size(&self, name: &str) -> Result<u64, CheckpointError> {
+        let head = self.runtime.block_on(self.store.head(&Path::from(name)));
+        head.map(|head| head.size).map_err(|source| CheckpointError::Store { name: name.to_owned(), source })
     }
 
     /// Step 5: deletes a manifest that is not kept any more, and its chunks that no kept one names.
@@ -250,12 +309,52 @@ impl Checkpoints {
         self.remove(name)
     }
 
+    /// Step 6: deletes what generations before `generation` left of epochs before the older of `kept`,
+    /// which are the two newest checkpoints that count, by name; says how many objects.
+    ///
+    /// # Errors
+    /// When the store cannot be listed or written.
+    pub fn sweep(&self, generation: u64, kept: &[(String, Manifest)]) -> Result<usize, CheckpointError> {
+        let Some(oldest) = kept.iter().map(|(_, manifest)| manifest.epoch).min() else { return Ok(0) };
+        let chunks = kept.iter().flat_map(|(_, manifest)| &manifest.chunks);
+        let needed: BTreeSet<&String> = kept.iter().map(|(name, _)| name).chain(chunks).collect();
+        let mut swept = 0;
+        for folder in ["chunks", "manifests"] {
+            let listed = self.runtime.block_on(self.store.list_with_delimiter(Some(&Path::from(folder))));
+            let listed = listed.map_err(|source| CheckpointError::Store { name: folder.to_owned(), source })?;
+            for name in listed.objects.into_iter().map(|object| object.location.to_string()) {
+                let left = made_by(&name).is_some_and(|(by, epoch)| by < generation && epoch < oldest);
+                if left && !needed.contains(&name) {
+                    self.remove(&name)?;
+                    swept += 1;
+                }
+            }
+        }
+        Ok(swept)
+    }
+
     fn remove(&self, name: &str) -> Result<(), CheckpointError> {
         match self.runtime.block_on(self.store.delete(&Path::from(name))) {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(source) => Err(CheckpointError::Store { name: name.to_owned(), source }),
         }
     }
+}
+
+/// The generation and the epoch that a chunk's or manifest's name carries.
+fn made_by(name: &str) -> Option<(u64, u64)> {
+    let mut parts = name.rsplit('/').next()?.split('-');
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}
+
+/// The first of the chunks that a merge takes, by their sizes: it takes all from there on.
+fn merged_from(sizes: &[u64]) -> usize {
+    let (mut first, mut sum) = (sizes.len(), 0);
+    while first > 0 && (sizes.len() - first < MERGED_MIN || sizes[first - 1] <= MERGED_RATIO * sum) {
+        first -= 1;
+        sum += sizes[first];
+    }
+    first
 }
 
 fn blob_name(hash: &Hash) -> String {
@@ -298,8 +397,14 @@ mod tests {
             let (name, written) = checkpoints.write(0, manifest, &Delta::from([(key(&user), what)])).unwrap();
             manifest = checkpoints.manifest(&name).unwrap();
             assert_eq!(manifest, written);
-            assert!(manifest.chunks.len() <= CHUNKS_MAX);
+            if manifest.chunks.len() > CHUNKS_MERGED_AT {
+                let Merged { of, into } = checkpoints.merge(0, epoch, &manifest.chunks, || true).unwrap().unwrap();
+                assert!(of.len() >= MERGED_MIN && manifest.chunks.ends_with(&of));
+                manifest.chunks.truncate(manifest.chunks.len() - of.len());
+                manifest.chunks.push(into);
+            }
         }
+        assert_eq!(checkpoints.merge(0, 41, &manifest.chunks, || false).unwrap(), None, "a stop is heard");
         let state = checkpoints.state(&manifest).unwrap();
         let head = |image: &Image| image.head.as_ref().map(|(version, bytes)| (*version, bytes.to_vec()));
         let heads: Vec<_> = state.iter().map(|((_, key), image)| (key.user.to_string(), head(image))).collect();
@@ -324,6 +429,60 @@ mod tests {
     }
 
     #[test]
+    fn a_merge_takes_what_is_not_much_larger_than_what_lies_upon_it() {
+        for (sizes, first) in [
+            (&[1, 1, 1, 1][..], 0),
+            (&[900, 100, 40, 1, 1, 1, 1], 3),
+            (&[900, 100, 40, 20, 9, 1, 1, 1, 1], 5),
+            (&[900, 100, 18, 8, 1, 1, 1, 1], 2),
+            (&[500, 200, 90, 30, 10, 10, 5, 5], 0),
+            (&[2], 0),
+            (&[], 0),
+        ] {
+            assert_eq!(merged_from(sizes), first, "{sizes:?}");
+        }
+    }
+
+    #[test]
+    fn what_dead_generations_left_is_swept_by_epoch_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoints = Checkpoints::in_folder(folder.path()).unwrap();
+        let write = |generation, epoch, upon: &Manifest| {
+            let manifest = Manifest { epoch, chunks: upon.chunks.clone(), ..Manifest::default() };
+            checkpoints.write(generation, manifest, &Delta::from([(key("a"), image(1))])).unwrap()
+        };
+        let nothing = Manifest::default();
+        let (kept_base, base) = write(1, 2, &nothing);
+        // Dead before it counted; merged and not named; of the epoch that is kept, and of a later one.
+        let (dead, _) = write(1, 4, &base);
+        checkpoints.merge(1, 4, &base.chunks, || true).unwrap();
+        let (second, older) = write(3, 5, &base);
+        let (_, same) = write(2, 5, &nothing);
+        let (ahead, _) = write(2, 8, &nothing);
+        // This generation's own, and what is of no name that we give.
+        let (own, _) = write(9, 3, &nothing);
+        std::fs::write(folder.path().join("chunks/readme"), "mine").unwrap();
+        let (newest, newer) = write(9, 7, &older);
+        let kept = [(newest.clone(), newer.clone()), (second.clone(), older.clone())];
+        assert_eq!(
+            checkpoints.sweep(9, &kept).unwrap(),
+            4,
+            "the first manifest, the dead one, its chunk, the merged one"
+        );
+        assert_eq!(checkpoints.sweep(9, &kept).unwrap(), 0);
+        for gone in [&kept_base, &dead] {
+            assert!(checkpoints.manifest(gone).is_err(), "{gone}");
+        }
+        for there in [&second, &ahead, &own, &newest] {
+            assert!(checkpoints.manifest(there).is_ok(), "{there}");
+        }
+        for manifest in [&newer, &older, &same] {
+            assert_eq!(checkpoints.state(manifest).unwrap().len(), 1);
+        }
+        assert!(folder.path().join("chunks/readme").exists());
+    }
+
+    #[test]
     fn damage_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let checkpoints = Checkpoints::in_folder(folder.path()).unwrap();
@@ -332,5 +491,20 @@ mod tests {
         std::fs::write(folder.path().join(blob_name(&hash)), b"something else").unwrap();
         let error = checkpoints.blob(&hash).unwrap_err().to_string();
         assert!(error.contains("the content does not match the name"), "{error}");
+        let delta = Delta::from([(key("a"), image(1))]);
+        let (name, manifest) = checkpoints.write(0, Manifest { epoch: 1, ..Manifest::default() }, &delta).unwrap();
+        let chunk = &manifest.chunks[0];
+        let mut bytes = std::fs::read(folder.path().join(chunk)).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(folder.path().join(chunk), bytes).unwrap();
+        let error = checkpoints.state(&manifest).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("checkpoint store, object `{chunk}`: checksum")), "{error}");
+        std::fs::remove_file(folder.path().join(chunk)).unwrap();
+        let error = checkpoints.state(&manifest).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("checkpoint store, object `{chunk}`: ")), "{error}");
+        std::fs::write(folder.path().join(&name), b"").unwrap();
+        let error = checkpoints.manifest(&name).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("checkpoint store, object `{name}`: ")), "{error}");
     }
 }

@@ -19,6 +19,7 @@ use tidings_pipeline::explain::Colour;
 use tidings_pipeline::explain::Context;
 use tidings_pipeline::process::{Emitter, Process, Settings, type_channels};
 use tidings_pipeline::runtime::clock::{Clock, ScaledClock, SystemClock};
+use tidings_pipeline::runtime::watch::STILL_MAX;
 use tidings_pipeline::topology::{FixedEnvironment, LoadError, Loader, OperatorKinds, ProviderKinds, SourceText, svg};
 use tidings_schemas::event::Event;
 use tidings_schemas::profile::{Address, Profile};
@@ -129,6 +130,8 @@ impl Demo {
             create_topics: true,
             accept_divergence: false,
             may_drop: BTreeSet::new(),
+            still_max: STILL_MAX,
+            supervised: false,
         };
         let mut process = Process::start(&loaded.config, settings).await?;
         if let Some(admin) = process.admin {

@@ -14,6 +14,7 @@ mod graph;
 mod providers;
 mod run;
 mod schema;
+mod supervise;
 mod tail;
 mod test;
 mod topics;
@@ -97,6 +98,14 @@ pub(crate) enum Exit {
     TryAgain = 75,
     /// The topology, or what it names, is wrong.
     Configuration = 78,
+}
+
+impl Exit {
+    /// The one with this code.
+    pub(crate) fn of_code(code: i32) -> Option<Self> {
+        let all = [Self::Ok, Self::Findings, Self::Usage, Self::Unreachable, Self::TryAgain, Self::Configuration];
+        all.into_iter().find(|exit| *exit as i32 == code)
+    }
 }
 
 impl From<Exit> for ExitCode {

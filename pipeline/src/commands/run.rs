@@ -14,8 +14,11 @@ use tidings_pipeline::console::Inbox;
 use tidings_pipeline::cutlog::Hash;
 use tidings_pipeline::process::{Process, Settings, Stage, give_way};
 use tidings_pipeline::runtime::clock::{Clock as _, SystemClock};
+use tidings_pipeline::runtime::watch::STILL_MAX;
 use tidings_pipeline::topology::{OperatorKinds, svg};
+use tidings_schemas::units::Period;
 
+use super::supervise::supervise;
 use super::{Exit, Shell};
 
 /// Run a topology until SIGINT or SIGTERM.
@@ -45,6 +48,15 @@ pub(crate) struct Run {
     /// Drop the state of an operator that the topology has no longer: what it holds is said to be lost.
     #[arg(long = "allow-dropped-state", value_name = "OPERATOR")]
     may_drop: Vec<String>,
+    /// End the process when somebody in the decide stage makes no step for so long.
+    #[arg(long, value_name = "SPAN", default_value_t = Period(STILL_MAX))]
+    watchdog: Period,
+    /// Run as a child of this process, and start it again whenever it ends by itself or says nothing.
+    #[arg(long)]
+    supervise: bool,
+    /// Give signs of life on stdout: what a supervisor asks for.
+    #[arg(long, hide = true)]
+    supervised: bool,
 }
 
 /// Without simulated providers nobody here knows what people received.
@@ -58,6 +70,9 @@ impl Inbox for NoInbox {
 
 impl Run {
     pub(crate) fn run(self, shell: &Shell) -> anyhow::Result<Exit> {
+        if self.supervise {
+            return supervise(shell, self.watchdog.0);
+        }
         let loaded = shell.load(&self.config, &Calendar::bundled())?;
         let has = |id: &&String| loaded.config.topology.operators.iter().any(|operator| operator.id == **id);
         if let Some(id) = self.may_drop.iter().find(has) {
@@ -91,6 +106,8 @@ impl Run {
             create_topics: self.create_topics,
             accept_divergence: self.accept_divergence,
             may_drop: self.may_drop.into_iter().collect(),
+            still_max: self.watchdog.0,
+            supervised: self.supervised,
         };
         let bulk = tokio::runtime::Builder::new_multi_thread().enable_all().on_thread_start(give_way).build()?;
         bulk.block_on(async {

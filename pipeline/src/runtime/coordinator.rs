@@ -10,25 +10,30 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Select, Sender, bounded};
 use tidings_operators::calendar::Calendar;
-use tidings_operators::deliberate::{self, Bug};
+use tidings_operators::harness::aside::Killed;
 use tidings_operators::harness::chain::RestoreError;
 use tidings_operators::harness::dataflow::{Assigned, Command, Cut, Report, WorkerIo};
 use tidings_operators::harness::dropped::{DropCount, MayDrop};
 use tidings_operators::harness::feed::{Extent, Lot};
 use tidings_operators::harness::output::EpochOutput;
+use tidings_operators::harness::pulse::Pulse;
 use tidings_operators::ingest::Path;
+use tidings_schemas::deliberate::{self, Bug};
 use tidings_schemas::lifecycle::Row;
 use tidings_schemas::time::Instant;
 use tidings_sinks::log::{Log, LogError, TopicPartition};
 
 use super::clock::Clock;
 use super::crew::{Crew, Next, Part, Threads, WakerSlot, hear};
+use super::crumbs::{Careful, Crumbs, Last};
 use super::egress::{Egress, PresentError, Say, Spoken, present};
-use super::keeper::{Keep, Keeper, Kept};
+use super::keeper::{Keep, Keeper, Kept, Merger};
 use super::plan::Plan;
 use super::recovery::{Start, StartError, start};
+use super::sources::{self, SourcesError};
+use super::watch::{Pulses, Watched};
 use crate::checkpoint::{CheckpointError, Checkpoints, Manifest};
-use crate::cutlog::{CutBody, CutLog, CutLogError, End, Entry, Hash, MarkAt, Named};
+use crate::cutlog::{CutBody, CutLog, CutLogError, End, Entry, Hash, MarkAt, Named, SkipAt};
 
 /// Epochs that may be open at once: released, and not yet finished. A slow log or worker lengthens
 /// epochs instead of adding to them.
@@ -87,8 +92,12 @@ pub struct Status {
     pub records: AtomicU64,
     /// Profiles are loaded, decisions are made.
     pub ready: AtomicBool,
+    /// Calls that killed their operators and were set aside.
+    pub set_aside: AtomicU64,
     /// Checkpoints that could not be written.
     pub checkpoint_failures: AtomicU64,
+    /// The steps of the generation that runs.
+    pub pulses: Pulses,
 }
 
 /// What a run needs beside its plan.
@@ -112,6 +121,8 @@ pub struct Surroundings {
     pub accept_divergence: bool,
     /// Operators that the topology has no longer, whose state may be dropped.
     pub may_drop: BTreeSet<String>,
+    /// Where a process that dies of a call leaves word; nowhere where nobody starts it again.
+    pub crumbs: Option<Crumbs>,
 }
 
 /// From the stored bytes of a topology to its plan, or to why it has none.
@@ -129,6 +140,9 @@ pub enum DecideError {
     /// The log.
     #[error(transparent)]
     Log(#[from] LogError),
+    /// The sources.
+    #[error(transparent)]
+    Sources(#[from] SourcesError),
     /// The lanes.
     #[error(transparent)]
     Lanes(#[from] PresentError),
@@ -158,10 +172,33 @@ pub enum DecideError {
         /// What the log says.
         log: Instant,
     },
+    /// A call killed its operator, and it was logged that it is left out: the next generation goes on.
+    #[error("a call of epoch {} is left out from now on: {}", .0.epoch, .0.skip.problem)]
+    SetAside(Box<Killed>),
+    /// A call killed its operator, and cannot be left out.
+    #[error("{what} of epoch {epoch} cannot be left out, because {why}: {problem}")]
+    Killed {
+        /// The record, timer or change.
+        what: String,
+        /// Its epoch.
+        epoch: u64,
+        /// Why not, and what to do.
+        why: &'static str,
+        /// Who died of it.
+        problem: String,
+    },
     /// A worker or thread ended.
     #[error("{0}")]
     Worker(String),
 }
+
+/// Calls that may kill their operators within [`SET_ASIDE_WITHIN`] and be left out. Each costs a start from
+/// the newest checkpoint, a second or so in which nothing but critical is decided; where more of them
+/// die it is not the records that are ill. Beyond it the run ends with the last of them.
+const SET_ASIDE_MAX: usize = 32;
+
+/// The time of which [`SET_ASIDE_MAX`] speaks.
+const SET_ASIDE_WITHIN: Duration = Duration::from_secs(3600);
 
 /// Runs the decide stage until it is told to stop. An older topology's cuts are drained first.
 ///
@@ -182,25 +219,103 @@ pub fn run(plan: &Plan, around: &Surroundings) -> Result<(), DecideError> {
 /// # Errors
 /// As [`run`].
 pub async fn decide(plan: &Plan, around: &Surroundings, hire: impl Fn() -> Box<dyn Crew>) -> Result<(), DecideError> {
+    let mut set_aside: Vec<Duration> = Vec::new();
+    let last = around.crumbs.as_ref().map_or(Last::Nothing, Crumbs::last);
+    let mut care = Care { alone: last != Last::Nothing, ..Care::default() };
+    if let Last::Condemned(killed) = last {
+        care.condemned = Some(killed);
+    }
     loop {
-        let mut crew = hire();
-        let nonce = nonce(&*around.clock);
-        let cutlog = CutLog::begin(Arc::clone(&around.log), &plan.outlets.topics.cuts(), nonce)?;
-        poll_fn(|_| crew.pause()).await;
-        let counted = cutlog.counted()?;
-        poll_fn(|_| crew.pause()).await;
-        let begun = start(counted, &around.checkpoints)?;
-        let Some(older) = begun.must_drain(plan, around.accept_divergence)? else {
-            return Generation::begin(plan, around, crew, cutlog, begun)?.run(false).await;
-        };
-        tracing::info!("the topology changed: the older one drains first");
-        let bytes = around.checkpoints.blob(&older)?;
-        let calendar = begun.cuts.iter().find(|cut| cut.topology == older).map(|cut| cut.calendar).unwrap_or_default();
+        let now = around.clock.elapsed();
+        set_aside.retain(|at| around.clock.real(now.saturating_sub(*at)) < SET_ASIDE_WITHIN);
+        care.may_set_aside = set_aside.len() < SET_ASIDE_MAX;
+        let ended = generation(plan, around, hire(), std::mem::take(&mut care)).await;
+        // However it ended, nobody died of a call.
+        if let Some(crumbs) = &around.crumbs {
+            crumbs.clear();
+        }
+        match ended {
+            Ok(Ended::Stopped) => return Ok(()),
+            Ok(Ended::Drained) => {}
+            Err(DecideError::SetAside(killed)) => {
+                around.status.ready.store(false, Ordering::Relaxed);
+                around.status.set_aside.fetch_add(1, Ordering::Relaxed);
+                set_aside.push(around.clock.elapsed());
+                tracing::error!(
+                    epoch = killed.epoch,
+                    what = described(&killed, plan),
+                    problem = killed.skip.problem,
+                    "it is left out from now on and goes to the dead letters; starting again without it"
+                );
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// What a generation must take care of, because of how earlier ones ended.
+#[derive(Default)]
+struct Care {
+    /// Whether what kills may be left out.
+    may_set_aside: bool,
+    /// Whether it replays on one worker, and ends then.
+    alone: bool,
+    /// What whole processes died of.
+    condemned: Option<Box<Killed>>,
+}
+
+/// What became of a generation that ended as it should.
+enum Ended {
+    /// It was told to.
+    Stopped,
+    /// It replayed what it was for: cuts of an older topology, or of a process that died.
+    Drained,
+}
+
+/// One generation, from its begin to its end.
+async fn generation(
+    plan: &Plan,
+    around: &Surroundings,
+    mut crew: Box<dyn Crew>,
+    care: Care,
+) -> Result<Ended, DecideError> {
+    let nonce = nonce(&*around.clock);
+    let cutlog = CutLog::begin(Arc::clone(&around.log), &plan.outlets.topics.cuts(), nonce)?;
+    poll_fn(|_| crew.pause()).await;
+    let counted = cutlog.counted()?;
+    poll_fn(|_| crew.pause()).await;
+    let mut begun = start(counted, &around.checkpoints)?;
+    let mut plan = plan.clone();
+    let older = begun.must_drain(&plan, around.accept_divergence)?;
+    if let Some((topology, calendar)) = older {
+        tracing::info!(
+            epochs = begun.cuts.len(),
+            of = begun.last,
+            "what an older topology decided is drained by that one first"
+        );
+        let bytes = around.checkpoints.blob(&topology)?;
         let calendar = Calendar::from_bytes(around.checkpoints.blob(&calendar)?.into());
-        let plan = calendar.map_err(|error| error.to_string()).and_then(|calendar| (around.older)(&bytes, calendar));
-        let mut plan = plan.map_err(|problem| DecideError::Worker(format!("the older topology: {problem}")))?;
+        let older = calendar.map_err(|error| error.to_string()).and_then(|calendar| (around.older)(&bytes, calendar));
+        plan = older.map_err(|problem| DecideError::Worker(format!("the older topology: {problem}")))?;
         plan.topology = bytes.into();
-        Generation::begin(&plan, around, crew, cutlog, begun)?.run(true).await?;
+    }
+    if care.alone {
+        plan.workers = 1;
+    }
+    let drain = care.alone || older.is_some();
+    Generation::begin(&plan, around, crew, cutlog, begun)?.with(care).run(drain).await?;
+    Ok(if drain { Ended::Drained } else { Ended::Stopped })
+}
+
+/// What killed, in words.
+fn described(killed: &Killed, plan: &Plan) -> String {
+    match killed.skip.record() {
+        Some((lot, offset)) => {
+            let source = plan.sources.get(usize::from(lot.source));
+            let topic = source.map_or("?", |source| source.topic.as_str());
+            format!("the record at offset {offset} of {topic}/{}", lot.partition)
+        }
+        None => "what a timer, a profile or changed rules set in motion".to_owned(),
     }
 }
 
@@ -214,6 +329,7 @@ fn nonce(clock: &dyn Clock) -> u128 {
 enum Logged {
     Cut(u64, u64),
     Checkpoint(Named),
+    Skip,
     Failed(CutLogError),
 }
 
@@ -237,8 +353,11 @@ struct Generation<'a> {
     spoken: Receiver<Spoken>,
     keep: Option<Sender<Keep>>,
     kept: Receiver<Kept>,
+    /// Let go before the crew: its threads end in their own time.
+    _watched: Watched,
     /// The last field that listens to the channels above: they are closed when it is dropped.
     crew: Box<dyn Crew>,
+    pulse: Pulse,
     start: Start,
 
     /// How far the feeds have come, as totals since the workers started.
@@ -276,8 +395,16 @@ struct Generation<'a> {
     /// Written, and waiting to be said and logged.
     written: Option<(Named, Manifest)>,
     logging: Option<(Named, Manifest)>,
+    /// Whether what kills may be left out, and what did and is being logged.
+    may_set_aside: bool,
+    killed: Option<Box<Killed>>,
+    /// What whole processes died of, and who hears of calls while epochs are replayed with care.
+    condemned: Option<Box<Killed>>,
+    careful: Option<Careful>,
     /// Whether anything changed since the last checkpoint.
     changed: bool,
+    /// How many checkpoints of this generation counted.
+    checkpoints: u64,
     generation_log: u64,
 }
 
@@ -290,12 +417,12 @@ impl<'a> Generation<'a> {
         cutlog: CutLog,
         mut start: Start,
     ) -> Result<Self, DecideError> {
+        sources::check(&*around.log, plan, &start)?;
         let topology = around.checkpoints.put_blob(&plan.topology)?;
         let calendar = around.checkpoints.put_blob(plan.rules.calendar.bytes())?;
         let generation = cutlog.generation();
-        let last_cut = start.cuts.last().map(|cut| cut.epoch);
         let manifest = start.checkpoint.as_ref().map(|(_, manifest)| manifest.clone()).unwrap_or_default();
-        let last = last_cut.unwrap_or(manifest.epoch);
+        let last = start.last;
         let present = present(&*around.log, &plan.outlets, &start.marks, start.said_through, last)?;
 
         let (report, reports) = bounded(1024);
@@ -328,6 +455,8 @@ impl<'a> Generation<'a> {
         let mut dropped: BTreeMap<Arc<str>, DropCount> = BTreeMap::new();
         let mut commands = Vec::new();
         let mut workers = Vec::new();
+        let pulse = Pulse::default();
+        let mut pulses = vec![("the coordinator".to_owned(), pulse.clone())];
         for (worker, assigned) in assigned.into_iter().enumerate() {
             let mut chain = plan.wiring.chain(Path::Decide).map_err(|error| DecideError::Worker(error.to_string()))?;
             if start.checkpoint.is_some() {
@@ -339,6 +468,7 @@ impl<'a> Generation<'a> {
                     sum.parked += count.parked;
                 }
             }
+            pulses.push((format!("worker {worker}"), chain.pulse()));
             let (command, inbox) = command_channel();
             commands.push(command);
             workers.push(WorkerIo { chain, assigned, commands: inbox, reports: report.clone() });
@@ -370,6 +500,8 @@ impl<'a> Generation<'a> {
         crew.part("egress", Box::new(egress)).map_err(DecideError::Worker)?;
         let (keep, inbox) = bounded(UNKEPT_MAX + KEEP_BESIDE);
         let (outbox, kept) = bounded(KEEP_BESIDE);
+        let (merger, merges) = bounded(1);
+        let (of_merger, merged) = bounded(1);
         let keeper = Keeper {
             checkpoints: around.checkpoints.clone(),
             generation,
@@ -377,8 +509,13 @@ impl<'a> Generation<'a> {
             pending: Default::default(),
             inbox,
             outbox,
+            merger,
+            merged,
+            merging: false,
         };
         crew.part("keeper", Box::new(keeper)).map_err(DecideError::Worker)?;
+        let merger = Merger { checkpoints: around.checkpoints.clone(), generation, inbox: merges, outbox: of_merger };
+        crew.part("merger", Box::new(merger)).map_err(DecideError::Worker)?;
 
         let elapsed = around.clock.elapsed();
         let epoch = manifest.epoch;
@@ -395,7 +532,9 @@ impl<'a> Generation<'a> {
             spoken,
             keep: Some(keep),
             kept,
+            _watched: around.status.pulses.watch(pulses),
             crew,
+            pulse,
             ahead: BTreeMap::new(),
             cut: BTreeMap::new(),
             ends: ends.clone(),
@@ -421,15 +560,26 @@ impl<'a> Generation<'a> {
             writing: None,
             written: None,
             logging: None,
+            may_set_aside: true,
+            killed: None,
+            condemned: None,
+            careful: None,
             changed: false,
+            checkpoints: 0,
             generation_log: generation,
             start,
         })
     }
 
+    fn with(mut self, care: Care) -> Self {
+        (self.may_set_aside, self.condemned) = (care.may_set_aside, care.condemned);
+        self
+    }
+
     /// Replays, reads side inputs to their end, and then runs until it is told to stop; with `drain`
     /// only until a checkpoint stands at the end of the log.
     async fn run(mut self, drain: bool) -> Result<(), DecideError> {
+        self.leave_condemned_out().await?;
         self.replay().await?;
         if !drain {
             self.load_side_inputs().await?;
@@ -449,6 +599,24 @@ impl<'a> Generation<'a> {
         }
         self.around.status.ready.store(false, Ordering::Relaxed);
         self.stop().await
+    }
+
+    /// What two processes died of is left out, if it is still to come. Does not return then.
+    async fn leave_condemned_out(&mut self) -> Result<(), DecideError> {
+        let Some(killed) = self.condemned.take() else { return Ok(()) };
+        let known = self.start.skips.get(&killed.epoch).is_some_and(|skips| skips.contains(&killed.skip));
+        if known || !self.start.cuts.iter().any(|cut| cut.epoch == killed.epoch) {
+            return Ok(());
+        }
+        self.on_killed(killed)?;
+        loop {
+            self.wait(LOOK_AGAIN).await?;
+        }
+    }
+
+    /// Whether nothing of an epoch was said by anybody: then what it does may kill.
+    fn may_kill(&self, epoch: u64) -> bool {
+        epoch > self.said_through && !self.start.digests.contains_key(&epoch)
     }
 
     /// Recovery's steps 4 to 6: the logged cuts again, compared before anything of them is said.
@@ -472,10 +640,17 @@ impl<'a> Generation<'a> {
             self.last = cut.epoch;
             self.now = cut.now;
             self.take(&expected);
+            if self.careful.is_none()
+                && self.may_kill(cut.epoch)
+                && let Some(crumbs) = &self.around.crumbs
+            {
+                self.careful = crumbs.careful().inspect_err(|error| tracing::warn!(%error, "no crumbs")).ok();
+            }
             self.release(cut.epoch, cut.now, expected.iter().map(|(lot, extent)| (*lot, extent.end)).collect());
             while self.finished < cut.epoch {
                 self.wait(LOOK_AGAIN).await?;
             }
+            self.careful.iter().for_each(Careful::passed);
             let output = self.unsaid.get(&cut.epoch);
             let Some(output) = output else { continue };
             compare(output, &expected, self.start.digests.get(&cut.epoch).copied())?;
@@ -487,6 +662,10 @@ impl<'a> Generation<'a> {
             self.hand_over();
         }
         self.replaying = false;
+        self.careful = None;
+        if let Some(crumbs) = &self.around.crumbs {
+            crumbs.clear();
+        }
         Ok(())
     }
 
@@ -660,7 +839,9 @@ impl<'a> Generation<'a> {
     fn release(&mut self, epoch: u64, now: Instant, ends: BTreeMap<Lot, u64>) {
         let output = EpochOutput { epoch, now, ..EpochOutput::default() };
         self.open.insert(epoch, Epoch { output, ends: ends.clone(), workers: 0 });
-        let cut = Arc::new(Cut { epoch, now, rules: Arc::clone(&self.plan.rules), ends });
+        let crumbs = self.careful.as_ref().map(Careful::watch);
+        let skips = self.start.skips.get(&epoch).map(|skips| skips.as_slice().into()).unwrap_or_default();
+        let cut = Arc::new(Cut { epoch, now, rules: Arc::clone(&self.plan.rules), ends, skips, crumbs });
         for (command, waker) in self.commands.iter().zip(&self.wakers) {
             let _ = command.send(Command::Release(Arc::clone(&cut)));
             if let Some(waker) = waker.get() {
@@ -677,6 +858,7 @@ impl<'a> Generation<'a> {
 
     /// Waits for whatever comes first, at most `span`, and takes everything that is there.
     async fn wait(&mut self, span: Duration) -> Result<(), DecideError> {
+        self.pulse.beat();
         poll_fn(|_| {
             let mut channels = Select::new();
             channels.recv(&self.reports);
@@ -711,9 +893,37 @@ impl<'a> Generation<'a> {
             }
             Report::Ahead(_, ahead) => self.ahead.extend(ahead),
             Report::Done(_, output) => self.on_done(*output),
+            Report::Killed(_, killed) => self.on_killed(killed)?,
             Report::Failed(worker, problem) => {
                 return Err(DecideError::Worker(format!("worker {worker}: {problem}")));
             }
+        }
+        Ok(())
+    }
+
+    /// A call killed its operator: it is logged that it is left out, behind its epoch's cut, of which
+    /// nothing can have been said. Then this generation ends, and the next one runs the epoch without it.
+    fn on_killed(&mut self, killed: Box<Killed>) -> Result<(), DecideError> {
+        let epoch = killed.epoch;
+        let why = if !self.may_kill(epoch) {
+            Some("an earlier run decided that epoch with it: start the build that did, on a machine that is sound")
+        } else if !self.may_set_aside {
+            Some(
+                "too many died of theirs within the last hour: mend what kills (`it killed` says where), or start \
+                 again to set further ones aside",
+            )
+        } else {
+            None
+        };
+        if let Some(why) = why {
+            let (what, problem) = (described(&killed, self.plan), killed.skip.problem);
+            return Err(DecideError::Killed { what, epoch, why, problem });
+        }
+        // Of two that died the first is enough: the other dies again.
+        if self.killed.is_none() {
+            let skip = SkipAt { epoch, skip: killed.skip.clone() };
+            self.send_entry(Entry::Skip { generation: self.generation_log, skip });
+            self.killed = Some(killed);
         }
         Ok(())
     }
@@ -770,6 +980,11 @@ impl<'a> Generation<'a> {
                 self.hand_over();
             }
             Logged::Checkpoint(named) => self.on_checkpoint(named),
+            Logged::Skip => {
+                if let Some(killed) = self.killed.take() {
+                    return Err(DecideError::SetAside(killed));
+                }
+            }
             Logged::Failed(error) => return Err(error.into()),
         }
         Ok(())
@@ -871,6 +1086,16 @@ impl<'a> Generation<'a> {
         if let (Some((name, manifest)), Some(keep)) = (third, &self.keep) {
             let _ = keep.send(Keep::Delete(name.name, Box::new(manifest), kept));
         }
+        // Once both are this generation's, what earlier ones left is older, but for an epoch or two that they
+        // ran ahead of the log: so it is looked for again, less and less often.
+        self.checkpoints += 1;
+        if self.checkpoints > 1
+            && self.checkpoints.is_power_of_two()
+            && let (Some(newest), Some(second), Some(keep)) = (&self.start.checkpoint, &self.start.second, &self.keep)
+        {
+            let of = |(named, manifest): &(Named, Manifest)| (named.name.clone(), manifest.clone());
+            let _ = keep.send(Keep::Sweep(vec![of(newest), of(second)]));
+        }
         // Cuts up to the second-newest checkpoint's epoch are not needed by anybody any more. By epoch,
         // never by place: a checkpoint's own place says nothing.
         let newest = deliberate::has(Bug::DeletedBelowTheNewest);
@@ -914,6 +1139,19 @@ impl<'a> Generation<'a> {
         (self.entries, self.say, self.keep) = (None, None, None);
         self.commands.clear();
         Ok(())
+    }
+}
+
+impl Drop for Generation<'_> {
+    /// Wakes every worker, so that it hears that nobody commands it any more. One that was never heard of says
+    /// that it is ready before it looks for commands: either its word is here, or it finds out by itself.
+    fn drop(&mut self) {
+        self.commands.clear();
+        for report in self.reports.try_iter() {
+            if let Report::Ready(_, waker) = report {
+                waker();
+            }
+        }
     }
 }
 
@@ -974,6 +1212,7 @@ impl Part for Scribe {
             (Ok(Some(_)), Entry::Checkpoint { name, epoch, .. }) => {
                 Logged::Checkpoint(Named { name: name.clone(), epoch: *epoch })
             }
+            (Ok(Some(_)), Entry::Skip { .. }) => Logged::Skip,
             (Ok(Some(_)), Entry::Begin { .. }) => return Next::Again,
             (Err(error), _) => Logged::Failed(error),
         };

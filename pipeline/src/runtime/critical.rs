@@ -233,7 +233,7 @@ pub fn wiring(sources: Vec<Source>) -> Wiring {
             to_lanes: kind == "route",
         });
     }
-    Wiring { sources, operators }
+    Wiring { sources, operators, more: &[] }
 }
 
 /// The critical path, running.

@@ -69,7 +69,8 @@ impl Outlets {
     }
 
     /// Where an output goes.
-    pub(crate) fn place(&self, said: &Said) -> TopicPartition {
+    #[must_use]
+    pub fn place(&self, said: &Said) -> TopicPartition {
         let topic = match said.to {
             To::Lane(channel, priority) => self.topics.lane(channel, priority),
             To::HandOver(priority, _) => self.topics.events(priority),
@@ -276,6 +277,14 @@ pub(crate) fn present(
     for partition in outlets.lanes() {
         let range = log.range(&partition)?;
         let marked = marks.get(&(partition.topic.to_string(), partition.partition)).copied().unwrap_or(0);
+        if marked >= range.end && marks.contains_key(&(partition.topic.to_string(), partition.partition)) {
+            // What it held is lost to deliver, whoever decides; what is not said yet is said again below.
+            tracing::error!(
+                lane = %partition, end = range.end, mark = marked,
+                "the lane ends before a mark that stood in it: its topic was recreated, and what deliver had not \
+                 settled is gone with it"
+            );
+        }
         let mut position = marked.max(range.start);
         if position >= range.end {
             continue;

@@ -3,17 +3,18 @@
 //! 1. `begin` is appended, and only then the log is read up to it.
 //! 2. The newest valid checkpoint is loaded. A trimmed log without one is refused; an untrimmed log
 //!    without one starts empty.
-//! 3. What the cuts beyond it name (topology, tz data, build) must be what this process has. Another
-//!    topology means that the old one drains first: see [`Start::must_drain`].
+//! 3. What the cuts beyond it name (topology, tz data, build) must be what this process has. Cuts of
+//!    another topology are drained first, by that one: see [`Start::must_drain`].
 //!
 //! The replay itself is the coordinator's, because it is the same engine that runs on afterwards.
 
 use std::collections::BTreeMap;
 
+use tidings_operators::harness::aside::Skip;
 use tidings_operators::harness::delta::Delta;
 
 use crate::checkpoint::{CheckpointError, Checkpoints, Manifest};
-use crate::cutlog::{Counted, CutBody, CutLogError, Hash, Named};
+use crate::cutlog::{Counted, CutBody, CutLogError, End, Hash, Named};
 use crate::runtime::plan::Plan;
 
 /// Where a generation starts.
@@ -27,6 +28,8 @@ pub struct Start {
     pub state: Delta,
     /// Cuts to be replayed, each following the one before.
     pub cuts: Vec<CutBody>,
+    /// The last epoch that the log has, or the checkpoint's.
+    pub last: u64,
     /// Offsets of all counted cuts, for trimming.
     pub offsets: BTreeMap<u64, u64>,
     /// Everything up to this epoch was said.
@@ -35,6 +38,11 @@ pub struct Start {
     pub marks: BTreeMap<(String, u32), u64>,
     /// What earlier runs of the epochs to be replayed said, by digest.
     pub digests: BTreeMap<u64, u64>,
+    /// Calls that are left out, by epoch: they killed their operators.
+    pub skips: BTreeMap<u64, Vec<Skip>>,
+    /// The last records of each partition that the checkpoint holds, where a cut that is left says: from
+    /// which offset, and what was there.
+    pub decided: BTreeMap<(String, u32), (u64, End)>,
 }
 
 /// Why a start is refused.
@@ -86,7 +94,11 @@ pub fn start(counted: Counted, checkpoints: &Checkpoints) -> Result<Start, Start
     let mut loaded: Option<(Named, Manifest, Delta)> = None;
     let mut second = None;
     for named in counted.checkpoints.into_values().rev() {
-        if loaded.is_some() {
+        if let Some((newest, ..)) = &loaded {
+            // Another one of the same epoch is no second: cuts up to the second's are given up.
+            if named.epoch == newest.epoch {
+                continue;
+            }
             second = checkpoints.manifest(&named.name).ok().map(|manifest| (named, manifest));
             break;
         }
@@ -117,30 +129,82 @@ pub fn start(counted: Counted, checkpoints: &Checkpoints) -> Result<Start, Start
         let newest = marks.entry((mark.topic.clone(), mark.partition)).or_default();
         *newest = mark.offset.max(*newest);
     }
+    let decided = decided(&counted.cuts, epoch, second.as_ref().map(|(_, manifest)| manifest));
     let cuts: Vec<_> = counted.cuts.into_iter().map(|(_, cut)| cut).filter(|cut| cut.epoch > epoch).collect();
     if let Some(first) = cuts.first().filter(|first| first.epoch != epoch + 1) {
         return Err(StartError::Hole { checkpoint: epoch, first: first.epoch });
     }
+    let last = cuts.last().map_or(epoch, |cut| cut.epoch);
     let (checkpoint, state) = match loaded {
         Some((named, manifest, state)) => (Some((named, manifest)), state),
         None => (None, Delta::new()),
     };
-    Ok(Start { checkpoint, second, state, cuts, offsets, said_through: counted.said_through, marks, digests })
+    let (said_through, skips) = (counted.said_through, counted.skips);
+    Ok(Start { checkpoint, second, state, cuts, last, offsets, said_through, marks, digests, skips, decided })
+}
+
+/// What the last cut up to `epoch` read of each partition, where it is known from which offset on: from
+/// another cut that is left, or from the checkpoint `older`.
+pub(crate) fn decided(
+    cuts: &[(u64, CutBody)],
+    epoch: u64,
+    older: Option<&Manifest>,
+) -> BTreeMap<(String, u32), (u64, End)> {
+    let mut ends: BTreeMap<(String, u32), u64> = BTreeMap::new();
+    for (source, stood) in older.iter().flat_map(|manifest| &manifest.ends) {
+        ends.extend(stood.iter().map(|(partition, end)| ((source.clone(), *partition), *end)));
+    }
+    let older = older.map_or(0, |manifest| manifest.epoch);
+    let mut decided = BTreeMap::new();
+    for (_, cut) in cuts.iter().filter(|(_, cut)| cut.epoch > older && cut.epoch <= epoch) {
+        for (source, partitions) in &cut.ends {
+            for (partition, end) in partitions {
+                let place = (source.clone(), *partition);
+                if let Some(from) = ends.insert(place.clone(), end.end) {
+                    decided.insert(place, (from, *end));
+                }
+            }
+        }
+    }
+    decided
 }
 
 impl Start {
-    /// The topology under which the cuts beyond the checkpoint were made, if it is not `plan`'s: it
-    /// must drain them before the new one may start.
+    /// Nothing was decided yet.
+    #[cfg(test)]
+    pub(crate) fn empty() -> Self {
+        Self {
+            checkpoint: None,
+            second: None,
+            state: Delta::new(),
+            cuts: Vec::new(),
+            last: 0,
+            offsets: BTreeMap::new(),
+            said_through: 0,
+            marks: BTreeMap::new(),
+            digests: BTreeMap::new(),
+            skips: BTreeMap::new(),
+            decided: BTreeMap::new(),
+        }
+    }
+
+    /// The topology and tz data under which the next cuts were made, if they must be drained before this
+    /// process may decide; then only they are left to be replayed. They are drained where they are not
+    /// `plan`'s, and where cuts of something else follow: each cut is replayed under its own.
     ///
     /// # Errors
     /// When they were made by another build.
-    pub fn must_drain(&self, plan: &Plan, accept_divergence: bool) -> Result<Option<Hash>, StartError> {
+    pub fn must_drain(&mut self, plan: &Plan, accept_divergence: bool) -> Result<Option<(Hash, Hash)>, StartError> {
         if !accept_divergence && self.cuts.iter().any(|cut| cut.build != plan.build) {
             return Err(StartError::Build { cuts: self.cuts.len() });
         }
-        let ours = plan.topology_hash();
-        let calendar = plan.rules.calendar.hash();
-        let other = self.cuts.iter().find(|cut| cut.topology != ours || cut.calendar != calendar);
-        Ok(other.map(|cut| cut.topology))
+        let Some(under) = self.cuts.first().map(|cut| (cut.topology, cut.calendar)) else { return Ok(None) };
+        let others = self.cuts.iter().position(|cut| (cut.topology, cut.calendar) != under);
+        let ours = (plan.topology_hash(), plan.rules.calendar.hash());
+        if under == ours && others.is_none() {
+            return Ok(None);
+        }
+        self.cuts.truncate(others.unwrap_or(self.cuts.len()));
+        Ok(Some(under))
     }
 }

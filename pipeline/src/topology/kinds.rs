@@ -70,6 +70,8 @@ fn read_provider<P: DeserializeOwned + Serialize>(reader: &Reader<'_>) -> Option
 #[derive(Clone, Copy, Debug)]
 pub(super) struct OperatorKind {
     pub(super) position: Position,
+    pub(super) merges: bool,
+    pub(super) single: bool,
     pub(super) needs: &'static [SideInput],
     pub(super) read: fn(&Reader<'_>) -> Option<Value>,
     pub(super) schema: fn(&mut SchemaGenerator) -> Schema,
@@ -83,6 +85,8 @@ impl registry::Visitor for OperatorKinds {
     fn operator<O: Operator>(&mut self) {
         let kind = OperatorKind {
             position: O::POSITION,
+            merges: O::MERGES,
+            single: O::SINGLE,
             needs: O::JOINS,
             read: read_operator::<O>,
             schema: <O::Params as JsonSchema>::json_schema,

@@ -5,7 +5,12 @@
 //! missing the tests say `SKIPPED`. `TIDINGS_E2E_EVENTS` sets the number of events, and
 //! `TIDINGS_E2E_SEED` what they are.
 
+#[path = "../real/checks.rs"]
+mod checks;
+mod frozen;
 mod main_job;
 mod mistakes;
+#[path = "../real/workload.rs"]
 mod workload;
+#[path = "../real/world.rs"]
 mod world;

@@ -36,6 +36,8 @@ pub(crate) enum Death {
     Mark { nth: u64, moment: Moment },
     /// At the n-th checkpoint entry of the cut log.
     Checkpoint { nth: u64, moment: Moment },
+    /// At the n-th entry of the cut log that leaves a call out.
+    Skip { nth: u64, moment: Moment },
     /// At the n-th object put below a prefix.
     Put { prefix: String, nth: u64, moment: Moment },
 }
@@ -77,6 +79,14 @@ impl Life {
                         && matches!(Entry::decode(0, bytes), Ok(Entry::Checkpoint { .. }))
                 };
                 self.strikes(records.iter().any(is_checkpoint), *nth).then_some(*moment)
+            }
+            Death::Skip { nth, moment } => {
+                let is_skip = |record: &Append| {
+                    let bytes = record.value.as_deref().unwrap_or_default();
+                    *record.to.topic == *"notifications.cuts"
+                        && matches!(Entry::decode(0, bytes), Ok(Entry::Skip { .. }))
+                };
+                self.strikes(records.iter().any(is_skip), *nth).then_some(*moment)
             }
             Death::Put { .. } => None,
         }

@@ -10,31 +10,35 @@ use bytes::Bytes;
 use object_store::memory::InMemory;
 use object_store::path::Path as ObjectPath;
 use object_store::{ObjectStore, ObjectStoreExt};
+use tidings_operators::harness::aside::Skip;
 use tidings_operators::harness::chain::Block;
 use tidings_operators::harness::dataflow::Transport;
 use tidings_operators::harness::delta::Pending;
 use tidings_operators::harness::dropped::MayDrop;
 use tidings_operators::harness::feed::{Lot, RawRecord};
 use tidings_operators::harness::output::{EpochOutput, To};
-use tidings_operators::ingest::{Path, ingest};
-use tidings_operators::registry::{Input, Wiring};
+use tidings_operators::ingest::{Path, ingest, reject};
+use tidings_operators::registry::{Input, Wired, Wiring};
 use tidings_operators::rules::Rules;
 use tidings_operators::script;
 use tidings_pipeline::checkpoint::Checkpoints;
 use tidings_pipeline::cutlog::{self, Entry};
 use tidings_pipeline::runtime::clock::{Clock, ScaledClock};
-use tidings_pipeline::runtime::coordinator::{Status, Surroundings, run};
+use tidings_pipeline::runtime::coordinator::{DecideError, Status, Surroundings, run};
 use tidings_pipeline::runtime::egress::Outlets;
 use tidings_pipeline::runtime::plan::{Plan, SourcePlan};
 use tidings_schemas::block::{Block as RowBlock, Kind};
 use tidings_schemas::channel::{Channel, Priority};
 use tidings_schemas::lane::{HEADER_EPOCH, HEADER_MARK, HEADER_ORDINAL};
 use tidings_schemas::lifecycle::Row;
+use tidings_schemas::reason::Reason;
+use tidings_schemas::time::Instant;
 use tidings_schemas::topics::Topics;
 use tidings_sinks::log::memory::{CrashPoint, MemoryLog};
 use tidings_sinks::log::{Append, Log, Record, Retention, TopicPartition, TopicSpec};
 
 use crate::dying::{Death, DyingLog, DyingStore, Life, Witness};
+use crate::poison;
 
 const SOURCES: [(&str, u32, bool); 4] =
     [("in.events", 3, false), ("in.returned", 1, false), ("in.profiles", 1, true), ("in.addresses", 1, true)];
@@ -66,6 +70,26 @@ pub(crate) struct World {
     gone: &'static [&'static str],
     /// Those of them whose state may be dropped.
     may_drop: BTreeSet<String>,
+    /// Whether an operator that some events kill stands in the chain.
+    poisoned: bool,
+}
+
+/// The wiring with an operator that some events kill.
+fn poisoned() -> Wiring {
+    let mut wiring = wiring();
+    let above = wiring.operators.iter().position(|operator| operator.kind == "schedule").unwrap();
+    let place = above + 1;
+    for input in wiring.operators[place..].iter_mut().flat_map(|operator| &mut operator.inputs) {
+        if let Input::Operator(number) = input {
+            *number += 1;
+        }
+    }
+    let (kind, params) = ("poison".to_owned(), serde_json::json!({}));
+    // It stands behind `schedule`, so that a timer's wave can bring it something.
+    let inputs = vec![Input::Operator(above)];
+    let wired = Wired { id: kind.as_str().into(), kind, params, when: None, inputs, to_lanes: false };
+    wiring.operators.insert(place, wired);
+    Wiring { more: poison::KINDS, ..wiring }
 }
 
 fn wiring() -> Wiring {
@@ -104,7 +128,7 @@ fn topology_bytes(wiring: &Wiring) -> Vec<u8> {
     wiring.operators.iter().flat_map(|operator| operator.kind.bytes().chain([b'\n'])).collect()
 }
 
-fn topics() -> Vec<(String, u32)> {
+pub(crate) fn topics() -> Vec<(String, u32)> {
     let topics = Topics::default();
     let mut all: Vec<(String, u32)> = SOURCES.iter().map(|(topic, count, _)| ((*topic).to_owned(), *count)).collect();
     for channel in Channel::ALL {
@@ -148,12 +172,84 @@ impl World {
             slices_max: None,
             gone: &[],
             may_drop: BTreeSet::new(),
+            poisoned: false,
         }
+    }
+
+    /// A world with an operator that some events kill, and such events; `everywhere`, many of them.
+    pub(crate) fn poisoned(everywhere: bool) -> Self {
+        let mut world = Self { poisoned: true, ..Self::new() };
+        let event = |slice: &mut Vec<Append>, user: usize, json: String| {
+            let to = TopicPartition { topic: "in.events".into(), partition: u32::try_from(user % 3).unwrap() };
+            let json = format!(r#"{{"type":"like","user_id":"u{user}",{json}}}"#);
+            // In the middle of others, which must not feel it.
+            let append = Append { to, key: Some(format!("u{user}").into()), value: Some(json.into()), headers: vec![] };
+            slice.insert(slice.len() / 2, append);
+        };
+        let slices = &mut world.slices;
+        // Two at once, for two workers; one that comes with a timer; one that a look kills; one that an
+        // operator above lets go.
+        event(&mut slices[2], 3, r#""id":"x1","object":{"id":"poison"}"#.to_owned());
+        event(&mut slices[2], 7, r#""id":"x2","object":{"id":"poison"}"#.to_owned());
+        event(&mut slices[3], 4, r#""id":"x3","object":{"id":"slow_poison"}"#.to_owned());
+        event(&mut slices[4], 6, r#""id":"x4","object":{"id":"shy_poison"}"#.to_owned());
+        let later = r#""id":"x5","object":{"id":"poison"},"scheduled_at":"2026-03-29T09:00:00Z""#;
+        event(&mut slices[4], 8, later.to_owned());
+        let profile = r#"{"time_zone":"Europe/Berlin","types":{"like":{"push":false}}}"#;
+        let to = TopicPartition { topic: "in.profiles".into(), partition: 0 };
+        slices[6].push(Append { to, key: Some("u6".into()), value: Some(profile.into()), headers: vec![] });
+        if everywhere {
+            for number in 0..40 {
+                event(&mut slices[8], number % 12, format!(r#""id":"y{number}","object":{{"id":"poison"}}"#));
+            }
+        }
+        world
+    }
+
+    /// Nothing runs until the clock shows `until`, while producers write so many events, of which half are
+    /// too late by then. When it runs again.
+    pub(crate) fn stay_down(&mut self, until: &str, events: usize) -> Instant {
+        let until: Instant = until.parse().unwrap();
+        let event = |number: usize| {
+            let (user, expires) =
+                (number % 12, if number.is_multiple_of(2) { r#","expires_at":"2026-03-29T10:00:00Z""# } else { "" });
+            let json =
+                format!(r#"{{"id":"d{number}","type":"like","user_id":"u{user}","object":{{"id":"d"}}{expires}}}"#);
+            let to = TopicPartition { topic: "in.events".into(), partition: u32::try_from(user % 3).unwrap() };
+            Append { to, key: Some(format!("u{user}").into()), value: Some(json.into()), headers: vec![] }
+        };
+        self.log.append(&(0..events).map(event).collect::<Vec<_>>()).unwrap();
+        while self.clock.wall() < until {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self.clock.wall()
+    }
+
+    /// How many records each cut took since then.
+    pub(crate) fn records_per_cut(&self, since: Instant) -> Vec<u64> {
+        let records = |cut: &cutlog::CutBody| cut.ends.values().flat_map(BTreeMap::values).map(|end| end.records).sum();
+        let cuts = self.counted().cuts.into_iter().map(|(_, cut)| cut).filter(|cut| cut.now >= since);
+        cuts.map(|cut| records(&cut)).collect()
+    }
+
+    /// The plan of a chain with an operator that some events kill.
+    pub(crate) fn plan_of_poison(&self, workers: usize) -> Plan {
+        let pace = Duration::from_secs(1);
+        Plan { checkpoint_every: pace, ..self.plan(workers, poisoned()) }
+    }
+
+    fn wired(&self) -> Wiring {
+        if self.poisoned { poisoned() } else { without(self.gone) }
     }
 
     /// Runs to come stop gracefully once `slices` of the workload were cut.
     pub(crate) fn pause_after(&mut self, slices: usize) {
         self.slices_max = Some(slices);
+    }
+
+    /// Runs to come go on to the end.
+    pub(crate) fn go_on(&mut self) {
+        self.slices_max = None;
     }
 
     /// Runs to come have no operators of these kinds, and may drop the state of some of them.
@@ -190,13 +286,18 @@ impl World {
     fn surroundings(&self, life: &Arc<Life>) -> Surroundings {
         let store = DyingStore { store: Arc::clone(&self.store) as Arc<dyn ObjectStore>, life: Arc::clone(life) };
         Surroundings {
+            crumbs: None,
             log: Arc::new(DyingLog { log: Arc::clone(&self.witnessed), life: Arc::clone(life) }),
             checkpoints: Checkpoints::new(Arc::new(store)).unwrap(),
             clock: Arc::clone(&self.clock) as Arc<dyn Clock>,
             stop: Arc::new(AtomicBool::new(false)),
             status: Arc::new(Status::default()),
             observer: None,
-            older: Arc::new(|_, _| Err("the test has one topology".to_owned())),
+            older: {
+                let full = self.plan(1, wiring());
+                let known = move |bytes: &[u8]| (*bytes == *full.topology).then(|| full.clone());
+                Arc::new(move |bytes, _| known(bytes).ok_or_else(|| "the test has one older topology".to_owned()))
+            },
             accept_divergence: false,
             may_drop: self.may_drop.clone(),
         }
@@ -205,9 +306,18 @@ impl World {
     /// Runs one process until it dies or has cut all there is, several checkpoints long; says whether
     /// it died.
     pub(crate) fn run(&mut self, death: Option<Death>, workers: usize) -> bool {
+        let (died, ended) = self.live(death, workers);
+        if !died {
+            ended.unwrap();
+        }
+        died
+    }
+
+    /// The same; how it ended beside it.
+    pub(crate) fn live(&mut self, death: Option<Death>, workers: usize) -> (bool, Result<(), DecideError>) {
         let life = Life::new(death);
         let around = self.surroundings(&life);
-        let plan = self.plan(workers, without(self.gone));
+        let plan = self.plan(workers, self.wired());
         let (stop, status) = (Arc::clone(&around.stop), Arc::clone(&around.status));
         let process = std::thread::spawn(move || run(&plan, &around));
         let noon = NOON.parse().unwrap();
@@ -227,10 +337,7 @@ impl World {
             std::thread::sleep(Duration::from_millis(2));
         }
         let ended = process.join().unwrap();
-        if !life.is_dead() {
-            ended.unwrap();
-        }
-        life.is_dead()
+        (life.is_dead(), ended)
     }
 
     /// Whether everything fed so far was cut by somebody. Reads on where it stopped the last time:
@@ -259,24 +366,63 @@ impl World {
         })
     }
 
-    fn counted(&self) -> Vec<cutlog::CutBody> {
+    fn counted(&self) -> cutlog::Counted {
         let entries: Vec<_> = self.cuts.lock().unwrap().clone().into_iter().collect();
         let entries = entries.into_iter().map(|(offset, bytes)| (offset, Entry::decode(offset, &bytes).unwrap()));
-        cutlog::read(entries, false).unwrap().cuts.into_iter().map(|(_, cut)| cut).collect()
+        cutlog::read(entries, false).unwrap()
     }
 
     pub(crate) fn lose_acknowledgement(&self, topic: &str, nth: u64) {
         self.log.fail_topic_at(topic, CrashPoint::LostAck, nth);
     }
 
-    pub(crate) fn damage_newest_manifest(&self) {
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    /// The names of all checkpoints that count, the newest last.
+    fn manifests(&self) -> Vec<String> {
         let entries: Vec<_> = self.cuts.lock().unwrap().clone().into_iter().collect();
         let entries = entries.into_iter().map(|(offset, bytes)| (offset, Entry::decode(offset, &bytes).unwrap()));
         let counted = cutlog::read(entries, false).unwrap();
-        let (_, newest) = counted.checkpoints.last_key_value().unwrap();
-        let path = ObjectPath::from(newest.name.as_str());
+        counted.checkpoints.into_values().map(|named| named.name).collect()
+    }
+
+    fn damage(&self, name: &str) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let path = ObjectPath::from(name);
         runtime.block_on(self.store.put(&path, Bytes::from_static(b"\x01torn").into())).unwrap();
+    }
+
+    pub(crate) fn damage_newest_manifest(&self) {
+        self.damage(self.manifests().last().unwrap());
+    }
+
+    /// Damages the chunk that only the newest checkpoint names; its name.
+    pub(crate) fn damage_newest_chunk(&self) -> String {
+        let checkpoints = Checkpoints::new(Arc::clone(&self.store) as Arc<dyn ObjectStore>).unwrap();
+        let manifests = self.manifests();
+        let [.., second, newest] = &manifests[..] else { panic!("two checkpoints are needed") };
+        let second = checkpoints.manifest(second).unwrap().chunks;
+        let own = checkpoints.manifest(newest).unwrap().chunks.into_iter().find(|chunk| !second.contains(chunk));
+        let own = own.expect("the newest checkpoint holds nothing of its own");
+        self.damage(&own);
+        own
+    }
+
+    /// Every object below a prefix, in order.
+    pub(crate) fn objects(&self, prefix: &str) -> Vec<String> {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let path = ObjectPath::from(prefix);
+        let listed = runtime.block_on(self.store.list_with_delimiter(Some(&path))).unwrap();
+        let mut names: Vec<String> = listed.objects.into_iter().map(|object| object.location.to_string()).collect();
+        names.sort();
+        names
+    }
+
+    /// Objects that the two newest checkpoints need, in order: manifests and chunks.
+    pub(crate) fn needed(&self) -> (Vec<String>, Vec<String>) {
+        let checkpoints = Checkpoints::new(Arc::clone(&self.store) as Arc<dyn ObjectStore>).unwrap();
+        let manifests = self.manifests().split_off(self.manifests().len() - 2);
+        let chunks: BTreeSet<String> =
+            manifests.iter().flat_map(|name| checkpoints.manifest(name).unwrap().chunks).collect();
+        (manifests, chunks.into_iter().collect())
     }
 
     /// Starts a topology that lacks operators.
@@ -310,6 +456,11 @@ impl World {
         rows.into_values().collect()
     }
 
+    /// Every dead letter, once.
+    pub(crate) fn dead_letters(&self) -> BTreeSet<Bytes> {
+        self.records("notifications.dlq", 0).into_iter().map(|record| record.value.unwrap()).collect()
+    }
+
     fn records(&self, topic: &str, partition: u32) -> Vec<Record> {
         let partition = TopicPartition { topic: topic.into(), partition };
         let range = self.log.range(&partition).unwrap();
@@ -325,12 +476,15 @@ impl World {
 
     /// What a plain recomputation along the logged cuts says, on one chain, without timely.
     fn recomputed(&self) -> Vec<EpochOutput> {
-        let mut chain = wiring().chain(Path::Decide).unwrap();
-        let (mut topology, mut state) = (blake3::hash(&topology_bytes(&wiring())), Pending::default());
+        let wiring = if self.poisoned { poisoned() } else { wiring() };
+        let mut chain = wiring.chain(Path::Decide).unwrap();
+        let (mut topology, mut state) = (blake3::hash(&topology_bytes(&wiring)), Pending::default());
+        let cutlog::Counted { cuts, skips, .. } = self.counted();
         let sources = script::sources();
         let mut outputs = Vec::new();
         let mut from: BTreeMap<(usize, u32), u64> = BTreeMap::new();
-        for cut in self.counted() {
+        for (_, cut) in cuts {
+            let skips: Arc<[Skip]> = skips.get(&cut.epoch).cloned().unwrap_or_default().into();
             let mut blocks = Vec::new();
             for (number, (topic, partitions, _)) in SOURCES.iter().enumerate() {
                 for partition in 0..*partitions {
@@ -342,7 +496,10 @@ impl World {
                     let records = records.filter(|record| record.offset >= start && record.offset < end.end);
                     let arrived = records.map(|Record { offset, key, value, headers, timestamp }| {
                         let raw = RawRecord { offset, key, value, headers, timestamp };
-                        ingest(&sources[number], lot, &raw, &self.rules, Path::Decide)
+                        match skips.iter().find(|skip| skip.record() == Some((lot, offset))) {
+                            None => ingest(&sources[number], lot, &raw, &self.rules, Path::Decide),
+                            Some(skip) => reject(&sources[number], lot, &raw, Reason::Panicked, skip.problem.clone()),
+                        }
                     });
                     blocks.push(Block { lot, target: 0, records: arrived.collect() });
                 }
@@ -356,6 +513,7 @@ impl World {
                 restored.retain(|_, image| !image.is_gone());
                 chain.restore_but(restored.iter(), self.rules.hash, &MayDrop::Again).unwrap();
             }
+            chain.leave_out(&skips);
             let mut output = chain.epoch(cut.epoch, cut.now, &self.rules, blocks);
             output.canonical();
             state.add(std::mem::take(&mut output.delta));
@@ -401,6 +559,10 @@ impl World {
             assert!(expected.contains_key(key), "{name}: {key:?} was said, and no cut justifies it");
         }
         assert!(twice.is_empty(), "{name}: said twice: {twice:?}");
+        // Dead letters may be repeated, word for word.
+        let letters = outputs.iter().flat_map(|output| &output.said).filter(|said| matches!(said.to, To::Dlq(_)));
+        let expected: BTreeSet<Bytes> = letters.map(|said| said.value.clone()).collect();
+        assert_eq!(self.dead_letters(), expected, "{name}: dead letters");
         self.compare_rows(name, &outputs);
     }
 

@@ -269,7 +269,8 @@ impl Oracle {
         match parsed {
             Ok(event) => {
                 let thing = Thing::of_event(event, id, record.timestamp, &self.rules.policies);
-                let thing = thing.map_err(|problem| NotModelled { place: format!("event {id}"), problem })?;
+                let mut thing = thing.map_err(|problem| NotModelled { place: format!("event {id}"), problem })?;
+                thing.handed_over = kept.is_some();
                 Ok(Some((0, thing)))
             }
             Err(reason) => {

@@ -2,6 +2,7 @@
 //! thing that comes, of a deadline that passed, of a user whose profile changed.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use tidings_schemas::channel::{Channel, Op, Priority};
 use tidings_schemas::ids::{EventId, GroupId, IdHasher, LegId};
@@ -79,7 +80,8 @@ struct Held {
 
 /// An operator with all it keeps, by user and subkey.
 pub(super) enum Station {
-    Validate,
+    /// Events that were handed over.
+    Validate(BTreeMap<Key, Due>),
     Dedup(std::time::Duration, BTreeMap<Key, (EventId, Due)>),
     Schedule(BTreeMap<Key, HeldBox>),
     Preferences,
@@ -98,7 +100,7 @@ type Sends = BTreeMap<(String, Vec<String>), Vec<Instant>>;
 impl Station {
     pub(super) fn new(kind: &Kind) -> Self {
         match kind {
-            Kind::Validate => Self::Validate,
+            Kind::Validate => Self::Validate(BTreeMap::new()),
             Kind::Dedup { window } => Self::Dedup(window.0, BTreeMap::new()),
             Kind::Schedule => Self::Schedule(BTreeMap::new()),
             Kind::Preferences => Self::Preferences,
@@ -112,7 +114,8 @@ impl Station {
     /// What is due at `now`, as (deadline, user, subkey).
     pub(super) fn due(&self, now: Instant, epoch: u64) -> Vec<(Instant, Key)> {
         let all: Vec<(&Key, Due)> = match self {
-            Self::Validate | Self::Preferences | Self::Route => Vec::new(),
+            Self::Preferences | Self::Route => Vec::new(),
+            Self::Validate(here) => here.iter().map(|(key, due)| (key, *due)).collect(),
             Self::Dedup(_, seen) => seen.iter().map(|(key, (_, due))| (key, *due)).collect(),
             Self::Schedule(held) => held.iter().map(|(key, held)| (key, held.0.due)).collect(),
             Self::Aggregate(_, windows) => windows.iter().map(|(key, window)| (key, window.0.due)).collect(),
@@ -144,7 +147,8 @@ impl Station {
     /// A deadline passed.
     pub(super) fn timer(&mut self, now: &mut Now<'_>, at: Instant, key: &Key) {
         match self {
-            Self::Validate | Self::Preferences | Self::Route => {}
+            Self::Preferences | Self::Route => {}
+            Self::Validate(here) => drop(here.remove(key)),
             Self::Dedup(_, seen) => drop(seen.remove(key)),
             Self::Schedule(held) => {
                 if let Some(HeldBox(held)) = held.remove(key) {
@@ -195,7 +199,18 @@ impl Station {
     /// A thing came.
     pub(super) fn take(&mut self, now: &mut Now<'_>, mut thing: Thing) {
         match self {
-            Self::Validate => validate(now, thing),
+            Self::Validate(here) => {
+                if thing.handed_over {
+                    let key = (thing.user.clone(), thing.first_event().0.to_vec());
+                    let until = now.due(now.at.after(Duration::from_secs(24 * 3600)));
+                    // The second copy of an event is no event, and opens nothing.
+                    if here.contains_key(&key) {
+                        return;
+                    }
+                    here.insert(key, until);
+                }
+                validate(now, thing);
+            }
             Self::Dedup(window, seen) => {
                 let subkey = if thing.returned.is_some() { return_key(&thing) } else { thing.key.0 };
                 let key = (thing.user.clone(), subkey.to_vec());

@@ -71,6 +71,8 @@ pub(super) struct Thing {
     pub(super) only_address: Option<String>,
     /// Of a control: how many things it took something out of.
     pub(super) matched: u64,
+    /// The other path handed it over, and may do so twice.
+    pub(super) handed_over: bool,
 }
 
 /// The policy of a type, with what the default type lends it.
@@ -147,6 +149,7 @@ impl Thing {
             replay: 0,
             only_address: None,
             matched: 0,
+            handed_over: false,
         })
     }
 
@@ -203,6 +206,7 @@ impl Thing {
             replay: leg.replay,
             only_address: leg.only_address,
             matched: 0,
+            handed_over: false,
         }
     }
 

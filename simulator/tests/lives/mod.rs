@@ -10,7 +10,6 @@ use serde_json::{Value, json};
 use tidings_operators::calendar::Calendar;
 use tidings_operators::harness::chain::Block;
 use tidings_operators::harness::feed::{Lot, RawRecord};
-use tidings_operators::harness::output::{EpochOutput, To};
 use tidings_operators::ingest::{Path, ingest};
 use tidings_operators::registry::Wiring;
 use tidings_operators::rules::Rules;
@@ -22,7 +21,9 @@ use tidings_schemas::lifecycle::{Row, State, Unit};
 use tidings_schemas::policy::{Limits, Overflow, Policies, QuietRule, QuietRules, TypePolicy};
 use tidings_schemas::time::Instant;
 use tidings_schemas::units::Period;
-use tidings_simulator::oracle::{End, Oracle, Record, Records, Slips, Source, Told, Topology, Written};
+use tidings_simulator::checks::told;
+use tidings_simulator::options::modelled;
+use tidings_simulator::oracle::{End, Oracle, Record, Slips, Topology};
 use tidings_sinks::record::fates::{Fate, Fates};
 
 const EPOCHS: u64 = 90;
@@ -85,12 +86,8 @@ pub(crate) struct Life {
     dice: Dice,
 }
 
-const SOURCES: [(&str, Records); 4] = [
-    ("events", Records::Events { unknown_to_data: false }),
-    ("returned", Records::Returned),
-    ("profiles", Records::Profiles),
-    ("addresses", Records::Addresses),
-];
+/// Sources by number, as `script::sources` has them.
+const SOURCES: [&str; 4] = ["events", "returned", "profiles", "addresses"];
 
 impl Life {
     /// Everything that a seed decides before the first record.
@@ -207,21 +204,12 @@ impl Life {
     }
 
     fn topology(&self) -> Topology {
-        let sources = SOURCES.iter().map(|(id, records)| Source { id: (*id).to_owned(), records: *records });
-        let written = |(kind, params, when): &(&str, Value, Option<&str>)| Written {
-            id: (*kind).to_owned(),
-            kind: (*kind).to_owned(),
-            params: params.clone(),
-            when: when.map(str::to_owned),
-        };
-        let mut operators: Vec<_> = self.operators.iter().map(written).collect();
-        for window in operators.iter_mut().filter_map(|operator| operator.params.get_mut("window")) {
+        let mut operators = self.operators.clone();
+        for window in operators.iter_mut().filter_map(|(_, params, _)| params.get_mut("window")) {
             let right: Period = window.as_str().and_then(|text| text.parse().ok()).expect("a window");
             *window = json!(Period(right.0 + self.slower));
         }
-        let returned_at = operators.iter().position(|operator| operator.kind == "dedup").unwrap_or(0);
-        let topology = Topology::straight(sources.collect(), &operators, returned_at, provided());
-        topology.expect("the oracle models all that is drawn")
+        modelled(&operators).expect("the oracle models all that is drawn")
     }
 }
 
@@ -481,24 +469,6 @@ fn profile(dice: &mut Dice) -> Option<String> {
     Some(profile.to_string())
 }
 
-/// What the engine said, in the oracle's form.
-fn told(output: &EpochOutput) -> Told {
-    let mut told = Told::default();
-    for said in &output.said {
-        match &said.to {
-            To::Lane(channel, priority) => {
-                let lane: LaneRecord = serde_json::from_slice(&said.value).expect("a lane record");
-                assert_eq!((lane.channel, lane.priority), (*channel, *priority), "a record in another's lane");
-                told.lanes.push(lane);
-            }
-            To::HandOver(priority, event) => told.handed_over.push((*priority, *event)),
-            To::Dlq(reason) => *told.letters.entry(*reason).or_default() += 1,
-        }
-    }
-    output.rows.decode().iter().for_each(|row| told.row(row));
-    told
-}
-
 /// What a life was made of, for tests that it was one.
 #[derive(Debug, Default)]
 pub(crate) struct Lived {
@@ -559,7 +529,7 @@ pub(crate) fn check(mut life: Life, slips: Slips) -> Result<Lived, String> {
             let _ = writeln!(
                 line,
                 "  {epoch} {now} {}/{partition}@{offset} {}",
-                SOURCES[usize::from(source)].0,
+                SOURCES[usize::from(source)],
                 value.as_deref().unwrap_or("(gone)")
             );
             blocks.entry(lot).or_default().push(RawRecord {
@@ -588,7 +558,7 @@ pub(crate) fn check(mut life: Life, slips: Slips) -> Result<Lived, String> {
             Block { lot, target: 0, records: records.iter().map(read).collect() }
         };
         let output = chain.epoch(epoch, now, &rules, blocks.into_iter().map(read).collect());
-        let found = told(&output);
+        let found = told(&output).expect("lane records");
         if let Some(difference) = expected.difference(&found) {
             let rows = output.rows.decode();
             let users: BTreeSet<_> = rows.iter().map(|row| row.user.clone()).collect();

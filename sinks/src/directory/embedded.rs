@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use futures_util::future::{BoxFuture, FutureExt, ready};
+use async_trait::async_trait;
 use tidings_schemas::channel::Channel;
 
 use super::table::TableDirectory;
@@ -36,31 +36,25 @@ impl EmbeddedDirectory {
     }
 }
 
+#[async_trait]
 impl Directory for EmbeddedDirectory {
-    fn look<'a>(&'a self, channel: Channel, users: &'a [&'a str]) -> BoxFuture<'a, Result<Vec<Known>, DirectoryError>> {
+    async fn look(&self, channel: Channel, users: &[&str]) -> Result<Vec<Known>, DirectoryError> {
         let users = owned(users);
-        self.on_disk(move |table| table.look(channel, &users)).boxed()
+        self.on_disk(move |table| table.look(channel, &users)).await
     }
 
-    fn apply<'a>(
-        &'a self,
-        changes: &'a [Change],
-        positions: &'a [Position],
-    ) -> BoxFuture<'a, Result<(), DirectoryError>> {
+    async fn apply(&self, changes: &[Change], positions: &[Position]) -> Result<(), DirectoryError> {
         let (changes, positions) = (changes.to_vec(), positions.to_vec());
-        self.on_disk(move |table| table.apply(&changes, &positions)).boxed()
+        self.on_disk(move |table| table.apply(&changes, &positions)).await
     }
 
-    fn positions<'a>(
-        &'a self,
-        partitions: &'a [TopicPartition],
-    ) -> BoxFuture<'a, Result<Vec<Option<u64>>, DirectoryError>> {
+    async fn positions(&self, partitions: &[TopicPartition]) -> Result<Vec<Option<u64>>, DirectoryError> {
         let partitions = partitions.to_vec();
-        self.on_disk(move |table| table.positions(&partitions)).boxed()
+        self.on_disk(move |table| table.positions(&partitions)).await
     }
 
-    fn loaded(&self) -> BoxFuture<'_, Result<(), DirectoryError>> {
-        self.on_disk(TableDirectory::loaded).boxed()
+    async fn loaded(&self) -> Result<(), DirectoryError> {
+        self.on_disk(TableDirectory::loaded).await
     }
 }
 
@@ -73,28 +67,22 @@ impl Default for MemoryDirectory {
     }
 }
 
+#[async_trait]
 impl Directory for MemoryDirectory {
-    fn look<'a>(&'a self, channel: Channel, users: &'a [&'a str]) -> BoxFuture<'a, Result<Vec<Known>, DirectoryError>> {
-        ready(self.0.look(channel, &owned(users))).boxed()
+    async fn look(&self, channel: Channel, users: &[&str]) -> Result<Vec<Known>, DirectoryError> {
+        self.0.look(channel, &owned(users))
     }
 
-    fn apply<'a>(
-        &'a self,
-        changes: &'a [Change],
-        positions: &'a [Position],
-    ) -> BoxFuture<'a, Result<(), DirectoryError>> {
-        ready(self.0.apply(changes, positions)).boxed()
+    async fn apply(&self, changes: &[Change], positions: &[Position]) -> Result<(), DirectoryError> {
+        self.0.apply(changes, positions)
     }
 
-    fn positions<'a>(
-        &'a self,
-        partitions: &'a [TopicPartition],
-    ) -> BoxFuture<'a, Result<Vec<Option<u64>>, DirectoryError>> {
-        ready(self.0.positions(partitions)).boxed()
+    async fn positions(&self, partitions: &[TopicPartition]) -> Result<Vec<Option<u64>>, DirectoryError> {
+        self.0.positions(partitions)
     }
 
-    fn loaded(&self) -> BoxFuture<'_, Result<(), DirectoryError>> {
-        ready(self.0.loaded()).boxed()
+    async fn loaded(&self) -> Result<(), DirectoryError> {
+        self.0.loaded()
     }
 }
 

@@ -12,7 +12,7 @@ mod loader;
 mod redis;
 mod table;
 
-use futures_util::future::BoxFuture;
+use async_trait::async_trait;
 use tidings_schemas::channel::Channel;
 use tidings_schemas::profile::{Address, AddressStatus, Profile};
 
@@ -74,25 +74,19 @@ pub enum Change {
 pub type Position = (TopicPartition, u64);
 
 /// A directory.
+#[async_trait]
 pub trait Directory: Send + Sync {
     /// What is known about each of `users` on `channel`, in order.
-    fn look<'a>(&'a self, channel: Channel, users: &'a [&'a str]) -> BoxFuture<'a, Result<Vec<Known>, DirectoryError>>;
+    async fn look(&self, channel: Channel, users: &[&str]) -> Result<Vec<Known>, DirectoryError>;
 
     /// Takes changes in, in order, and remembers `positions` with them, all or nothing.
-    fn apply<'a>(
-        &'a self,
-        changes: &'a [Change],
-        positions: &'a [Position],
-    ) -> BoxFuture<'a, Result<(), DirectoryError>>;
+    async fn apply(&self, changes: &[Change], positions: &[Position]) -> Result<(), DirectoryError>;
 
     /// How far the view has come in each of `partitions`.
-    fn positions<'a>(
-        &'a self,
-        partitions: &'a [TopicPartition],
-    ) -> BoxFuture<'a, Result<Vec<Option<u64>>, DirectoryError>>;
+    async fn positions(&self, partitions: &[TopicPartition]) -> Result<Vec<Option<u64>>, DirectoryError>;
 
     /// Says that the view has everything there was when it was loaded: from here on it answers.
-    fn loaded(&self) -> BoxFuture<'_, Result<(), DirectoryError>>;
+    async fn loaded(&self) -> Result<(), DirectoryError>;
 }
 
 /// Why the directory does not answer.

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use futures_util::future::{BoxFuture, FutureExt};
+use async_trait::async_trait;
 use redis::{AsyncCommands, RedisError};
 use tidings_schemas::channel::Channel;
 use tidings_schemas::profile::Profile;
@@ -44,75 +44,57 @@ impl RedisDirectory {
     }
 }
 
+#[async_trait]
 impl Directory for RedisDirectory {
-    fn look<'a>(&'a self, channel: Channel, users: &'a [&'a str]) -> BoxFuture<'a, Result<Vec<Known>, DirectoryError>> {
-        async move {
-            let mut connection = self.connection.get().map_err(unreachable)?;
-            let mut pipe = redis::pipe();
-            pipe.exists(self.name("l"));
-            for user in users {
-                pipe.hgetall(self.user(user));
-            }
-            let mut answers: Vec<redis::Value> = pipe.query_async(&mut connection).await.map_err(unreachable)?;
-            let found = answers.split_off(1);
-            let loaded: bool = redis::from_redis_value(answers.swap_remove(0)).map_err(strange)?;
-            if !loaded {
-                return Err(DirectoryError::NotLoaded);
-            }
-            users.iter().zip(found).map(|(user, fields)| known(channel, user, fields)).collect()
+    async fn look(&self, channel: Channel, users: &[&str]) -> Result<Vec<Known>, DirectoryError> {
+        let mut connection = self.connection.get().map_err(unreachable)?;
+        let mut pipe = redis::pipe();
+        pipe.exists(self.name("l"));
+        for user in users {
+            pipe.hgetall(self.user(user));
         }
-        .boxed()
+        let mut answers: Vec<redis::Value> = pipe.query_async(&mut connection).await.map_err(unreachable)?;
+        let found = answers.split_off(1);
+        let loaded: bool = redis::from_redis_value(answers.swap_remove(0)).map_err(strange)?;
+        if !loaded {
+            return Err(DirectoryError::NotLoaded);
+        }
+        users.iter().zip(found).map(|(user, fields)| known(channel, user, fields)).collect()
     }
 
-    fn apply<'a>(
-        &'a self,
-        changes: &'a [Change],
-        positions: &'a [Position],
-    ) -> BoxFuture<'a, Result<(), DirectoryError>> {
-        async move {
-            let mut connection = self.connection.get().map_err(unreachable)?;
-            let mut pipe = redis::pipe();
-            pipe.atomic();
-            for change in changes {
-                let (user, field, json) = match change {
-                    Change::Address { user, address_id, listed } => {
-                        (user, format!("a:{address_id}"), listed.as_ref().and_then(|it| serde_json::to_string(it).ok()))
-                    }
-                    Change::Profile { user, profile } => {
-                        (user, "p".to_owned(), profile.as_ref().and_then(|it| serde_json::to_string(it).ok()))
-                    }
-                };
-                match json {
-                    Some(json) => pipe.hset(self.user(user), field, json).ignore(),
-                    None => pipe.hdel(self.user(user), field).ignore(),
-                };
-            }
-            for (partition, offset) in positions {
-                pipe.hset(self.name("o"), partition.to_string(), offset).ignore();
-            }
-            pipe.query_async::<()>(&mut connection).await.map_err(unreachable)
+    async fn apply(&self, changes: &[Change], positions: &[Position]) -> Result<(), DirectoryError> {
+        let mut connection = self.connection.get().map_err(unreachable)?;
+        let mut pipe = redis::pipe();
+        pipe.atomic();
+        for change in changes {
+            let (user, field, json) = match change {
+                Change::Address { user, address_id, listed } => {
+                    (user, format!("a:{address_id}"), listed.as_ref().and_then(|it| serde_json::to_string(it).ok()))
+                }
+                Change::Profile { user, profile } => {
+                    (user, "p".to_owned(), profile.as_ref().and_then(|it| serde_json::to_string(it).ok()))
+                }
+            };
+            match json {
+                Some(json) => pipe.hset(self.user(user), field, json).ignore(),
+                None => pipe.hdel(self.user(user), field).ignore(),
+            };
         }
-        .boxed()
+        for (partition, offset) in positions {
+            pipe.hset(self.name("o"), partition.to_string(), offset).ignore();
+        }
+        pipe.query_async::<()>(&mut connection).await.map_err(unreachable)
     }
 
-    fn positions<'a>(
-        &'a self,
-        partitions: &'a [TopicPartition],
-    ) -> BoxFuture<'a, Result<Vec<Option<u64>>, DirectoryError>> {
-        async move {
-            let mut connection = self.connection.get().map_err(unreachable)?;
-            let known: BTreeMap<String, u64> = connection.hgetall(self.name("o")).await.map_err(unreachable)?;
-            Ok(partitions.iter().map(|partition| known.get(&partition.to_string()).copied()).collect())
-        }
-        .boxed()
+    async fn positions(&self, partitions: &[TopicPartition]) -> Result<Vec<Option<u64>>, DirectoryError> {
+        let mut connection = self.connection.get().map_err(unreachable)?;
+        let known: BTreeMap<String, u64> = connection.hgetall(self.name("o")).await.map_err(unreachable)?;
+        Ok(partitions.iter().map(|partition| known.get(&partition.to_string()).copied()).collect())
     }
 
-    fn loaded(&self) -> BoxFuture<'_, Result<(), DirectoryError>> {
-        async move {
-            let mut connection = self.connection.get().map_err(unreachable)?;
-            connection.set::<_, _, ()>(self.name("l"), 1).await.map_err(unreachable)
-        }
-        .boxed()
+    async fn loaded(&self) -> Result<(), DirectoryError> {
+        let mut connection = self.connection.get().map_err(unreachable)?;
+        connection.set::<_, _, ()>(self.name("l"), 1).await.map_err(unreachable)
     }
 }
 

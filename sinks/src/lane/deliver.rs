@@ -12,6 +12,7 @@ use std::time::Duration;
 use futures_util::future::FutureExt;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tidings_schemas::channel::{Channel, Priority};
+use tidings_schemas::deliberate::{self, Bug};
 use tidings_schemas::ids::{DeliveryId, LegId};
 use tidings_schemas::lane::{LaneRecord, ReturnCause, Returned};
 use tidings_schemas::lifecycle::{Row, State};
@@ -35,7 +36,7 @@ use crate::ledger::{
     Attempt, Bucket, Claim, Claimed, Entry, Incarnation, Key, LEASE_MARGIN, Ledger, LedgerError, Note, Phase, Settle,
     Turns,
 };
-use crate::log::{Append, Clock, Log, TopicPartition};
+use crate::log::{Append, Clock, Log, TopicPartition, aside};
 use crate::outcome::{Code, Outcome};
 use crate::providers::{Call, Provider};
 use crate::render::Content;
@@ -47,6 +48,9 @@ const CRITICAL_LEDGER_WAIT: Duration = Duration::from_millis(300);
 /// How long the ledger is asked to take what became of a critical call. Until it has it, a repeat of the event
 /// would wait for the lease and be sent again; beyond it, attempts of an outage would pile up in memory.
 const CRITICAL_SETTLE_MAX: Duration = Duration::from_secs(60);
+/// How old what the directory said may be when it is judged before a call. Claims come at once where the ledger
+/// is well; where they had to wait for it, whoever opted out meanwhile is asked again.
+const LOOKED_MAX: Duration = Duration::from_secs(1);
 /// First and longest pause when ledger or directory don't answer.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
@@ -195,6 +199,8 @@ struct Delivery {
     /// As the directory has it now.
     listed: Option<Listed>,
     profile: Arc<Profile>,
+    /// When the directory said so.
+    looked: Instant,
     /// Attempts that are known.
     known: u32,
     /// Attempts whose rows are in the log.
@@ -210,8 +216,8 @@ struct Granted {
     owner: Arc<str>,
     /// With the pending attempt last.
     entry: Entry,
-    /// Whether the ledger knows of it.
-    ledgered: bool,
+    /// The incarnation that the ledger granted it under; none where it does not know of it.
+    under: Option<Incarnation>,
 }
 
 enum Step {
@@ -226,8 +232,11 @@ enum Step {
         granted: Vec<(Granted, Content)>,
     },
     /// Said and done, but for the ledger.
-    Settle(Vec<Settle>),
+    Settle(Vec<(Settle, Option<Incarnation>)>),
 }
+
+/// A delivery that was to be claimed, and what came of it.
+type Asked = (Delivery, Result<Granted, Entry>);
 
 /// Granted deliveries for one provider, with their texts.
 type Calls = (Arc<dyn Provider>, Vec<(Granted, Content)>);
@@ -264,7 +273,7 @@ impl Deliverer {
         }
         names.extend(Channel::ALL.iter().map(|channel| topics.lane(*channel, Priority::Critical)));
         let (log, asked) = (parts.log.clone(), names.clone());
-        let found = tokio::task::spawn_blocking(move || log.describe(&asked)).await.map_err(LaneError::task)??;
+        let found = aside(log.waits(), move || log.describe(&asked)).await.map_err(LaneError::task)??;
         let partitions: BTreeMap<_, _> = found.into_iter().map(|topic| (topic.name, topic.partitions)).collect();
         // Only channels of the topology have lanes: the rest of the critical ones may be missing.
         let needed = names.len() - Channel::ALL.len();
@@ -348,14 +357,16 @@ impl Deliverer {
                     }
                 };
                 tokio::select! {
-                    () = tokio::time::sleep(self.sleep_until(at, self.now())) => {}
-                    () = opened => {}
+                    biased;
                     () = desk.draining.cancelled() => return Vec::new(),
                     () = delivery.leg.ticket.leaving() => return Vec::new(),
+                    () = opened => {}
+                    () = tokio::time::sleep(self.sleep_until(at, self.now())) => {}
                 }
                 let Some(mut known) = self.look(desk, &[&delivery.leg.record]).await else { return Vec::new() };
-                let delivery =
-                    known.pop().map_or_else(|| (*delivery).clone(), |known| delivery.clone().refreshed(&known));
+                let delivery = known
+                    .pop()
+                    .map_or_else(|| (*delivery).clone(), |known| delivery.clone().refreshed(&known, self.now()));
                 self.admit(desk, vec![delivery]).await
             }
             Step::Call { provider, granted } => self.call(desk, &provider, granted).await,
@@ -423,6 +434,7 @@ impl Deliverer {
             _ => Bucket::Own,
         };
         let attempts = leg.retry.as_ref().map_or(0, |retry| retry.attempt);
+        let now = self.now();
         let delivery = |(address_id, listed): (String, Option<Listed>)| Delivery {
             leg: leg.clone(),
             key: Key {
@@ -432,6 +444,7 @@ impl Deliverer {
             address_id,
             listed,
             profile: profile.clone(),
+            looked: now,
             known: attempts,
             said: attempts,
             fresh: true,
@@ -513,6 +526,7 @@ impl Deliverer {
         let mut calls: BTreeMap<&'static str, Calls> = BTreeMap::new();
         for batch in [critical, others] {
             let Some(claimed) = self.claim(desk, batch).await else { continue };
+            let Some(claimed) = self.refreshed(desk, claimed).await else { continue };
             for (delivery, claimed) in claimed {
                 let granted = match claimed {
                     Ok(granted) => granted,
@@ -637,7 +651,7 @@ impl Deliverer {
 
     /// An owner's name, the lease and the count, for each; asks until the ledger answers. Critical ones go on
     /// without it. `None`: abandoned.
-    async fn claim(&self, desk: &Desk, deliveries: Vec<Delivery>) -> Option<Vec<(Delivery, Result<Granted, Entry>)>> {
+    async fn claim(&self, desk: &Desk, deliveries: Vec<Delivery>) -> Option<Vec<Asked>> {
         if deliveries.is_empty() {
             return None;
         }
@@ -665,7 +679,8 @@ impl Deliverer {
                         joined
                             .map(|((delivery, owner), answer)| match answer {
                                 Claimed::Granted(entry) => {
-                                    (delivery.clone(), Ok(Granted { delivery, owner, entry, ledgered: true }))
+                                    let under = Some(incarnation.clone());
+                                    (delivery.clone(), Ok(Granted { delivery, owner, entry, under }))
                                 }
                                 Claimed::Met(entry) => (delivery, Err(entry)),
                             })
@@ -686,7 +701,7 @@ impl Deliverer {
                         .map(|(delivery, owner)| {
                             let phase = Phase::Pending { owner: owner.clone(), lease_until: now };
                             let entry = Entry::of(Attempt { number: delivery.known + 1, phase });
-                            (delivery.clone(), Ok(Granted { delivery, owner, entry, ledgered: false }))
+                            (delivery.clone(), Ok(Granted { delivery, owner, entry, under: None }))
                         })
                         .collect(),
                 );
@@ -696,18 +711,46 @@ impl Deliverer {
         }
     }
 
+    /// What was claimed, with what the directory says now, where that was long ago. `None`: abandoned.
+    async fn refreshed(&self, desk: &Desk, mut claimed: Vec<Asked>) -> Option<Vec<Asked>> {
+        let now = self.now();
+        let old = |granted: &Granted| now.since(granted.delivery.looked) > self.clocked(LOOKED_MAX);
+        let granted = claimed.iter_mut().filter_map(|(_, claimed)| claimed.as_mut().ok());
+        let mut granted: Vec<&mut Granted> = granted.filter(|granted| old(granted)).collect();
+        if granted.is_empty() {
+            return Some(claimed);
+        }
+        let legs: Vec<_> = granted.iter().map(|granted| granted.delivery.leg.clone()).collect();
+        let records: Vec<_> = legs.iter().map(|leg| &leg.record).collect();
+        let known = self.look(desk, &records).await?;
+        for (granted, known) in granted.iter_mut().zip(known) {
+            granted.delivery = granted.delivery.clone().refreshed(&known, self.now());
+        }
+        Some(claimed)
+    }
+
     /// The longest that a call for it may take, and a margin, on the clock.
     fn lease(&self, delivery: &Delivery) -> Duration {
         let provider = delivery.listed.as_ref().and_then(|it| self.parts.providers.of(&it.address));
         self.clocked(provider.map_or(Duration::ZERO, |provider| provider.timeout()) + LEASE_MARGIN)
     }
 
-    /// What stands in the ledger already is said again, and what follows from it done again.
+    /// What stands in the ledger already is said again, and what follows from it done again. A critical repeat
+    /// leaves both to the lane record that it stands for: that one is read again until it was seen to its end,
+    /// and tells of itself.
     async fn meet(&self, desk: &Desk, mut delivery: Delivery, entry: Entry) -> Option<Step> {
         let now = self.now();
         let attempt = entry.newest().clone();
         let leg = delivery.leg.clone();
+        let origin = attempt.phase.note().and_then(|note| note.origin);
+        if leg.is_critical() && origin.is_some_and(|origin| origin != leg.record.event) {
+            self.finish(desk, &leg, Ended::Held).await;
+            return None;
+        }
         match attempt.phase {
+            Phase::Pending { .. } if deliberate::has(Bug::ClaimTakenAsSent) => {
+                self.finish(desk, &leg, Ended::Held).await;
+            }
             Phase::Pending { lease_until, .. } => {
                 return Some(Step::Again { at: lease_until, gate: None, delivery: Box::new(delivery) });
             }
@@ -739,7 +782,7 @@ impl Deliverer {
         let record = &delivery.leg.record;
         let now = self.now();
         let end = |reason, dlq, detail: &str| {
-            let unknown = !granted.ledgered;
+            let unknown = granted.under.is_none();
             Err((Note { at: now, reason: Some(reason), dlq, unknown, ..Note::default() }, detail.to_owned()))
         };
         if granted.entry.newest().number > self.parts.schedule.attempts(record.priority) {
@@ -748,7 +791,9 @@ impl Deliverer {
         if delivery.leg.is_expired(now) {
             return end(Reason::Expired, false, "");
         }
-        if let Some(reason) = consent::objection(record, &delivery.profile, &self.parts.categories) {
+        if let Some(reason) = consent::objection(record, &delivery.profile, &self.parts.categories)
+            && !deliberate::has(Bug::ConsentNotAskedAgain)
+        {
             return end(reason, false, "");
         }
         let Some(listed) = delivery.listed.as_ref().filter(|it| it.is_live()) else {
@@ -768,7 +813,7 @@ impl Deliverer {
         // What no ledger remembers, the record does: were it to die now, the next owner would take the call for
         // a first one.
         let now = self.now();
-        let doubts = granted.iter().filter(|(it, _)| !it.ledgered).map(|(it, _)| {
+        let doubts = granted.iter().filter(|(it, _)| it.under.is_none()).map(|(it, _)| {
             rows::of_doubt(&it.delivery.leg.record, it.delivery.key.delivery, it.entry.newest().number, now)
         });
         desk.outbox.say(doubts.collect(), Vec::new()).await;
@@ -803,11 +848,11 @@ impl Deliverer {
     fn phase(&self, granted: &Granted, provider: &str, outcome: Outcome) -> Option<Phase> {
         let now = self.now();
         let (id, number) = (granted.delivery.key.delivery, granted.entry.newest().number);
-        let lost = (!granted.ledgered).then_some(Reason::LedgerUnreachable);
+        let lost = granted.under.is_none().then_some(Reason::LedgerUnreachable);
         let note = Note {
             at: now,
             called: true,
-            unknown: !granted.ledgered,
+            unknown: granted.under.is_none(),
             reason: lost,
             provider: provider.to_owned(),
             code: outcome.code().to_string(),
@@ -844,7 +889,7 @@ impl Deliverer {
         }
         let now = self.now();
         let critical = verdicts.iter().all(|it| it.granted.delivery.leg.is_critical());
-        let settles: Vec<Settle> = verdicts.iter().map(|it| self.settlement(it)).collect();
+        let settles: Vec<_> = verdicts.iter().map(|it| (self.settlement(it), it.granted.under.clone())).collect();
         let (mut steps, mut said, mut follow, mut finished) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let kept = match self.settle(desk, settles.clone(), critical).await {
             Some(kept) => kept,
@@ -856,7 +901,7 @@ impl Deliverer {
             None => return Vec::new(),
         };
         for (Verdict { granted, phase, detail }, kept) in verdicts.into_iter().zip(kept) {
-            let kept = kept || !granted.ledgered;
+            let kept = kept || granted.under.is_none();
             let Granted { mut delivery, entry, .. } = granted;
             let number = entry.newest().number;
             delivery.fresh = false;
@@ -900,23 +945,30 @@ impl Deliverer {
     /// What the ledger is to keep of a verdict.
     fn settlement(&self, it: &Verdict) -> Settle {
         let number = it.granted.entry.newest().number;
+        let leg = &it.granted.delivery.leg;
+        let origin = leg.is_critical().then_some(leg.record.event);
         Settle {
             key: it.granted.delivery.key.clone(),
             owner: it.granted.owner.clone(),
-            attempt: it.phase.clone().map(|phase| Attempt { number, phase }),
+            attempt: it.phase.clone().map(|phase| Attempt { number, phase: phase.of(origin) }),
             keep: matches!(&it.phase, Some(Phase::Scheduled { due, .. })
                 if Schedule::resume(number, *due, self.now()) != Wait::Memory),
-            // What was never claimed is written down all the same, so that a repeat meets it.
-            refound: !it.granted.ledgered,
+            refound: false,
         }
     }
 
     /// Settles until the ledger answers: for each whether it was still ours. `None`: abandoned; `once`: it did
-    /// not answer in time.
-    async fn settle(&self, desk: &Desk, mut settles: Vec<Settle>, once: bool) -> Option<Vec<bool>> {
+    /// not answer in time. What this incarnation did not grant (an earlier one did, or none) is written down all
+    /// the same, so that a repeat meets it; whoever heard of the loss first need not have been this one.
+    async fn settle(&self, desk: &Desk, settles: Vec<(Settle, Option<Incarnation>)>, once: bool) -> Option<Vec<bool>> {
         let mut pause = BACKOFF.0;
         loop {
             let incarnation = self.incarnation();
+            let refound = |(settle, under): &(Settle, Option<Incarnation>)| Settle {
+                refound: under.as_ref() != Some(&incarnation),
+                ..settle.clone()
+            };
+            let settles: Vec<Settle> = settles.iter().map(refound).collect();
             let asked = desk.ledger.settle(&incarnation, &settles, self.now());
             let error = match patiently(once, asked).await {
                 Ok(kept) => {
@@ -924,10 +976,7 @@ impl Deliverer {
                     return Some(kept);
                 }
                 Err(LedgerError::Lost) => match self.refound(once).await {
-                    Ok(()) => {
-                        settles.iter_mut().for_each(|it| it.refound = true);
-                        continue;
-                    }
+                    Ok(()) => continue,
                     Err(error) => error,
                 },
                 Err(error) => error,
@@ -1093,14 +1142,16 @@ impl Deliverer {
     /// Waits, and says how long to wait next time. `None`: it is time to stop.
     async fn pause(&self, desk: &Desk, pause: Duration) -> Option<Duration> {
         tokio::select! {
-            () = tokio::time::sleep(pause) => Some((pause * 2).min(BACKOFF.1)),
+            biased;
             () = desk.draining.cancelled() => None,
+            () = tokio::time::sleep(pause) => Some((pause * 2).min(BACKOFF.1)),
         }
     }
 }
 
 impl Delivery {
-    fn refreshed(mut self, known: &Known) -> Self {
+    fn refreshed(mut self, known: &Known, now: Instant) -> Self {
+        self.looked = now;
         if self.leg.record.channel != Channel::InApp {
             self.listed = known.addresses.iter().find(|it| it.address.address_id == self.address_id).cloned();
         }

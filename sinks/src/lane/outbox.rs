@@ -12,7 +12,7 @@ use tidings_schemas::block::Block;
 use tidings_schemas::lifecycle::{Row, Stage};
 use tokio::sync::oneshot;
 
-use crate::log::{Append, Headers, Log, LogError, TopicPartition};
+use crate::log::{Append, Headers, Log, LogError, TopicPartition, aside};
 
 /// Rows in one block at most: some hundred kilobytes, well below what a log takes in one record.
 const BLOCK_ROWS_MAX: usize = 512;
@@ -75,7 +75,7 @@ impl Outbox {
         let mut pause = BACKOFF.0;
         loop {
             let (log, batch) = (self.log.clone(), records.clone());
-            let appended = tokio::task::spawn_blocking(move || log.append(&batch)).await;
+            let appended = aside(log.waits(), move || log.append(&batch)).await;
             let error = match appended {
                 Ok(Ok(_)) => return,
                 Ok(Err(error)) => error,

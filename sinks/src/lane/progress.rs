@@ -3,10 +3,18 @@
 //! A commit stands at the first record that is not settled. Beside it stand the highest mark *below
 //! it* (a mark further on would make the reader drop records between the two as repeats, unsent) and
 //! the ledger's incarnation that the oldest unsettled record was read under.
+//!
+//! A record may stand in a lane twice: an append whose acknowledgement was lost is made again, and the critical
+//! path says again what it had not committed. The ledger knows the second one, unless it was lost in
+//! between. So after a loss a record is suspect as well that may repeat an earlier one: of an epoch no later than
+//! those that were read before, or, on the critical path, of an event that is older than the loss. Of the suspect ones
+//! that are called the attempt before is said to be unknown; too many of them for a moment, rather than too few.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use serde::{Deserialize, Serialize};
+use tidings_schemas::deliberate::{self, Bug};
+use tidings_schemas::time::Instant;
 
 use super::metrics::Reached;
 use crate::ledger::Incarnation;
@@ -19,6 +27,40 @@ struct Metadata {
     mark: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     ledger: Option<Incarnation>,
+}
+
+/// How a record tells whether it may repeat one that was read before a loss.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sign {
+    /// Its epoch.
+    Epoch(u64),
+    /// A critical one's event came in then.
+    Event(Instant),
+    /// It waits in a retry topic and says itself which attempt it is.
+    Attempt,
+}
+
+/// A loss of the ledger that may concern records still to be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Lost {
+    incarnation: Incarnation,
+    /// What lies below was read, or may have been in flight.
+    end: u64,
+    /// The highest epoch among it, as far as it was read.
+    epoch: Option<u64>,
+    /// When it was noticed.
+    at: Instant,
+}
+
+impl Lost {
+    fn concerns(&self, offset: u64, sign: Sign) -> bool {
+        let repeats = match sign {
+            Sign::Epoch(epoch) => self.epoch.is_some_and(|before| epoch <= before),
+            Sign::Event(came) => came <= self.at,
+            Sign::Attempt => false,
+        };
+        offset < self.end || repeats
+    }
 }
 
 /// The progress of one partition.
@@ -34,19 +76,21 @@ pub(crate) struct Progress {
     rises: VecDeque<(u64, u64)>,
     /// The highest mark below every commit from now on.
     mark_below: Option<u64>,
-    /// The incarnation that new records are read under; the second one holds below the offset.
+    /// The incarnation that new records are read under.
     ledger: Incarnation,
-    before: Option<(u64, Incarnation)>,
+    /// The highest epoch read.
+    epoch: Option<u64>,
+    lost: Option<Lost>,
     committed: Option<Commit>,
 }
 
 impl Progress {
     /// Goes on from `commit`; without one from `start`. `end` is the partition's end now: what lies below
     /// it may have been in flight when the ledger was lost.
-    pub(crate) fn resume(commit: Option<&Commit>, start: u64, end: u64, ledger: Incarnation) -> Self {
+    pub(crate) fn resume(commit: Option<&Commit>, start: u64, end: u64, ledger: Incarnation, now: Instant) -> Self {
         let metadata: Metadata =
             commit.and_then(|commit| serde_json::from_str(&commit.metadata).ok()).unwrap_or_default();
-        let before = metadata.ledger.filter(|before| before.is_lost(&ledger)).map(|before| (end, before));
+        let before = metadata.ledger.filter(|before| before.is_lost(&ledger));
         Self {
             next: commit.map_or(start, |commit| commit.offset),
             open: BTreeMap::new(),
@@ -54,7 +98,8 @@ impl Progress {
             rises: VecDeque::new(),
             mark_below: metadata.mark,
             ledger,
-            before,
+            epoch: None,
+            lost: before.map(|incarnation| Lost { incarnation, end, epoch: None, at: now }),
             committed: commit.cloned(),
         }
     }
@@ -79,9 +124,18 @@ impl Progress {
     }
 
     /// A record was read and is in flight from here on; says under which incarnation.
-    pub(crate) fn took(&mut self, offset: u64) -> Incarnation {
+    pub(crate) fn took(&mut self, offset: u64, sign: Sign) -> Incarnation {
         self.next = offset + 1;
-        let believed = self.believed(offset);
+        let believed = match &self.lost {
+            Some(lost) if lost.concerns(offset, sign) => lost.incarnation.clone(),
+            _ => self.ledger.clone(),
+        };
+        if let Sign::Epoch(epoch) = sign {
+            self.epoch = self.epoch.max(Some(epoch));
+            if let Some(lost) = self.lost.as_mut().filter(|lost| offset < lost.end) {
+                lost.epoch = lost.epoch.max(Some(epoch));
+            }
+        }
         self.open.insert(offset, believed.clone());
         believed
     }
@@ -91,9 +145,16 @@ impl Progress {
         self.open.remove(&offset);
     }
 
-    /// The ledger is of another incarnation for what is read from here on.
-    pub(crate) fn refounded(&mut self, ledger: Incarnation) {
-        self.ledger = ledger;
+    /// The ledger is of this incarnation for what is read from here on.
+    pub(crate) fn refounded(&mut self, ledger: Incarnation, now: Instant) {
+        if self.ledger.is_lost(&ledger) {
+            let incarnation = std::mem::replace(&mut self.ledger, ledger);
+            // Whatever an earlier loss concerns, and is still to be read, this one concerns as well.
+            let end = self.lost.as_ref().map_or(self.next, |lost| lost.end.max(self.next));
+            self.lost = Some(Lost { incarnation, end, epoch: self.epoch, at: now });
+        } else {
+            self.ledger = ledger;
+        }
     }
 
     /// For people: how far it has come.
@@ -104,11 +165,16 @@ impl Progress {
 
     /// What a commit would say now.
     pub(crate) fn commit(&mut self) -> Commit {
-        let offset = self.open.first_key_value().map_or(self.next, |(offset, _)| *offset);
+        let open = self.open.first_key_value().filter(|_| !deliberate::has(Bug::CommittedPastTheUnsettled));
+        let offset = open.map_or(self.next, |(offset, _)| *offset);
         while let Some((_, said_through)) = self.rises.pop_front_if(|(at, _)| *at < offset) {
             self.mark_below = Some(said_through);
         }
-        let ledger = self.open.get(&offset).cloned().unwrap_or_else(|| self.believed(offset));
+        let unread = || match &self.lost {
+            Some(lost) if offset < lost.end => lost.incarnation.clone(),
+            _ => self.ledger.clone(),
+        };
+        let ledger = self.open.get(&offset).cloned().unwrap_or_else(unread);
         let metadata = Metadata { mark: self.mark_below, ledger: Some(ledger) };
         Commit { offset, metadata: serde_json::to_string(&metadata).unwrap_or_default() }
     }
@@ -126,18 +192,13 @@ impl Progress {
         self.committed = Some(commit);
         now.filter(|_| before != now)
     }
-
-    fn believed(&self, offset: u64) -> Incarnation {
-        match &self.before {
-            Some((end, before)) if offset < *end => before.clone(),
-            _ => self.ledger.clone(),
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const T0: Instant = Instant(1_000);
 
     fn word(word: &str) -> Incarnation {
         Incarnation(word.into())
@@ -150,12 +211,12 @@ mod tests {
 
     #[test]
     fn a_commit_stands_at_the_first_open_record_and_names_only_marks_below_it() {
-        let mut progress = Progress::resume(None, 10, 10, word("a"));
+        let mut progress = Progress::resume(None, 10, 10, word("a"), T0);
         assert_eq!(said(&mut progress), r#"10 {"ledger":"a"}"#);
-        progress.took(10);
-        progress.took(11);
+        progress.took(10, Sign::Epoch(10));
+        progress.took(11, Sign::Epoch(11));
         progress.marked(12, 5);
-        progress.took(13);
+        progress.took(13, Sign::Epoch(13));
         progress.settled(11);
         progress.settled(13);
         assert!(progress.is_repeat(5) && !progress.is_repeat(6));
@@ -166,13 +227,13 @@ mod tests {
 
     #[test]
     fn a_restart_keeps_the_mark_and_a_lower_one_changes_nothing() {
-        let mut progress = Progress::resume(None, 0, 0, word("a"));
+        let mut progress = Progress::resume(None, 0, 0, word("a"), T0);
         progress.marked(0, 7);
         progress.marked(1, 3);
         let commit = progress.news().unwrap();
         assert_eq!(progress.committed(commit.clone()), Some(7));
         assert_eq!(progress.news(), None);
-        let mut progress = Progress::resume(Some(&commit), 0, 9, word("a"));
+        let mut progress = Progress::resume(Some(&commit), 0, 9, word("a"), T0);
         assert!(progress.is_repeat(7));
         progress.marked(2, 9);
         let commit = progress.news().unwrap();
@@ -181,21 +242,56 @@ mod tests {
 
     #[test]
     fn what_was_in_flight_when_the_ledger_was_lost_stays_suspect_until_it_is_settled() {
-        let mut progress = Progress::resume(None, 0, 0, word("a"));
-        progress.took(0);
+        let mut progress = Progress::resume(None, 0, 0, word("a"), T0);
+        progress.took(0, Sign::Epoch(0));
         let commit = progress.commit();
         // The ledger is lost while nobody runs: everything up to the end may have been in flight.
-        let mut progress = Progress::resume(Some(&commit), 0, 2, word("b"));
-        assert_eq!([progress.took(0), progress.took(1), progress.took(2)], [word("a"), word("a"), word("b")]);
+        let mut progress = Progress::resume(Some(&commit), 0, 2, word("b"), T0);
+        assert_eq!(
+            [progress.took(0, Sign::Epoch(0)), progress.took(1, Sign::Epoch(1)), progress.took(2, Sign::Epoch(2))],
+            [word("a"), word("a"), word("b")]
+        );
         progress.settled(0);
         assert_eq!(said(&mut progress), r#"1 {"ledger":"a"}"#);
         // Lost again while running.
-        progress.refounded(word("c"));
-        assert_eq!(progress.took(3), word("c"));
+        progress.refounded(word("c"), T0);
+        assert_eq!(progress.took(3, Sign::Epoch(3)), word("c"));
         progress.settled(1);
         assert_eq!(said(&mut progress), r#"2 {"ledger":"b"}"#);
         progress.settled(2);
         progress.settled(3);
         assert_eq!(said(&mut progress), r#"4 {"ledger":"c"}"#);
+    }
+
+    #[test]
+    fn what_may_repeat_a_record_from_before_a_loss_is_suspect_wherever_it_stands() {
+        let after = Instant(T0.0 + 1);
+        // Lost while it runs: epochs up to 5 were read before.
+        let mut progress = Progress::resume(None, 0, 0, word("a"), Instant(0));
+        progress.took(0, Sign::Epoch(5));
+        progress.refounded(word("b"), T0);
+        for (offset, sign, expected) in [
+            (1, Sign::Epoch(5), "a"),
+            (2, Sign::Epoch(6), "b"),
+            (3, Sign::Event(T0), "a"),
+            (4, Sign::Event(after), "b"),
+            (5, Sign::Attempt, "b"),
+        ] {
+            assert_eq!(progress.took(offset, sign), word(expected), "{sign:?}");
+        }
+        // Lost while nobody ran: the highest epoch below the end is known once it is read.
+        progress.settled(0);
+        let commit = progress.commit();
+        let mut progress = Progress::resume(Some(&commit), 0, 3, word("c"), T0);
+        for (offset, sign, expected) in [
+            (1, Sign::Epoch(5), "a"),
+            (2, Sign::Epoch(6), "a"),
+            (3, Sign::Epoch(6), "a"),
+            (4, Sign::Epoch(7), "c"),
+            (5, Sign::Event(T0), "a"),
+            (6, Sign::Event(after), "c"),
+        ] {
+            assert_eq!(progress.took(offset, sign), word(expected), "{sign:?}");
+        }
     }
 }

@@ -18,11 +18,11 @@ use tokio_util::sync::CancellationToken;
 use super::deliver::{Deliverer, Desk, Leg};
 use super::metrics::LaneMetrics;
 use super::outbox::Outbox;
-use super::progress::Progress;
+use super::progress::{Progress, Sign};
 use super::wire::{self, DeadLetter, Read};
 use super::{LaneError, Limits};
 use crate::ledger::{Incarnation, Turns};
-use crate::log::{Assignment, Commit, GroupReader, LogError, Record, TopicPartition};
+use crate::log::{Assignment, Commit, GroupReader, LogError, Record, TopicPartition, aside};
 use crate::troubles::Troubles;
 
 /// Pause after an error of the log that passes by itself.
@@ -60,6 +60,8 @@ struct Partition {
     /// Absent until the loop has seen the assignment.
     progress: Option<Progress>,
     commit: Option<Commit>,
+    /// What was polled before that: taken in by `welcome`, however often it fails first.
+    unseen: Vec<Record>,
     held: VecDeque<Held>,
     flying: usize,
     paused: bool,
@@ -151,6 +153,7 @@ impl Assignment for Callbacks {
             let new = Partition {
                 progress: None,
                 commit: commit.clone(),
+                unseen: Vec::new(),
                 held: VecDeque::new(),
                 flying: 0,
                 paused: false,
@@ -219,14 +222,16 @@ impl LaneReader {
     }
 
     async fn member(&self, stop: &CancellationToken) -> Result<(), LaneError> {
+        let log = self.deliverer.parts().log.clone();
+        let waits = log.waits();
         let shared = Arc::new(Shared {
             state: Mutex::default(),
             freed: Notify::new(),
             landed: Condvar::new(),
             metrics: self.metrics.clone(),
-            drain_max: self.limits.drain_max,
+            // Where polls are made in place, nothing would land while one of them waits.
+            drain_max: if waits { self.limits.drain_max } else { Duration::ZERO },
         });
-        let log = self.deliverer.parts().log.clone();
         let draining = CancellationToken::new();
         let desk = Arc::new(Desk {
             outbox: Outbox::new(log.clone(), self.deliverer.lifecycle(&self.group)),
@@ -236,11 +241,8 @@ impl LaneReader {
             draining: draining.clone(),
         });
         let (group, topics, callbacks) = (self.group.clone(), self.topics.clone(), Callbacks(shared.clone()));
-        let joined = tokio::task::spawn_blocking({
-            let log = log.clone();
-            move || log.join(&group, &topics, Arc::new(callbacks))
-        });
-        let mut member = Member { reader: Some(joined.await.map_err(LaneError::task)??) };
+        let joined = aside(waits, move || log.join(&group, &topics, Arc::new(callbacks))).await;
+        let mut member = Member { reader: Some(joined.map_err(LaneError::task)??), waits };
         // Declared after the member and before the tasks: tasks end first, then nobody waits for them.
         let _closing = Closing(shared.clone());
         let mut tasks = JoinSet::new();
@@ -312,15 +314,18 @@ impl LaneReader {
         }
         let log = self.deliverer.parts().log.clone();
         let asked = new.iter().map(|(partition, _)| partition.clone()).collect::<Vec<_>>();
-        let ranges = tokio::task::spawn_blocking(move || {
+        let ranges = aside(log.waits(), move || {
             asked.iter().map(|partition| log.range(partition)).collect::<Result<Vec<_>, _>>()
         });
         let ranges = ranges.await.map_err(LaneError::task)??;
-        let incarnation = self.deliverer.incarnation();
+        let (incarnation, now) = (self.deliverer.incarnation(), self.deliverer.now());
         for ((partition, commit), range) in new.into_iter().zip(ranges) {
-            let progress = Progress::resume(commit.as_ref(), range.start, range.end, incarnation.clone());
+            let progress = Progress::resume(commit.as_ref(), range.start, range.end, incarnation.clone(), now);
             if let Some(it) = shared.state().partitions.get_mut(&partition) {
                 it.progress = Some(progress);
+                for record in std::mem::take(&mut it.unseen) {
+                    self.take(it, record, &incarnation);
+                }
             }
         }
         self.commit(shared, member).await
@@ -428,50 +433,46 @@ impl LaneReader {
         if room == 0 || !open {
             // Somebody waits in memory: a landing or a due date is what comes next, not a record.
             tokio::select! {
+                biased;
+                () = stop.cancelled() => {}
                 () = shared.freed.notified() => {}
                 () = tokio::time::sleep(due.max(self.limits.idle)) => {}
-                () = stop.cancelled() => {}
             }
             wait = Duration::ZERO;
         }
         // Polls even without room, so that the group sees a living member; paused partitions bring nothing.
         let records_max = room.clamp(1, self.limits.batch_max);
         let records = member.call(move |reader| reader.poll(records_max, wait)).await?;
-        if records.is_empty() && wait.is_zero() && room > 0 && open {
-            tokio::select! { () = tokio::time::sleep(self.limits.idle) => {}, () = stop.cancelled() => {} }
+        if records.is_empty() && (wait.is_zero() || !member.waits) && room > 0 && open {
+            let idle = wait.max(self.limits.idle);
+            tokio::select! { () = tokio::time::sleep(idle) => {}, () = stop.cancelled() => {} }
         }
         let incarnation = self.deliverer.incarnation();
-        let mut unseen = BTreeMap::new();
+        let mut unseen = false;
         {
             let mut state = shared.state();
             for (partition, record) in records {
                 let Some(it) = state.partitions.get_mut(&partition) else { continue };
                 if it.progress.is_none() {
-                    // Assigned within this very poll: taken in after `welcome`.
-                    unseen.entry(partition).or_insert_with(Vec::new).push(record);
+                    // Assigned within this very poll.
+                    it.unseen.push(record);
+                    unseen = true;
                     continue;
                 }
                 self.take(it, record, &incarnation);
             }
         }
-        if !unseen.is_empty() {
+        if unseen {
             self.welcome(shared, member).await?;
-            let mut state = shared.state();
-            for (partition, records) in unseen {
-                let Some(it) = state.partitions.get_mut(&partition) else { continue };
-                for record in records {
-                    self.take(it, record, &incarnation);
-                }
-            }
         }
         Ok(())
     }
 
     fn take(&self, it: &mut Partition, record: Record, incarnation: &Incarnation) {
         let Some(progress) = &mut it.progress else { return };
-        progress.refounded(incarnation.clone());
+        progress.refounded(incarnation.clone(), self.deliverer.now());
         let bytes = bytes(&record);
-        let mut due = Instant(0);
+        let (mut due, mut sign) = (Instant(0), Sign::Attempt);
         let work = match wire::read(&record) {
             Ok(Read::Mark(mark)) => {
                 progress.marked(record.offset, mark.said_through);
@@ -484,6 +485,11 @@ impl LaneReader {
             }
             Ok(Read::Leg { record, epoch, retry }) => {
                 due = retry.as_ref().map_or(due, |retry| retry.due);
+                sign = match (epoch, &retry) {
+                    (Some(epoch), _) => Sign::Epoch(epoch),
+                    (None, None) => Sign::Event(record.created_at),
+                    (None, Some(_)) => Sign::Attempt,
+                };
                 Work::Leg { record, epoch, retry }
             }
             Err(detail) => {
@@ -491,7 +497,7 @@ impl LaneReader {
                 Work::Unreadable { raw, detail }
             }
         };
-        let believed = progress.took(record.offset);
+        let believed = progress.took(record.offset, sign);
         it.held.push_back(Held { offset: record.offset, bytes, due, believed, work });
     }
 }
@@ -537,6 +543,8 @@ async fn deliver(deliverer: &Deliverer, desk: &Desk, batch: Vec<(Work, Admitted)
 /// The member, away while a thread makes its call.
 struct Member {
     reader: Option<Box<dyn GroupReader>>,
+    /// Whether its calls may wait.
+    waits: bool,
 }
 
 impl Member {
@@ -547,7 +555,7 @@ impl Member {
         let Some(mut reader) = self.reader.take() else {
             return Err(LogError::Fenced("the reader was lost in an earlier call".to_owned()).into());
         };
-        let called = tokio::task::spawn_blocking(move || {
+        let called = aside(self.waits, move || {
             let answer = work(&mut *reader);
             (reader, answer)
         });

@@ -1,6 +1,7 @@
 //! Attempts → rows: MODEL §5's table, as a pure function of what the ledger holds.
 
 use tidings_schemas::channel::Channel;
+use tidings_schemas::deliberate::{self, Bug};
 use tidings_schemas::ids::DeliveryId;
 use tidings_schemas::lane::LaneRecord;
 use tidings_schemas::lifecycle::{Row, Stage, State, Unit};
@@ -81,7 +82,8 @@ pub(crate) fn of_entry(record: &LaneRecord, delivery: DeliveryId, entry: &Entry,
     }
     let mut before = attempts[0].number > 1;
     for (index, attempt) in attempts.iter().enumerate() {
-        let open = index + 1 == attempts.len() && matches!(attempt.phase, Phase::Pending { .. });
+        let pending = matches!(attempt.phase, Phase::Pending { .. });
+        let open = pending && (index + 1 == attempts.len() || deliberate::has(Bug::LostLeaseNotSaid));
         if attempt.number > said && !open {
             rows.push(of_attempt(record, delivery, attempt, before));
         }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
+use async_trait::async_trait;
 use tidings_schemas::block::Block;
 use tidings_schemas::channel::{Channel, Priority};
 use tidings_schemas::ids::{DeliveryId, EventId, LegId, NotificationId, lane_partition};
@@ -85,6 +85,7 @@ struct Line1 {
     crash: Arc<Crash>,
 }
 
+#[async_trait]
 impl Provider for Line1 {
     fn name(&self) -> &'static str {
         "scripted"
@@ -98,27 +99,25 @@ impl Provider for Line1 {
     fn timeout(&self) -> Duration {
         CALL_MAX
     }
-    fn deliver<'a>(&'a self, calls: &'a [Call], now: Instant) -> BoxFuture<'a, Vec<Outcome>> {
-        Box::pin(async move {
-            self.crash.point().await;
-            let mut outcomes = Vec::new();
-            for call in calls {
-                let outcome = match self.provider.answer(call, now) {
-                    Answer::Is(outcome) => outcome,
-                    Answer::After(wait, outcome) => {
-                        tokio::time::sleep(wait).await;
-                        outcome
-                    }
-                    Answer::Never => std::future::pending().await,
-                };
-                if matches!(outcome, Outcome::Accepted { .. }) {
-                    self.provider.accepted.lock().unwrap().push(call.delivery);
+    async fn deliver(&self, calls: &[Call], now: Instant) -> Vec<Outcome> {
+        self.crash.point().await;
+        let mut outcomes = Vec::new();
+        for call in calls {
+            let outcome = match self.provider.answer(call, now) {
+                Answer::Is(outcome) => outcome,
+                Answer::After(wait, outcome) => {
+                    tokio::time::sleep(wait).await;
+                    outcome
                 }
-                outcomes.push(outcome);
+                Answer::Never => std::future::pending().await,
+            };
+            if matches!(outcome, Outcome::Accepted { .. }) {
+                self.provider.accepted.lock().unwrap().push(call.delivery);
             }
-            self.crash.point().await;
-            outcomes
-        })
+            outcomes.push(outcome);
+        }
+        self.crash.point().await;
+        outcomes
     }
 }
 
@@ -140,6 +139,10 @@ impl Render for Plain {
 struct Crash {
     left: AtomicI64,
     dead: AtomicBool,
+    /// So many times the log does not say how far a partition goes.
+    rangeless: AtomicI64,
+    /// So many times the ledger takes no claim.
+    claimless: AtomicI64,
 }
 
 impl Crash {
@@ -148,7 +151,12 @@ impl Crash {
     }
 
     fn at(n: i64) -> Arc<Self> {
-        Arc::new(Self { left: AtomicI64::new(n), dead: AtomicBool::new(false) })
+        Arc::new(Self {
+            left: AtomicI64::new(n),
+            dead: AtomicBool::new(false),
+            rangeless: AtomicI64::new(0),
+            claimless: AtomicI64::new(0),
+        })
     }
 
     fn is_dead(&self) -> bool {
@@ -172,52 +180,40 @@ impl Crash {
 
 struct CrashingLedger(Arc<dyn Ledger>, Arc<Crash>);
 
-macro_rules! crashing {
-    ($self:ident, $call:expr) => {
-        Box::pin(async move {
-            $self.1.point().await;
-            let answer = $call.await;
-            $self.1.point().await;
-            answer
-        })
-    };
+impl CrashingLedger {
+    async fn effect<R>(&self, effect: impl Future<Output = R>) -> R {
+        self.1.point().await;
+        let answer = effect.await;
+        self.1.point().await;
+        answer
+    }
 }
 
+#[async_trait]
 impl Ledger for CrashingLedger {
-    fn incarnation(&self, now: Instant) -> BoxFuture<'_, Result<Incarnation, LedgerError>> {
-        self.0.incarnation(now)
+    async fn incarnation(&self, now: Instant) -> Result<Incarnation, LedgerError> {
+        self.0.incarnation(now).await
     }
-    fn claim<'a>(
-        &'a self,
-        by: &'a Incarnation,
-        claims: &'a [Claim],
-        now: Instant,
-    ) -> BoxFuture<'a, Result<Vec<Claimed>, LedgerError>> {
-        crashing!(self, self.0.claim(by, claims, now))
+    async fn claim(&self, by: &Incarnation, claims: &[Claim], now: Instant) -> Result<Vec<Claimed>, LedgerError> {
+        if self.1.claimless.fetch_sub(1, Ordering::SeqCst) > 0 {
+            return Err(LedgerError::Unreachable("busy".to_owned()));
+        }
+        self.effect(self.0.claim(by, claims, now)).await
     }
-    fn settle<'a>(
-        &'a self,
-        by: &'a Incarnation,
-        settles: &'a [Settle],
-        now: Instant,
-    ) -> BoxFuture<'a, Result<Vec<bool>, LedgerError>> {
-        crashing!(self, self.0.settle(by, settles, now))
+    async fn settle(&self, by: &Incarnation, settles: &[Settle], now: Instant) -> Result<Vec<bool>, LedgerError> {
+        self.effect(self.0.settle(by, settles, now)).await
     }
-    fn look<'a>(
-        &'a self,
-        by: &'a Incarnation,
-        keys: &'a [Key],
-    ) -> BoxFuture<'a, Result<Vec<Option<Entry>>, LedgerError>> {
-        crashing!(self, self.0.look(by, keys))
+    async fn look(&self, by: &Incarnation, keys: &[Key]) -> Result<Vec<Option<Entry>>, LedgerError> {
+        self.effect(self.0.look(by, keys)).await
     }
-    fn passed<'a>(
-        &'a self,
-        by: &'a Incarnation,
-        lane: &'a TopicPartition,
+    async fn passed(
+        &self,
+        by: &Incarnation,
+        lane: &TopicPartition,
         through: u64,
         now: Instant,
-    ) -> BoxFuture<'a, Result<(), LedgerError>> {
-        crashing!(self, self.0.passed(by, lane, through, now))
+    ) -> Result<(), LedgerError> {
+        self.effect(self.0.passed(by, lane, through, now)).await
     }
 }
 
@@ -241,6 +237,9 @@ impl Log for CrashingLog {
         self.0.reader(partition, from)
     }
     fn range(&self, partition: &TopicPartition) -> Result<std::ops::Range<u64>, LogError> {
+        if self.1.rangeless.fetch_sub(1, Ordering::SeqCst) > 0 {
+            return Err(LogError::Unreachable("busy".to_owned()));
+        }
         self.0.range(partition)
     }
     fn describe(&self, names: &[String]) -> Result<Vec<TopicSpec>, LogError> {
@@ -478,6 +477,11 @@ impl World {
         .collect()
     }
 
+    /// What the rows about a user give as the unit's creation.
+    fn created(&self, user: &str) -> BTreeSet<Instant> {
+        self.rows().into_iter().filter(|row| row.user == user).map(|row| row.created_at).collect()
+    }
+
     fn json<T: serde::de::DeserializeOwned>(&self, topic: &str) -> Vec<T> {
         self.records(topic).iter().map(|it| serde_json::from_slice(it.value.as_ref().unwrap()).unwrap()).collect()
     }
@@ -661,6 +665,41 @@ async fn repeats_behind_a_mark_are_dropped_and_others_are_met_in_the_ledger() {
         .unwrap()
         .unwrap();
     assert!(commit.offset == 4 && commit.metadata.starts_with(r#"{"mark":1,"#), "{commit:?}");
+}
+
+// Found by the simulator: they were dropped, and the next commit went past them.
+#[tokio::test(start_paused = true)]
+async fn records_that_come_with_their_partition_outlive_a_log_that_fails_to_say_how_far_it_goes() {
+    let world = World::new(Channel::Push).await;
+    for user in ["u1", "u2"] {
+        world.device(user, "a").await;
+        world.say(&world.leg(user, Priority::Medium), Some(1));
+    }
+    let crash = Crash::never();
+    crash.rangeless.store(2, Ordering::SeqCst);
+    let process = world.start(&MEDIUM, crash, "p", limits()).await;
+    world.done(&MEDIUM).await;
+    for user in ["u1", "u2"] {
+        assert_eq!(world.said(user), ["created rendered sent delivered"], "{user}");
+    }
+    process.stop().await;
+}
+
+// A wish that comes while a claim waits for the ledger is heeded: the profile is looked up again.
+#[tokio::test(start_paused = true)]
+async fn an_opt_out_during_a_ledgers_outage_reaches_what_waits_to_be_claimed() {
+    let world = World::new(Channel::Push).await;
+    world.device("u1", "a").await;
+    world.say(&world.leg("u1", Priority::Medium), Some(1));
+    let crash = Crash::never();
+    crash.claimless.store(10, Ordering::SeqCst);
+    let process = world.start(&MEDIUM, crash, "p", limits()).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    world.profile("u1", r#"{"channels":{"push":false}}"#).await;
+    world.done(&MEDIUM).await;
+    assert_eq!(world.said("u1"), ["created suppressed opted_out"]);
+    assert!(world.provider.times("u1").is_empty());
+    process.stop().await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -937,40 +976,73 @@ async fn a_lost_ledger_makes_what_was_in_flight_unknown_and_nothing_else() {
     assert_eq!(world.said("u2"), ["created rendered sent delivered"]);
 }
 
+// Found by `cargo xtask kill`: another lane of the channel learned of the loss first, and the settlement of a call
+// that was under way met an empty ledger that it took for its own.
+#[tokio::test(start_paused = true)]
+async fn a_call_under_way_when_the_ledger_is_lost_is_settled_whoever_hears_of_the_loss() {
+    let lines = [Line::Lane(Priority::High), Line::Lane(Priority::Medium)];
+    let world = World::new(Channel::Push).await;
+    for user in ["u1", "u2"] {
+        world.device(user, "a").await;
+    }
+    let accepted = Outcome::accepted(Code::new(200, ""), "id");
+    world.provider.set("u1", [Answer::After(CALL_MAX / 2, accepted)]);
+    world.say(&world.leg("u1", Priority::High), Some(1));
+    let process = world.start(&lines, Crash::never(), "p", limits()).await;
+    world.until(|| !world.provider.times("u1").is_empty()).await;
+    world.ledger.lose();
+    world.say(&world.leg("u2", Priority::Medium), Some(1));
+    world.done(&lines).await;
+    process.stop().await;
+    assert_eq!(world.provider.times("u1").len(), 1, "{:?}", world.said("u1"));
+    assert_eq!(world.said("u1"), ["created rendered sent delivered"]);
+}
+
+// Found by `cargo xtask kill`: the critical path had said a message again that it had not committed, and the ledger
+// that would have known it was emptied in between.
+#[tokio::test(start_paused = true)]
+async fn a_critical_repeat_from_before_a_loss_is_an_unknown_and_what_comes_later_is_none() {
+    let critical = [Line::Lane(Priority::Critical)];
+    let world = World::new(Channel::Push).await;
+    for user in ["u1", "u2"] {
+        world.device(user, "a").await;
+    }
+    world.say(&world.leg("u1", Priority::Critical), None);
+    let first = world.start(&critical, Crash::never(), "first", limits()).await;
+    world.done(&critical).await;
+    world.kill(first).await;
+    world.ledger.lose();
+    let second = world.start(&critical, Crash::never(), "second", limits()).await;
+    world.until(|| !second.metrics[0].reached().is_empty()).await;
+    world.say(&world.leg("u1", Priority::Critical), None);
+    let later = Instant(i64::MAX);
+    world.say(&LaneRecord { created_at: later, ..world.leg("u2", Priority::Critical) }, None);
+    world.done(&critical).await;
+    second.stop().await;
+    assert_eq!(world.provider.times("u1").len(), 2);
+    assert!(world.said("u1").iter().any(|row| row.contains("unknown")), "{:?}", world.said("u1"));
+    assert_eq!(world.said("u2"), ["created rendered sent delivered"]);
+}
+
 /// A ledger that is down.
 struct Down;
 
+#[async_trait]
 impl Ledger for Down {
-    fn incarnation(&self, _: Instant) -> BoxFuture<'_, Result<Incarnation, LedgerError>> {
-        Box::pin(async { Err(LedgerError::Unreachable("down".to_owned())) })
+    async fn incarnation(&self, _: Instant) -> Result<Incarnation, LedgerError> {
+        Err(LedgerError::Unreachable("down".to_owned()))
     }
-    fn claim<'a>(
-        &'a self,
-        _: &'a Incarnation,
-        _: &'a [Claim],
-        _: Instant,
-    ) -> BoxFuture<'a, Result<Vec<Claimed>, LedgerError>> {
-        Box::pin(async { Err(LedgerError::Unreachable("down".to_owned())) })
+    async fn claim(&self, _: &Incarnation, _: &[Claim], _: Instant) -> Result<Vec<Claimed>, LedgerError> {
+        Err(LedgerError::Unreachable("down".to_owned()))
     }
-    fn settle<'a>(
-        &'a self,
-        _: &'a Incarnation,
-        _: &'a [Settle],
-        _: Instant,
-    ) -> BoxFuture<'a, Result<Vec<bool>, LedgerError>> {
-        Box::pin(std::future::pending())
+    async fn settle(&self, _: &Incarnation, _: &[Settle], _: Instant) -> Result<Vec<bool>, LedgerError> {
+        std::future::pending().await
     }
-    fn look<'a>(&'a self, _: &'a Incarnation, _: &'a [Key]) -> BoxFuture<'a, Result<Vec<Option<Entry>>, LedgerError>> {
-        Box::pin(std::future::pending())
+    async fn look(&self, _: &Incarnation, _: &[Key]) -> Result<Vec<Option<Entry>>, LedgerError> {
+        std::future::pending().await
     }
-    fn passed<'a>(
-        &'a self,
-        _: &'a Incarnation,
-        _: &'a TopicPartition,
-        _: u64,
-        _: Instant,
-    ) -> BoxFuture<'a, Result<(), LedgerError>> {
-        Box::pin(std::future::pending())
+    async fn passed(&self, _: &Incarnation, _: &TopicPartition, _: u64, _: Instant) -> Result<(), LedgerError> {
+        std::future::pending().await
     }
 }
 
@@ -994,45 +1066,55 @@ async fn without_the_ledger_critical_goes_out_as_unknown_and_the_rest_waits() {
 /// A ledger that takes no settlement while it sulks.
 struct Sulking(Arc<dyn Ledger>, std::sync::atomic::AtomicBool);
 
+#[async_trait]
 impl Ledger for Sulking {
-    fn incarnation(&self, now: Instant) -> BoxFuture<'_, Result<Incarnation, LedgerError>> {
-        self.0.incarnation(now)
+    async fn incarnation(&self, now: Instant) -> Result<Incarnation, LedgerError> {
+        self.0.incarnation(now).await
     }
-    fn claim<'a>(
-        &'a self,
-        by: &'a Incarnation,
-        claims: &'a [Claim],
-        now: Instant,
-    ) -> BoxFuture<'a, Result<Vec<Claimed>, LedgerError>> {
-        self.0.claim(by, claims, now)
+    async fn claim(&self, by: &Incarnation, claims: &[Claim], now: Instant) -> Result<Vec<Claimed>, LedgerError> {
+        self.0.claim(by, claims, now).await
     }
-    fn settle<'a>(
-        &'a self,
-        by: &'a Incarnation,
-        settles: &'a [Settle],
-        now: Instant,
-    ) -> BoxFuture<'a, Result<Vec<bool>, LedgerError>> {
+    async fn settle(&self, by: &Incarnation, settles: &[Settle], now: Instant) -> Result<Vec<bool>, LedgerError> {
         if self.1.load(Ordering::SeqCst) {
-            return Box::pin(async { Err(LedgerError::Unreachable("sulks".to_owned())) });
+            return Err(LedgerError::Unreachable("sulks".to_owned()));
         }
-        self.0.settle(by, settles, now)
+        self.0.settle(by, settles, now).await
     }
-    fn look<'a>(
-        &'a self,
-        by: &'a Incarnation,
-        keys: &'a [Key],
-    ) -> BoxFuture<'a, Result<Vec<Option<Entry>>, LedgerError>> {
-        self.0.look(by, keys)
+    async fn look(&self, by: &Incarnation, keys: &[Key]) -> Result<Vec<Option<Entry>>, LedgerError> {
+        self.0.look(by, keys).await
     }
-    fn passed<'a>(
-        &'a self,
-        by: &'a Incarnation,
-        lane: &'a TopicPartition,
+    async fn passed(
+        &self,
+        by: &Incarnation,
+        lane: &TopicPartition,
         through: u64,
         now: Instant,
-    ) -> BoxFuture<'a, Result<(), LedgerError>> {
-        self.0.passed(by, lane, through, now)
+    ) -> Result<(), LedgerError> {
+        self.0.passed(by, lane, through, now).await
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_critical_repeat_leaves_the_telling_to_what_it_repeats() {
+    let world = World::new(Channel::Push).await;
+    world.device("u1", "a").await;
+    world.provider.set("u1", [busy(), ok()]);
+    let critical = [Line::Lane(Priority::Critical)];
+    let process = world.start(&critical, Crash::never(), "first", limits()).await;
+    let code = world.leg("u1", Priority::Critical);
+    // The producer says the same again later: another event, the same notification.
+    let repeat =
+        LaneRecord { event: EventId::new("u1", 0, 1), created_at: T0.after(Duration::from_secs(7)), ..code.clone() };
+    for record in [&code, &repeat, &repeat] {
+        world.say(record, None);
+    }
+    world.done(&critical).await;
+    world.say(&repeat, None);
+    world.done(&critical).await;
+    process.stop().await;
+    assert_eq!(world.provider.accepted.lock().unwrap().len(), 1);
+    assert_eq!(world.said("u1"), ["created rendered sent retry", "delivered"]);
+    assert_eq!(world.created("u1"), BTreeSet::from([T0]));
 }
 
 #[tokio::test(start_paused = true)]

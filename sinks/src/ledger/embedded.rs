@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use futures_util::future::{BoxFuture, FutureExt};
+use async_trait::async_trait;
 use tidings_schemas::time::Instant;
 
 use super::table::TableLedger;
@@ -37,48 +37,45 @@ impl EmbeddedLedger {
     }
 }
 
+#[async_trait]
 impl Ledger for EmbeddedLedger {
-    fn incarnation(&self, now: Instant) -> BoxFuture<'_, Result<Incarnation, LedgerError>> {
-        self.on_disk(move |table| table.incarnation(now)).boxed()
+    async fn incarnation(&self, now: Instant) -> Result<Incarnation, LedgerError> {
+        self.on_disk(move |table| table.incarnation(now)).await
     }
 
-    fn claim<'a>(
-        &'a self,
-        incarnation: &'a Incarnation,
-        claims: &'a [Claim],
+    async fn claim(
+        &self,
+        incarnation: &Incarnation,
+        claims: &[Claim],
         now: Instant,
-    ) -> BoxFuture<'a, Result<Vec<Claimed>, LedgerError>> {
+    ) -> Result<Vec<Claimed>, LedgerError> {
         let (incarnation, claims) = (incarnation.clone(), claims.to_vec());
-        self.on_disk(move |table| table.claim(&incarnation, &claims, now)).boxed()
+        self.on_disk(move |table| table.claim(&incarnation, &claims, now)).await
     }
 
-    fn settle<'a>(
-        &'a self,
-        incarnation: &'a Incarnation,
-        settles: &'a [Settle],
+    async fn settle(
+        &self,
+        incarnation: &Incarnation,
+        settles: &[Settle],
         now: Instant,
-    ) -> BoxFuture<'a, Result<Vec<bool>, LedgerError>> {
+    ) -> Result<Vec<bool>, LedgerError> {
         let (incarnation, settles) = (incarnation.clone(), settles.to_vec());
-        self.on_disk(move |table| table.settle(&incarnation, &settles, now)).boxed()
+        self.on_disk(move |table| table.settle(&incarnation, &settles, now)).await
     }
 
-    fn look<'a>(
-        &'a self,
-        incarnation: &'a Incarnation,
-        keys: &'a [Key],
-    ) -> BoxFuture<'a, Result<Vec<Option<Entry>>, LedgerError>> {
+    async fn look(&self, incarnation: &Incarnation, keys: &[Key]) -> Result<Vec<Option<Entry>>, LedgerError> {
         let (incarnation, keys) = (incarnation.clone(), keys.to_vec());
-        self.on_disk(move |table| table.look(&incarnation, &keys)).boxed()
+        self.on_disk(move |table| table.look(&incarnation, &keys)).await
     }
 
-    fn passed<'a>(
-        &'a self,
-        incarnation: &'a Incarnation,
-        lane: &'a TopicPartition,
+    async fn passed(
+        &self,
+        incarnation: &Incarnation,
+        lane: &TopicPartition,
         said_through: u64,
         now: Instant,
-    ) -> BoxFuture<'a, Result<(), LedgerError>> {
+    ) -> Result<(), LedgerError> {
         let (incarnation, lane) = (incarnation.clone(), lane.clone());
-        self.on_disk(move |table| table.passed(&incarnation, &lane, said_through, now)).boxed()
+        self.on_disk(move |table| table.passed(&incarnation, &lane, said_through, now)).await
     }
 }

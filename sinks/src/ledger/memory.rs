@@ -1,6 +1,6 @@
 //! The ledger in memory: for tests, and for a run that keeps nothing.
 
-use futures_util::future::{BoxFuture, FutureExt, ready};
+use async_trait::async_trait;
 use tidings_schemas::time::Instant;
 
 use super::table::TableLedger;
@@ -25,44 +25,41 @@ impl MemoryLedger {
     }
 }
 
+#[async_trait]
 impl Ledger for MemoryLedger {
-    fn incarnation(&self, now: Instant) -> BoxFuture<'_, Result<Incarnation, LedgerError>> {
-        ready(self.0.incarnation(now)).boxed()
+    async fn incarnation(&self, now: Instant) -> Result<Incarnation, LedgerError> {
+        self.0.incarnation(now)
     }
 
-    fn claim<'a>(
-        &'a self,
-        incarnation: &'a Incarnation,
-        claims: &'a [Claim],
+    async fn claim(
+        &self,
+        incarnation: &Incarnation,
+        claims: &[Claim],
         now: Instant,
-    ) -> BoxFuture<'a, Result<Vec<Claimed>, LedgerError>> {
-        ready(self.0.claim(incarnation, claims, now)).boxed()
+    ) -> Result<Vec<Claimed>, LedgerError> {
+        self.0.claim(incarnation, claims, now)
     }
 
-    fn settle<'a>(
-        &'a self,
-        incarnation: &'a Incarnation,
-        settles: &'a [Settle],
+    async fn settle(
+        &self,
+        incarnation: &Incarnation,
+        settles: &[Settle],
         now: Instant,
-    ) -> BoxFuture<'a, Result<Vec<bool>, LedgerError>> {
-        ready(self.0.settle(incarnation, settles, now)).boxed()
+    ) -> Result<Vec<bool>, LedgerError> {
+        self.0.settle(incarnation, settles, now)
     }
 
-    fn look<'a>(
-        &'a self,
-        incarnation: &'a Incarnation,
-        keys: &'a [Key],
-    ) -> BoxFuture<'a, Result<Vec<Option<Entry>>, LedgerError>> {
-        ready(self.0.look(incarnation, keys)).boxed()
+    async fn look(&self, incarnation: &Incarnation, keys: &[Key]) -> Result<Vec<Option<Entry>>, LedgerError> {
+        self.0.look(incarnation, keys)
     }
 
-    fn passed<'a>(
-        &'a self,
-        incarnation: &'a Incarnation,
-        lane: &'a TopicPartition,
+    async fn passed(
+        &self,
+        incarnation: &Incarnation,
+        lane: &TopicPartition,
         said_through: u64,
         now: Instant,
-    ) -> BoxFuture<'a, Result<(), LedgerError>> {
-        ready(self.0.passed(incarnation, lane, said_through, now)).boxed()
+    ) -> Result<(), LedgerError> {
+        self.0.passed(incarnation, lane, said_through, now)
     }
 }

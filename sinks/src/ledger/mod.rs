@@ -51,9 +51,9 @@ mod turns;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
+use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
-use tidings_schemas::ids::DeliveryId;
+use tidings_schemas::ids::{DeliveryId, EventId};
 use tidings_schemas::reason::Reason;
 use tidings_schemas::time::Instant;
 
@@ -146,6 +146,10 @@ pub struct Note {
     /// The provider's id of the message.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message_id: String,
+    /// Of a critical delivery: the event whose lane record it was made for. A producer's repeat has the same
+    /// ids and another event; what became of the delivery is not for it to tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<EventId>,
 }
 
 /// Where an attempt stands.
@@ -175,6 +179,25 @@ pub enum Phase {
         /// What came of it.
         note: Note,
     },
+}
+
+impl Phase {
+    /// What came of it, where something did.
+    pub(crate) const fn note(&self) -> Option<&Note> {
+        match self {
+            Self::Pending { .. } => None,
+            Self::Scheduled { note, .. } | Self::Sent { note } | Self::Dead { note } => Some(note),
+        }
+    }
+
+    /// The same, made for `origin`.
+    pub(crate) fn of(mut self, origin: Option<EventId>) -> Self {
+        match &mut self {
+            Self::Pending { .. } => {}
+            Self::Scheduled { note, .. } | Self::Sent { note } | Self::Dead { note } => note.origin = origin,
+        }
+        self
+    }
 }
 
 /// One attempt of a delivery.
@@ -310,41 +333,38 @@ pub struct Settle {
 }
 
 /// A ledger.
+#[async_trait]
 pub trait Ledger: Send + Sync {
     /// The store's incarnation; founds it where there is none.
-    fn incarnation(&self, now: Instant) -> BoxFuture<'_, Result<Incarnation, LedgerError>>;
+    async fn incarnation(&self, now: Instant) -> Result<Incarnation, LedgerError>;
 
     /// Step 1, for a batch: an answer for each claim, in order.
-    fn claim<'a>(
-        &'a self,
-        incarnation: &'a Incarnation,
-        claims: &'a [Claim],
+    async fn claim(
+        &self,
+        incarnation: &Incarnation,
+        claims: &[Claim],
         now: Instant,
-    ) -> BoxFuture<'a, Result<Vec<Claimed>, LedgerError>>;
+    ) -> Result<Vec<Claimed>, LedgerError>;
 
     /// Step 3, for a batch: for each whether the attempt was still the owner's.
-    fn settle<'a>(
-        &'a self,
-        incarnation: &'a Incarnation,
-        settles: &'a [Settle],
+    async fn settle(
+        &self,
+        incarnation: &Incarnation,
+        settles: &[Settle],
         now: Instant,
-    ) -> BoxFuture<'a, Result<Vec<bool>, LedgerError>>;
+    ) -> Result<Vec<bool>, LedgerError>;
 
     /// What stands there, without touching it.
-    fn look<'a>(
-        &'a self,
-        incarnation: &'a Incarnation,
-        keys: &'a [Key],
-    ) -> BoxFuture<'a, Result<Vec<Option<Entry>>, LedgerError>>;
+    async fn look(&self, incarnation: &Incarnation, keys: &[Key]) -> Result<Vec<Option<Entry>>, LedgerError>;
 
     /// Step 5: the commit of `lane` stands behind a mark of `said_through`.
-    fn passed<'a>(
-        &'a self,
-        incarnation: &'a Incarnation,
-        lane: &'a TopicPartition,
+    async fn passed(
+        &self,
+        incarnation: &Incarnation,
+        lane: &TopicPartition,
         said_through: u64,
         now: Instant,
-    ) -> BoxFuture<'a, Result<(), LedgerError>>;
+    ) -> Result<(), LedgerError>;
 }
 
 /// Why the ledger did not do it.

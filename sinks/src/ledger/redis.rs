@@ -7,7 +7,7 @@
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use futures_util::future::{BoxFuture, FutureExt};
+use async_trait::async_trait;
 use redis::{AsyncCommands, RedisError, Script, ScriptInvocation};
 use tidings_schemas::ids::IdHasher;
 use tidings_schemas::time::Instant;
@@ -198,114 +198,93 @@ impl RedisLedger {
     }
 }
 
+#[async_trait]
 impl Ledger for RedisLedger {
-    fn incarnation(&self, now: Instant) -> BoxFuture<'_, Result<Incarnation, LedgerError>> {
-        async move {
-            let mut connection = self.connection.get().map_err(failed)?;
-            let info: String =
-                redis::cmd("INFO").arg("memory").query_async(&mut connection).await.map_err(failed)?;
-            let policy = info.lines().find_map(|line| line.strip_prefix("maxmemory_policy:")).unwrap_or("").trim();
-            if !policy.is_empty() && policy != "noeviction" {
-                return Err(LedgerError::Refused(format!(
-                    "Redis evicts entries (`maxmemory-policy {policy}`), which would send twice unnoticed; set `noeviction`"
-                )));
-            }
-            let name = format!("{}:i", self.prefix);
-            let mut hasher = IdHasher::new("incarnation");
-            hasher.text(&self.nonce).number(now.0.unsigned_abs());
-            let word = u128::from_be_bytes(hasher.finish());
-            let _founded: bool = connection.set_nx(&name, format!("{word:032x}")).await.map_err(failed)?;
-            let word: String = connection.get(&name).await.map_err(failed)?;
-            Ok(Incarnation(word.into()))
+    async fn incarnation(&self, now: Instant) -> Result<Incarnation, LedgerError> {
+        let mut connection = self.connection.get().map_err(failed)?;
+        let info: String = redis::cmd("INFO").arg("memory").query_async(&mut connection).await.map_err(failed)?;
+        let policy = info.lines().find_map(|line| line.strip_prefix("maxmemory_policy:")).unwrap_or("").trim();
+        if !policy.is_empty() && policy != "noeviction" {
+            return Err(LedgerError::Refused(format!(
+                "Redis evicts entries (`maxmemory-policy {policy}`), which would send twice unnoticed; set `noeviction`"
+            )));
         }
-        .boxed()
+        let name = format!("{}:i", self.prefix);
+        let mut hasher = IdHasher::new("incarnation");
+        hasher.text(&self.nonce).number(now.0.unsigned_abs());
+        let word = u128::from_be_bytes(hasher.finish());
+        let _founded: bool = connection.set_nx(&name, format!("{word:032x}")).await.map_err(failed)?;
+        let word: String = connection.get(&name).await.map_err(failed)?;
+        Ok(Incarnation(word.into()))
     }
 
-    fn claim<'a>(
-        &'a self,
-        incarnation: &'a Incarnation,
-        claims: &'a [Claim],
+    async fn claim(
+        &self,
+        incarnation: &Incarnation,
+        claims: &[Claim],
         now: Instant,
-    ) -> BoxFuture<'a, Result<Vec<Claimed>, LedgerError>> {
-        async move {
-            let mut call = self.begin(&SCRIPTS.claim, incarnation);
-            call.arg(now.0).arg(millis(ENTRY_KEPT_MAX));
-            for claim in claims {
-                let (bucket, numbers, number) = self.bucket_name(&claim.key);
-                call.key(bucket).key(self.own_name(&claim.key)).key(numbers);
-                call.arg(&claim.key.delivery.0[..]).arg(&*claim.owner).arg(claim.lease_until.0);
-                call.arg(claim.attempts_before).arg(number);
-            }
-            let answers: Vec<String> = self.run(&call).await?;
-            expect(answers.len(), 2 * claims.len())?;
-            let pairs = answers.chunks_exact(2).map(|pair| {
-                let entry = Entry::parse(&pair[1])?;
-                Ok(if pair[0] == "1" { Claimed::Granted(entry) } else { Claimed::Met(entry) })
-            });
-            pairs.collect()
+    ) -> Result<Vec<Claimed>, LedgerError> {
+        let mut call = self.begin(&SCRIPTS.claim, incarnation);
+        call.arg(now.0).arg(millis(ENTRY_KEPT_MAX));
+        for claim in claims {
+            let (bucket, numbers, number) = self.bucket_name(&claim.key);
+            call.key(bucket).key(self.own_name(&claim.key)).key(numbers);
+            call.arg(&claim.key.delivery.0[..]).arg(&*claim.owner).arg(claim.lease_until.0);
+            call.arg(claim.attempts_before).arg(number);
         }
-        .boxed()
+        let answers: Vec<String> = self.run(&call).await?;
+        expect(answers.len(), 2 * claims.len())?;
+        let pairs = answers.chunks_exact(2).map(|pair| {
+            let entry = Entry::parse(&pair[1])?;
+            Ok(if pair[0] == "1" { Claimed::Granted(entry) } else { Claimed::Met(entry) })
+        });
+        pairs.collect()
     }
 
-    fn settle<'a>(
-        &'a self,
-        incarnation: &'a Incarnation,
-        settles: &'a [Settle],
+    async fn settle(
+        &self,
+        incarnation: &Incarnation,
+        settles: &[Settle],
         now: Instant,
-    ) -> BoxFuture<'a, Result<Vec<bool>, LedgerError>> {
-        async move {
-            let mut call = self.begin(&SCRIPTS.settle, incarnation);
-            call.arg(millis(ENTRY_KEPT_MAX));
-            for settle in settles {
-                call.key(self.bucket_name(&settle.key).0).key(self.own_name(&settle.key));
-                let ended =
-                    matches!(settle.attempt, Some(Attempt { phase: Phase::Sent { .. } | Phase::Dead { .. }, .. }));
-                call.arg(&settle.key.delivery.0[..]).arg(&*settle.owner);
-                call.arg(settle.attempt.as_ref().map(Attempt::line).unwrap_or_default());
-                call.arg(u8::from(settle.keep)).arg(u8::from(settle.refound));
-                // As a span: the store's clock need not be ours.
-                call.arg(if ended { millis(own_until(now).since(now)).to_string() } else { String::new() });
-            }
-            let answers: Vec<String> = self.run(&call).await?;
-            expect(answers.len(), settles.len())?;
-            Ok(answers.iter().map(|answer| answer == "1").collect())
+    ) -> Result<Vec<bool>, LedgerError> {
+        let mut call = self.begin(&SCRIPTS.settle, incarnation);
+        call.arg(millis(ENTRY_KEPT_MAX));
+        for settle in settles {
+            call.key(self.bucket_name(&settle.key).0).key(self.own_name(&settle.key));
+            let ended = matches!(settle.attempt, Some(Attempt { phase: Phase::Sent { .. } | Phase::Dead { .. }, .. }));
+            call.arg(&settle.key.delivery.0[..]).arg(&*settle.owner);
+            call.arg(settle.attempt.as_ref().map(Attempt::line).unwrap_or_default());
+            call.arg(u8::from(settle.keep)).arg(u8::from(settle.refound));
+            // As a span: the store's clock need not be ours.
+            call.arg(if ended { millis(own_until(now).since(now)).to_string() } else { String::new() });
         }
-        .boxed()
+        let answers: Vec<String> = self.run(&call).await?;
+        expect(answers.len(), settles.len())?;
+        Ok(answers.iter().map(|answer| answer == "1").collect())
     }
 
-    fn look<'a>(
-        &'a self,
-        incarnation: &'a Incarnation,
-        keys: &'a [Key],
-    ) -> BoxFuture<'a, Result<Vec<Option<Entry>>, LedgerError>> {
-        async move {
-            let mut call = self.begin(&SCRIPTS.look, incarnation);
-            for key in keys {
-                call.key(self.bucket_name(key).0).key(self.own_name(key)).arg(&key.delivery.0[..]);
-            }
-            let answers: Vec<String> = self.run(&call).await?;
-            expect(answers.len(), keys.len())?;
-            let entries =
-                answers.iter().map(|text| if text.is_empty() { Ok(None) } else { Entry::parse(text).map(Some) });
-            entries.collect()
+    async fn look(&self, incarnation: &Incarnation, keys: &[Key]) -> Result<Vec<Option<Entry>>, LedgerError> {
+        let mut call = self.begin(&SCRIPTS.look, incarnation);
+        for key in keys {
+            call.key(self.bucket_name(key).0).key(self.own_name(key)).arg(&key.delivery.0[..]);
         }
-        .boxed()
+        let answers: Vec<String> = self.run(&call).await?;
+        expect(answers.len(), keys.len())?;
+        let entries = answers.iter().map(|text| if text.is_empty() { Ok(None) } else { Entry::parse(text).map(Some) });
+        entries.collect()
     }
 
-    fn passed<'a>(
-        &'a self,
-        incarnation: &'a Incarnation,
-        lane: &'a TopicPartition,
+    async fn passed(
+        &self,
+        incarnation: &Incarnation,
+        lane: &TopicPartition,
         said_through: u64,
         _now: Instant,
-    ) -> BoxFuture<'a, Result<(), LedgerError>> {
-        async move {
-            let mut call = self.begin(&SCRIPTS.passed, incarnation);
-            call.key(format!("{}:n:{lane}", self.prefix));
-            call.arg(buckets_passed(said_through)).arg(millis(PASSED_KEPT));
-            self.run::<Vec<String>>(&call).await.map(|_| ())
-        }
-        .boxed()
+    ) -> Result<(), LedgerError> {
+        let mut call = self.begin(&SCRIPTS.passed, incarnation);
+        call.key(format!("{}:n:{lane}", self.prefix));
+        call.arg(buckets_passed(said_through)).arg(millis(PASSED_KEPT));
+        self.run::<Vec<String>>(&call).await.map(|_| ())
     }
 }
 

@@ -12,7 +12,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use futures_util::future::{BoxFuture, FutureExt};
+use async_trait::async_trait;
 use tidings_schemas::time::Instant;
 use tokio::sync::oneshot;
 
@@ -39,66 +39,60 @@ impl Turns {
 
 /// Asks `$ask` for pieces of `$questions`, each in its turn.
 macro_rules! in_turn {
-    ($queue:expr, $incarnation:expr, $questions:expr, $now:expr, |$batch:ident| $ask:expr) => {
-        async move {
-            let mut all = Vec::with_capacity($questions.len());
-            for questions in $questions.chunks(ENTRIES_MAX) {
-                let mut place = $queue.wait($incarnation, questions, $now);
-                let answers = loop {
-                    let $batch = match $queue.turn(&mut place).await {
-                        Turn::Over(answers) => break answers?,
-                        Turn::Ours(batch) => batch,
-                    };
-                    let answers = $ask.await;
-                    $batch.tell(answers);
+    ($queue:expr, $incarnation:expr, $questions:expr, $now:expr, |$batch:ident| $ask:expr) => {{
+        let mut all = Vec::with_capacity($questions.len());
+        for questions in $questions.chunks(ENTRIES_MAX) {
+            let mut place = $queue.wait($incarnation, questions, $now);
+            let answers = loop {
+                let $batch = match $queue.turn(&mut place).await {
+                    Turn::Over(answers) => break answers?,
+                    Turn::Ours(batch) => batch,
                 };
-                all.extend(answers);
-            }
-            Ok(all)
+                let answers = $ask.await;
+                $batch.tell(answers);
+            };
+            all.extend(answers);
         }
-        .boxed()
-    };
+        Ok(all)
+    }};
 }
 
+#[async_trait]
 impl Ledger for Turns {
-    fn incarnation(&self, now: Instant) -> BoxFuture<'_, Result<Incarnation, LedgerError>> {
-        self.ledger.incarnation(now)
+    async fn incarnation(&self, now: Instant) -> Result<Incarnation, LedgerError> {
+        self.ledger.incarnation(now).await
     }
 
-    fn claim<'a>(
-        &'a self,
-        incarnation: &'a Incarnation,
-        claims: &'a [Claim],
+    async fn claim(
+        &self,
+        incarnation: &Incarnation,
+        claims: &[Claim],
         now: Instant,
-    ) -> BoxFuture<'a, Result<Vec<Claimed>, LedgerError>> {
+    ) -> Result<Vec<Claimed>, LedgerError> {
         in_turn!(self.claims, incarnation, claims, now, |it| self.ledger.claim(&it.believed, &it.questions, it.now))
     }
 
-    fn settle<'a>(
-        &'a self,
-        incarnation: &'a Incarnation,
-        settles: &'a [Settle],
+    async fn settle(
+        &self,
+        incarnation: &Incarnation,
+        settles: &[Settle],
         now: Instant,
-    ) -> BoxFuture<'a, Result<Vec<bool>, LedgerError>> {
+    ) -> Result<Vec<bool>, LedgerError> {
         in_turn!(self.settles, incarnation, settles, now, |it| self.ledger.settle(&it.believed, &it.questions, it.now))
     }
 
-    fn look<'a>(
-        &'a self,
-        incarnation: &'a Incarnation,
-        keys: &'a [Key],
-    ) -> BoxFuture<'a, Result<Vec<Option<Entry>>, LedgerError>> {
+    async fn look(&self, incarnation: &Incarnation, keys: &[Key]) -> Result<Vec<Option<Entry>>, LedgerError> {
         in_turn!(self.looks, incarnation, keys, Instant(0), |it| self.ledger.look(&it.believed, &it.questions))
     }
 
-    fn passed<'a>(
-        &'a self,
-        incarnation: &'a Incarnation,
-        lane: &'a TopicPartition,
+    async fn passed(
+        &self,
+        incarnation: &Incarnation,
+        lane: &TopicPartition,
         said_through: u64,
         now: Instant,
-    ) -> BoxFuture<'a, Result<(), LedgerError>> {
-        self.ledger.passed(incarnation, lane, said_through, now)
+    ) -> Result<(), LedgerError> {
+        self.ledger.passed(incarnation, lane, said_through, now).await
     }
 }
 
@@ -253,53 +247,47 @@ mod tests {
         }
     }
 
+    #[async_trait]
     impl Ledger for Gated {
-        fn incarnation(&self, now: Instant) -> BoxFuture<'_, Result<Incarnation, LedgerError>> {
-            self.inner.incarnation(now)
+        async fn incarnation(&self, now: Instant) -> Result<Incarnation, LedgerError> {
+            self.inner.incarnation(now).await
         }
 
-        fn claim<'a>(
-            &'a self,
-            incarnation: &'a Incarnation,
-            claims: &'a [Claim],
+        async fn claim(
+            &self,
+            incarnation: &Incarnation,
+            claims: &[Claim],
             now: Instant,
-        ) -> BoxFuture<'a, Result<Vec<Claimed>, LedgerError>> {
-            async move {
-                self.calls.fetch_add(1, Ordering::SeqCst);
-                self.entries_max.fetch_max(claims.len(), Ordering::SeqCst);
-                assert_eq!(self.at_once.fetch_add(1, Ordering::SeqCst), 0, "two calls at once");
-                let _leaves = Leaves(&self.at_once);
-                self.let_through.acquire().await.unwrap().forget();
-                self.inner.claim(incarnation, claims, now).await
-            }
-            .boxed()
+        ) -> Result<Vec<Claimed>, LedgerError> {
+            self.calls.fetch_add(1, Ordering::SeqCst);
+            self.entries_max.fetch_max(claims.len(), Ordering::SeqCst);
+            assert_eq!(self.at_once.fetch_add(1, Ordering::SeqCst), 0, "two calls at once");
+            let _leaves = Leaves(&self.at_once);
+            self.let_through.acquire().await.unwrap().forget();
+            self.inner.claim(incarnation, claims, now).await
         }
 
-        fn settle<'a>(
-            &'a self,
-            incarnation: &'a Incarnation,
-            settles: &'a [Settle],
+        async fn settle(
+            &self,
+            incarnation: &Incarnation,
+            settles: &[Settle],
             now: Instant,
-        ) -> BoxFuture<'a, Result<Vec<bool>, LedgerError>> {
-            self.inner.settle(incarnation, settles, now)
+        ) -> Result<Vec<bool>, LedgerError> {
+            self.inner.settle(incarnation, settles, now).await
         }
 
-        fn look<'a>(
-            &'a self,
-            incarnation: &'a Incarnation,
-            keys: &'a [Key],
-        ) -> BoxFuture<'a, Result<Vec<Option<Entry>>, LedgerError>> {
-            self.inner.look(incarnation, keys)
+        async fn look(&self, incarnation: &Incarnation, keys: &[Key]) -> Result<Vec<Option<Entry>>, LedgerError> {
+            self.inner.look(incarnation, keys).await
         }
 
-        fn passed<'a>(
-            &'a self,
-            incarnation: &'a Incarnation,
-            lane: &'a TopicPartition,
+        async fn passed(
+            &self,
+            incarnation: &Incarnation,
+            lane: &TopicPartition,
             said_through: u64,
             now: Instant,
-        ) -> BoxFuture<'a, Result<(), LedgerError>> {
-            self.inner.passed(incarnation, lane, said_through, now)
+        ) -> Result<(), LedgerError> {
+            self.inner.passed(incarnation, lane, said_through, now).await
         }
     }
 

@@ -1233,6 +1233,7 @@ impl GroupReader for KafkaMember {
         }
         self.settle()?;
         let (mut found, mut bytes, mut wait) = (Vec::new(), 0, wait);
+        let mut down = None;
         let mut names: BTreeSet<Arc<str>> = self.positions.keys().map(|it| Arc::clone(&it.topic)).collect();
         while found.len() < records_max && bytes < READ_BYTES_MAX {
             let next = match self.consumer()?.poll(wait) {
@@ -1248,6 +1249,11 @@ impl GroupReader for KafkaMember {
                     bytes += record_bytes(&record);
                     let partition = u32::try_from(partition).unwrap_or(0);
                     found.push((TopicPartition { topic, partition }, record));
+                }
+                // One for each try of an outage, hundreds of them: whoever took them one by one, and paused after each,
+                // would not read for minutes after the brokers are back.
+                Err(error) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) => {
+                    down = Some(unreachable(&error));
                 }
                 Err(error) => {
                     if let Some(error) = self.error_of(&error) {
@@ -1267,7 +1273,7 @@ impl GroupReader for KafkaMember {
             (Err(error), true) => return Err(error),
             (Err(error), false) => self.error = Some(error),
             (Ok(()), true) => {
-                if let Some(error) = self.error.take() {
+                if let Some(error) = self.error.take().or(down) {
                     return Err(error);
                 }
             }

@@ -192,6 +192,22 @@ pub enum Retention {
     Compacted(Duration),
 }
 
+impl Retention {
+    /// What goes wrong where a topic is kept less well, and Kafka's settings for it.
+    const fn why(self) -> &'static str {
+        match self {
+            Self::For(_) => {
+                "after a longer outage nobody could read on; set cleanup.policy to delete and raise retention.ms"
+            }
+            Self::Forever => "it is the only source of truth; set cleanup.policy to delete and retention.ms to -1",
+            Self::Compacted(_) => {
+                "a replay must meet the records that were read; set cleanup.policy to compact and raise \
+                 min.compaction.lag.ms and delete.retention.ms"
+            }
+        }
+    }
+}
+
 impl std::fmt::Display for Retention {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -219,6 +235,12 @@ pub struct TopicSpec {
 
 /// A durable log.
 pub trait Log: Send + Sync {
+    /// Whether a call may wait: for a disk, a network, the first record of a poll. One that never does is
+    /// called in place by the async side, which then makes the pauses itself.
+    fn waits(&self) -> bool {
+        true
+    }
+
     /// Appends records, in order, and returns their offsets once all are durable.
     ///
     /// # Errors
@@ -290,6 +312,14 @@ pub trait Log: Send + Sync {
     fn time(&self) -> Result<Instant, LogError>;
 }
 
+/// Makes a call to a log, on a thread of its own where it may wait.
+pub(crate) async fn aside<R: Send + 'static>(
+    waits: bool,
+    call: impl FnOnce() -> R + Send + 'static,
+) -> Result<R, tokio::task::JoinError> {
+    if waits { tokio::task::spawn_blocking(call).await } else { Ok(call()) }
+}
+
 /// In what `have` is weaker than `want`, in words; nothing where it is as good or better.
 #[must_use]
 pub fn weaknesses(have: &TopicSpec, want: &TopicSpec) -> Vec<String> {
@@ -308,7 +338,8 @@ pub fn weaknesses(have: &TopicSpec, want: &TopicSpec) -> Vec<String> {
         (_, Retention::Compacted(_)) | (Retention::For(_) | Retention::Compacted(_), _) => true,
     };
     if weaker {
-        found.push(format!("topic `{name}` is kept {}, expected {}", have.retention, want.retention));
+        let (have, want, why) = (have.retention, want.retention, want.retention.why());
+        found.push(format!("topic `{name}` is kept {have}, expected {want}; {why}"));
     }
     if have.replication < want.replication {
         let (have, want) = (have.replication, want.replication);

@@ -37,8 +37,9 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::future::{BoxFuture, join_all};
+use futures_util::future::join_all;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use http::{HeaderMap, Method, Request};
 use ring::digest;
@@ -588,6 +589,7 @@ fn accepted(headers: &HeaderMap, call: &Call) -> Outcome {
     Outcome::accepted(Code::new(200, ""), id.and_then(Result::ok).map_or_else(|| apns_id(call.delivery), str::to_owned))
 }
 
+#[async_trait]
 impl Provider for Apns {
     fn name(&self) -> &'static str {
         NAME
@@ -605,8 +607,8 @@ impl Provider for Apns {
         self.request_timeout * 2
     }
 
-    fn deliver<'a>(&'a self, calls: &'a [Call], now: Instant) -> BoxFuture<'a, Vec<Outcome>> {
-        Box::pin(join_all(calls.iter().map(move |call| self.deliver_one(call, now))))
+    async fn deliver(&self, calls: &[Call], now: Instant) -> Vec<Outcome> {
+        join_all(calls.iter().map(move |call| self.deliver_one(call, now))).await
     }
 }
 

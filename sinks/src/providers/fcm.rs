@@ -36,8 +36,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::future::{BoxFuture, join_all};
+use futures_util::future::join_all;
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::{Method, Request};
 use reqwest::Client;
@@ -663,6 +664,7 @@ impl Fcm {
     }
 }
 
+#[async_trait]
 impl Provider for Fcm {
     fn name(&self) -> &'static str {
         NAME
@@ -680,8 +682,8 @@ impl Provider for Fcm {
         self.request_timeout * 4 // a token and a request, twice
     }
 
-    fn deliver<'a>(&'a self, calls: &'a [Call], now: Instant) -> BoxFuture<'a, Vec<Outcome>> {
-        Box::pin(join_all(calls.iter().map(move |call| self.deliver_one(call, now))))
+    async fn deliver(&self, calls: &[Call], now: Instant) -> Vec<Outcome> {
+        join_all(calls.iter().map(move |call| self.deliver_one(call, now))).await
     }
 }
 

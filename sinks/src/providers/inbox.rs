@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
+use async_trait::async_trait;
 use redis::{AsyncCommands, RedisResult};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -202,6 +202,7 @@ impl Inbox {
     }
 }
 
+#[async_trait]
 impl Provider for Inbox {
     fn name(&self) -> &'static str {
         NAME
@@ -223,14 +224,12 @@ impl Provider for Inbox {
         TIMEOUT * 2 // a connection that has to be made, and the write
     }
 
-    fn deliver<'a>(&'a self, calls: &'a [Call], now: Instant) -> BoxFuture<'a, Vec<Outcome>> {
-        Box::pin(async move {
-            let mut outcomes = Vec::with_capacity(calls.len());
-            for call in calls {
-                outcomes.push(self.store(call, now).await);
-            }
-            outcomes
-        })
+    async fn deliver(&self, calls: &[Call], now: Instant) -> Vec<Outcome> {
+        let mut outcomes = Vec::with_capacity(calls.len());
+        for call in calls {
+            outcomes.push(self.store(call, now).await);
+        }
+        outcomes
     }
 }
 

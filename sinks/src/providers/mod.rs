@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
+use async_trait::async_trait;
 use schemars::{JsonSchema, Schema};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -67,6 +67,7 @@ impl Call {
 }
 
 /// Who carries messages of one channel.
+#[async_trait]
 pub trait Provider: Send + Sync {
     /// Its name in the topology, in metrics and in rows.
     fn name(&self) -> &'static str;
@@ -93,7 +94,7 @@ pub trait Provider: Send + Sync {
 
     /// Carries `calls` and says what came of each, in their order. `now` is the clock that
     /// `expires_at` is written in.
-    fn deliver<'a>(&'a self, calls: &'a [Call], now: Instant) -> BoxFuture<'a, Vec<Outcome>>;
+    async fn deliver(&self, calls: &[Call], now: Instant) -> Vec<Outcome>;
 }
 
 /// The wall clock: what signatures are dated by, whatever clock the graph runs on.
@@ -203,6 +204,7 @@ struct Guarded {
     guard: Mutex<MassInvalidationGuard>,
 }
 
+#[async_trait]
 impl Provider for Guarded {
     fn name(&self) -> &'static str {
         self.provider.name()
@@ -224,13 +226,11 @@ impl Provider for Guarded {
         self.provider.timeout()
     }
 
-    fn deliver<'a>(&'a self, calls: &'a [Call], now: Instant) -> BoxFuture<'a, Vec<Outcome>> {
-        Box::pin(async move {
-            let outcomes = self.provider.deliver(calls, now).await;
-            // The guard holds counts only: they are whole even if a holder panicked.
-            let mut guard = self.guard.lock().unwrap_or_else(PoisonError::into_inner);
-            outcomes.into_iter().map(|outcome| guard.judge(outcome)).collect()
-        })
+    async fn deliver(&self, calls: &[Call], now: Instant) -> Vec<Outcome> {
+        let outcomes = self.provider.deliver(calls, now).await;
+        // The guard holds counts only: they are whole even if a holder panicked.
+        let mut guard = self.guard.lock().unwrap_or_else(PoisonError::into_inner);
+        outcomes.into_iter().map(|outcome| guard.judge(outcome)).collect()
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
+use async_trait::async_trait;
 use tidings_schemas::channel::Channel;
 use tidings_schemas::time::Instant;
 
@@ -25,6 +25,7 @@ impl Paced {
     }
 }
 
+#[async_trait]
 impl Provider for Paced {
     fn name(&self) -> &'static str {
         self.provider.name()
@@ -44,7 +45,7 @@ impl Provider for Paced {
     fn pace(&self) -> Option<&Arc<Pace>> {
         Some(&self.pace)
     }
-    fn deliver<'a>(&'a self, calls: &'a [Call], now: Instant) -> BoxFuture<'a, Vec<Outcome>> {
-        self.provider.deliver(calls, now)
+    async fn deliver(&self, calls: &[Call], now: Instant) -> Vec<Outcome> {
+        self.provider.deliver(calls, now).await
     }
 }

@@ -42,8 +42,9 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::future::{BoxFuture, join_all};
+use futures_util::future::join_all;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use http::{Method, Request};
 use reqwest::Client;
@@ -594,6 +595,7 @@ fn bulk_outcomes(answer: &Answer, mails: &[Mail<'_>]) -> Vec<Outcome> {
     mails.iter().map(outcome).collect()
 }
 
+#[async_trait]
 impl Provider for Ses {
     fn name(&self) -> &'static str {
         NAME
@@ -611,28 +613,26 @@ impl Provider for Ses {
         self.request_timeout * 4 // a bulk request and the single ones after it, each with renewed credentials
     }
 
-    fn deliver<'a>(&'a self, calls: &'a [Call], _now: Instant) -> BoxFuture<'a, Vec<Outcome>> {
-        Box::pin(async move {
-            let mut outcomes: Vec<Option<Outcome>> = vec![None; calls.len()];
-            let (mut many, mut alone) = (Vec::new(), Vec::new());
-            for (index, call) in calls.iter().enumerate() {
-                match check(call) {
-                    Err(outcome) => outcomes[index] = Some(outcome),
-                    Ok(mail) if self.bulk && fits_bulk(mail) => many.push((index, mail)),
-                    Ok(mail) => alone.push((index, mail)),
-                }
+    async fn deliver(&self, calls: &[Call], _now: Instant) -> Vec<Outcome> {
+        let mut outcomes: Vec<Option<Outcome>> = vec![None; calls.len()];
+        let (mut many, mut alone) = (Vec::new(), Vec::new());
+        for (index, call) in calls.iter().enumerate() {
+            match check(call) {
+                Err(outcome) => outcomes[index] = Some(outcome),
+                Ok(mail) if self.bulk && fits_bulk(mail) => many.push((index, mail)),
+                Ok(mail) => alone.push((index, mail)),
             }
-            let requests = many.chunks(ENTRIES_MAX).chain(alone.chunks(1)).map(|chunk| async move {
-                let mails: Vec<_> = chunk.iter().map(|(_, mail)| *mail).collect();
-                chunk.iter().map(|(index, _)| *index).zip(self.send(&mails).await).collect::<Vec<_>>()
-            });
-            for (index, outcome) in join_all(requests).await.into_iter().flatten() {
-                outcomes[index] = Some(outcome);
-            }
-            // Every index stands in one of the three.
-            let unknown = || Outcome::unknown(Code::ours("no_outcome"));
-            outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(unknown)).collect()
-        })
+        }
+        let requests = many.chunks(ENTRIES_MAX).chain(alone.chunks(1)).map(|chunk| async move {
+            let mails: Vec<_> = chunk.iter().map(|(_, mail)| *mail).collect();
+            chunk.iter().map(|(index, _)| *index).zip(self.send(&mails).await).collect::<Vec<_>>()
+        });
+        for (index, outcome) in join_all(requests).await.into_iter().flatten() {
+            outcomes[index] = Some(outcome);
+        }
+        // Every index stands in one of the three.
+        let unknown = || Outcome::unknown(Code::ours("no_outcome"));
+        outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(unknown)).collect()
     }
 }
 

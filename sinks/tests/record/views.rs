@@ -13,20 +13,9 @@ use tidings_sinks::record::RecordStore;
 use crate::support::{Database, batch, delivery, now};
 
 // The second seed's queries, word for word.
-const RATE: &str = "SELECT channel, countIf(event = 'SENT') AS sent, countIf(event = 'DELIVERED') AS delivered,
- countIf(event = 'FAILED') AS failed, round(delivered / sent * 100, 2) AS delivery_rate_pct
-FROM notification_events WHERE created_at > now() - INTERVAL 24 HOUR GROUP BY channel";
-const OPENS: &str =
-    "SELECT notification_type, countIf(event = 'DELIVERED') AS delivered, countIf(event = 'OPENED') AS opened,
- countIf(event = 'CLICKED') AS clicked, round(opened / delivered * 100, 2) AS open_rate,
- round(clicked / opened * 100, 2) AS click_rate
-FROM notification_events WHERE channel = 'email' AND created_at > now() - INTERVAL 7 DAY
-GROUP BY notification_type ORDER BY open_rate DESC";
-const LATENCY: &str = "SELECT channel, priority, quantile(0.50)(delivery_latency_ms) AS p50_ms,
- quantile(0.95)(delivery_latency_ms) AS p95_ms, quantile(0.99)(delivery_latency_ms) AS p99_ms
-FROM (SELECT channel, priority, dateDiff('millisecond', created_at, delivered_at) AS delivery_latency_ms
- FROM notification_deliveries WHERE delivered_at > now() - INTERVAL 1 HOUR)
-GROUP BY channel, priority";
+const RATE: &str = include_str!("../../../schemas/queries/delivery_rates.sql");
+const OPENS: &str = include_str!("../../../schemas/queries/email_engagement.sql");
+const LATENCY: &str = include_str!("../../../schemas/queries/delivery_latency.sql");
 
 #[test]
 fn migrations_are_applied_once_and_never_change() {

@@ -118,13 +118,16 @@ fn all() -> [Box<dyn Service>; 3] {
     [Box::new(kafka::Kafka), Box::new(redis::Redis), Box::new(clickhouse::ClickHouse)]
 }
 
-/// `cargo xtask services up|down|status [--dir DIR] [--wipe]`
+/// `cargo xtask services up|down|kill NAME|start NAME|status [--dir DIR] [--wipe]`
 pub(crate) fn command(arguments: &[&str]) -> Result<ExitCode> {
     let usage = |message: String| anyhow::Error::from(Refusal::Usage(message));
     let Some((action, mut rest)) = arguments.split_first() else {
-        return Err(usage("services: say up, down or status".to_owned()));
+        return Err(usage("services: say up, down, kill, start or status".to_owned()));
     };
-    let (mut folder, mut wipe) = (None, false);
+    let (mut folder, mut wipe, mut one) = (None, false, None);
+    if let ("kill" | "start", Some((name, after))) = (*action, rest.split_first()) {
+        (one, rest) = (Some(*name), after);
+    }
     while let Some((option, after)) = rest.split_first() {
         rest = match (*option, after.split_first()) {
             ("--dir", Some((value, after))) => {
@@ -149,8 +152,22 @@ pub(crate) fn command(arguments: &[&str]) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         "down" => services.down(wipe).map(|()| ExitCode::SUCCESS),
+        "kill" | "start" => {
+            let known = || all().map(|service| service.name()).join(", ");
+            let name = one.ok_or_else(|| usage(format!("services {action}: say which of {}", known())))?;
+            let mut all = all().into_iter();
+            let service = all.find(|service| service.name() == name);
+            let unknown = || usage(format!("services {action}: unknown service `{name}`; there are {}", known()));
+            let service = service.ok_or_else(unknown)?;
+            if *action == "kill" {
+                services.kill(&*service)?
+            } else {
+                services.start_again(&*service)?
+            }
+            Ok(ExitCode::SUCCESS)
+        }
         "status" => services.status(),
-        unknown => Err(usage(format!("services: unknown action `{unknown}`; say up, down or status"))),
+        unknown => Err(usage(format!("services: unknown action `{unknown}`; say up, down, kill, start or status"))),
     }
 }
 
@@ -262,6 +279,49 @@ impl Services {
             }
         }
         Ok(())
+    }
+
+    /// Starts one of them that is down, on its port and data, and waits until it answers. It was there before, so
+    /// that nothing has to be installed, and whoever builds something at the same time holds nothing up.
+    fn start_again(&self, service: &dyn Service) -> Result<()> {
+        let _lock = self.lock()?;
+        let home = self.home(service)?;
+        if home.ports.is_empty() {
+            bail!("{} was never started; `cargo xtask services up` does that", service.name());
+        }
+        if let State::Up(_) = state(service, &home) {
+            return Ok(());
+        }
+        // Its clients know no other; what is left of the killed one may still hold them for a moment.
+        let since = Instant::now();
+        while home.ports.iter().any(|port| TcpListener::bind(loopback(*port)).is_err()) {
+            if since.elapsed() > STOP_MAX {
+                bail!("a port of {:?}, on which {} listened, is taken", home.ports, service.name());
+            }
+            sleep(POLL);
+        }
+        let (process, since) = (self.start(service, &home)?, Instant::now());
+        while !answers(service, &home, &process, since)? {
+            sleep(POLL);
+        }
+        Ok(())
+    }
+
+    /// SIGKILL to one of them, as a power cut would; it can be started again on what is left of its data.
+    fn kill(&self, service: &dyn Service) -> Result<()> {
+        let _lock = self.lock()?;
+        let home = self.home(service)?;
+        let pid = home.folder.join("pid");
+        let process = Process::recorded(&pid).with_context(|| format!("{} is not up", service.name()))?;
+        process.kill();
+        let since = Instant::now();
+        while process.is_alive() {
+            if since.elapsed() > STOP_MAX {
+                bail!("{}, process {}, does not end", service.name(), process.id());
+            }
+            sleep(POLL);
+        }
+        remove_file(&pid)
     }
 
     /// Ends them when the command is interrupted: nobody must have to clean up after it.
@@ -387,13 +447,26 @@ fn answers(service: &dyn Service, home: &Home, process: &Process, since: Instant
     }
 }
 
+/// Where services listen: below the ports that Linux gives to connections that ask for none (32768 and up). Among
+/// those, clients of a service that was killed, who try its port again and again on this machine, would sooner or later
+/// be given that very port for their own end, be connected with themselves, and keep the service from coming back.
+const PORTS: std::ops::Range<u16> = 20_000..32_000;
+
 /// Keeps the recorded ports while they are free, so that clients find a restarted service again.
 fn claim_ports(home: &mut Home, count: usize) -> Result<()> {
     let kept = home.ports.len() == count && home.ports.iter().all(|port| TcpListener::bind(loopback(*port)).is_ok());
     if !kept {
-        // All are held at once, or the system might offer one twice.
+        // Each service and each command begins elsewhere, because what was found free is not taken before the service
+        // itself listens. All are held at once, or one would be found twice.
+        let mix = |sum: usize, byte: &u8| sum.wrapping_mul(31).wrapping_add(usize::from(*byte));
+        let seed = usize::try_from(std::process::id()).unwrap_or_default();
+        let first = home.folder.as_os_str().as_encoded_bytes().iter().fold(seed, mix) % PORTS.len();
+        let all = PORTS.cycle().skip(first).take(PORTS.len());
         let held: Vec<TcpListener> =
-            (0..count).map(|_| TcpListener::bind(loopback(0))).collect::<Result<_, _>>().context("no free port")?;
+            all.filter_map(|port| TcpListener::bind(loopback(port)).ok()).take(count).collect();
+        if held.len() < count {
+            bail!("no {count} free ports within {PORTS:?}");
+        }
         home.ports =
             held.iter().map(|held| held.local_addr().map(|address| address.port())).collect::<Result<_, _>>()?;
     }

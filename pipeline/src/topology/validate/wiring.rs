@@ -54,7 +54,34 @@ impl Check<'_> {
                 }
             }
         }
+        self.single_events(operators, &before);
         self.topological_order(operators, &before)
+    }
+
+    /// What holds single events stands above what merges them.
+    fn single_events(&self, operators: &[Draft<'_>], before: &[Vec<usize>]) {
+        for (index, draft) in operators.iter().enumerate().filter(|(_, it)| it.kind.is_some_and(|kind| kind.single)) {
+            let (mut above, mut seen) = (before[index].clone(), BTreeSet::new());
+            while let Some(next) = above.pop() {
+                if !seen.insert(next) {
+                    continue;
+                }
+                above.extend(&before[next]);
+                if let Some(other) = operators.get(next).filter(|other| other.kind.is_some_and(|kind| kind.merges)) {
+                    let found = format!(
+                        "`{}` holds single events, but `{}` above it merges them",
+                        draft.id.value, other.id.value
+                    );
+                    let finding = TopologyError::new(
+                        Code::WrongOrder,
+                        draft.kind_span,
+                        found,
+                        format!("`{}` above `{}`", draft.id.value, other.id.value),
+                    );
+                    self.report(finding.related(other.kind_span, "merges"));
+                }
+            }
+        }
     }
 
     fn source_as_input(&self, draft: &Draft<'_>, input: &At<String>, source: &SourceDraft) {

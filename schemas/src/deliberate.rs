@@ -22,11 +22,19 @@ pub enum Bug {
     TimerLostOnRestore,
     /// A send is counted twice against a limit.
     CountedTwice,
+    /// Whoever meets a claim takes it for a send, as SET NX before the call would.
+    ClaimTakenAsSent,
+    /// A lease that ran out is not said to be `unknown`.
+    LostLeaseNotSaid,
+    /// Nobody asks again right before the call whether it is still wanted.
+    ConsentNotAskedAgain,
+    /// What was read of a lane is committed, settled or not.
+    CommittedPastTheUnsettled,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 12] = [
         Self::SaidBeforeTheCut,
         Self::ArrivalOrder,
         Self::UnfencedZombie,
@@ -35,6 +43,10 @@ impl Bug {
         Self::ForgottenDirtyKey,
         Self::TimerLostOnRestore,
         Self::CountedTwice,
+        Self::ClaimTakenAsSent,
+        Self::LostLeaseNotSaid,
+        Self::ConsentNotAskedAgain,
+        Self::CommittedPastTheUnsettled,
     ];
 }
 

@@ -1,5 +1,6 @@
 //! An installation of its own on the real services: a prefix for topics, groups and keys, a database,
 //! a folder; and the binary as child processes in it.
+#![allow(dead_code, reason = "each program takes what it needs")]
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read, Write as _};
@@ -21,6 +22,9 @@ use crate::workload::{To, Written};
 
 /// How long something may take that is waited for, where nothing else is said.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+/// How long a question may take that is asked again anyway. A ClickHouse that was killed, or is out of breath, now and
+/// then takes a connection and says nothing for minutes.
+const ASKED_AGAIN_AFTER: Duration = Duration::from_secs(10);
 /// Partitions by priority, so that few files make a topic and several members still share one.
 const PARTITIONS: &str = "{ critical: 2, high: 2, medium: 2, low: 1 }";
 /// Lines of a child's talk that a failure shows, from its beginning and from its end.
@@ -136,6 +140,8 @@ impl World {
             ("127.0.0.1:9092}\"", "127.0.0.1:9092}\", properties: { session.timeout.ms: 6000 }".to_owned()),
             ("every: 5s", "every: 2s".to_owned()),
             ("window: 5m", "window: 5s".to_owned()),
+            // What is stored in a folder has one owner: a second process beside a first one takes another.
+            ("inbox: {}", "inbox: { folder: \"${INBOX:-./data/inbox}\" }".to_owned()),
         ] {
             assert!(text.contains(from), "the shipped topology has no `{from}` any more");
             text = text.replace(from, &to);
@@ -145,7 +151,8 @@ impl World {
 
     /// The binary, in this installation's folder and environment.
     pub(crate) fn tidings(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tidings"));
+        let built = || env!("CARGO_BIN_EXE_tidings").to_owned();
+        let mut command = Command::new(environment("TIDINGS_TEST_BINARY").unwrap_or_else(built));
         command.current_dir(self.folder.path()).args(arguments).env_clear().envs(&self.variables);
         command
     }
@@ -179,7 +186,12 @@ impl World {
 
     /// `tidings run`, until its console is there.
     pub(crate) fn run(&self) -> Running {
-        Running::start(self.tidings(&[
+        Running::start(self.run_command())
+    }
+
+    /// `tidings run` on two workers.
+    pub(crate) fn run_command(&self) -> Command {
+        self.tidings(&[
             "run",
             "--log",
             "warn,tidings_pipeline::process=info",
@@ -191,7 +203,7 @@ impl World {
             "127.0.0.1:0",
             "--ca",
             "keys/ca.pem",
-        ]))
+        ])
     }
 
     /// Appends as producers do, to the partition of each record's user.
@@ -241,15 +253,20 @@ impl World {
         records
     }
 
-    /// ClickHouse's answer in this installation's database: lines of values.
+    /// ClickHouse's answer in this installation's database, lines of values; for who can ask again.
     pub(crate) fn try_ask(&self, sql: &str) -> Result<Vec<Vec<String>>, String> {
+        self.ask_within(sql, ASKED_AGAIN_AFTER)
+    }
+
+    fn ask_within(&self, sql: &str, patience: Duration) -> Result<Vec<Vec<String>>, String> {
         let url = format!("{}/?database={}", self.services.clickhouse, self.database);
-        let text = self.http.post(&url, sql)?;
+        let request = self.http.client.post(&url).body(sql.to_owned()).timeout(patience);
+        let text = self.http.send(request)?;
         Ok(text.lines().map(|line| line.split('\t').map(str::to_owned).collect()).collect())
     }
 
     pub(crate) fn ask(&self, sql: &str) -> Vec<Vec<String>> {
-        self.try_ask(sql).unwrap_or_else(|error| panic!("{sql}\n{error}"))
+        self.ask_within(sql, PATIENCE).unwrap_or_else(|error| panic!("{sql}\n{error}"))
     }
 
     /// The one number that `sql` asks for.
@@ -309,7 +326,7 @@ impl Drop for Killed {
 }
 
 pub(crate) struct Providers {
-    #[expect(dead_code, reason = "held for its end")]
+    /// Held for its end.
     child: Killed,
     pub(crate) inbox: String,
 }
@@ -322,22 +339,41 @@ pub(crate) struct Running {
 }
 
 impl Running {
+    /// Starts it.
+    pub(crate) fn spawn(command: Command) -> Self {
+        let (child, said) = spawn(command);
+        Self { child, console: String::new(), said }
+    }
+
     /// Starts it and waits until it says where its console is.
     pub(crate) fn start(command: Command) -> Self {
-        let (child, said) = spawn(command);
-        let mut running = Self { child, console: String::new(), said };
+        let mut running = Self::spawn(command);
         let said = Arc::clone(&running.said);
         let said = || said.lock().unwrap().clone();
         until("the console is there", PATIENCE, said, || {
-            assert!(running.child.0.try_wait().unwrap().is_none(), "it ended:\n{}", said());
-            let said = said();
-            let Some((_, rest)) = said.split_once("metrics at ").filter(|(_, rest)| rest.contains('\n')) else {
-                return false;
-            };
-            running.console = rest.lines().next().unwrap_or_default().to_owned();
-            true
+            assert!(running.ended().is_none(), "it ended:\n{}", said());
+            running.has_console()
         });
         running
+    }
+
+    /// Whether it said where its console is.
+    pub(crate) fn has_console(&mut self) -> bool {
+        // The newest one: a supervised process says it each time that it starts.
+        let said = self.said.lock().unwrap();
+        if let Some((_, rest)) = said.rsplit_once("metrics at ").filter(|(_, rest)| rest.contains('\n')) {
+            self.console = rest.lines().next().unwrap_or_default().to_owned();
+        }
+        !self.console.is_empty()
+    }
+
+    /// How it ended, if it did.
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.0.try_wait().unwrap()
+    }
+
+    pub(crate) fn pid(&self) -> rustix::process::Pid {
+        rustix::process::Pid::from_child(&self.child.0)
     }
 
     /// What it said on stderr so far; of much, the beginning and the end.
@@ -358,8 +394,7 @@ impl Running {
 
     /// SIGTERM; waits for its end.
     pub(crate) fn stop(mut self) -> (ExitStatus, String) {
-        rustix::process::kill_process(rustix::process::Pid::from_child(&self.child.0), rustix::process::Signal::TERM)
-            .unwrap();
+        rustix::process::kill_process(self.pid(), rustix::process::Signal::TERM).unwrap();
         let mut status = None;
         let said = Arc::clone(&self.said);
         until(

@@ -1,0 +1,156 @@
+//! Calls that take the whole process along: the processes are children, and this is who starts them again.
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tidings_pipeline::checkpoint::Checkpoints;
+use tidings_pipeline::runtime::clock::{Clock, SystemClock};
+use tidings_pipeline::runtime::coordinator::{Status, Surroundings, run};
+use tidings_pipeline::runtime::crumbs::Crumbs;
+use tidings_schemas::block::{Block, Kind};
+use tidings_schemas::lifecycle::{Row, State, Unit};
+use tidings_schemas::reason::Reason;
+use tidings_sinks::log::embedded::EmbeddedLog;
+use tidings_sinks::log::{Append, Log, Retention, TopicPartition, TopicSpec};
+
+use crate::world::{World, topics};
+
+const FOLDER: &str = "TIDINGS_TEST_DEATHS";
+
+/// Events of the workload: some before and behind what kills, of several people.
+const EVENTS: usize = 40;
+
+#[expect(clippy::disallowed_methods, reason = "where a child's folder is comes from its parent")]
+fn folder() -> Option<String> {
+    std::env::var(FOLDER).ok()
+}
+
+fn open(folder: &Path) -> (Arc<dyn Log>, Arc<SystemClock>) {
+    let clock = Arc::new(SystemClock::default());
+    let stamp = Arc::clone(&clock);
+    (Arc::new(EmbeddedLog::open(&folder.join("log"), Arc::new(move || stamp.wall())).unwrap()), clock)
+}
+
+fn write(folder: &Path, kills: &str) {
+    let (log, _) = open(folder);
+    let spec = |(name, partitions)| {
+        let retention = Retention::Forever;
+        TopicSpec { name, partitions, retention, replication: 1, min_insync: 1 }
+    };
+    log.create(&topics().into_iter().map(spec).collect::<Vec<_>>()).unwrap();
+    let event = |number: usize| {
+        let (user, object) = (number % 6, if number == EVENTS / 2 { kills } else { "photo" });
+        let json = format!(r#"{{"id":"e{number}","type":"comment","user_id":"u{user}","object":{{"id":"{object}"}}}}"#);
+        let to = TopicPartition { topic: "in.events".into(), partition: u32::try_from(user % 3).unwrap() };
+        Append { to, key: Some(format!("u{user}").into()), value: Some(json.into()), headers: vec![] }
+    };
+    log.append(&(0..EVENTS).map(event).collect::<Vec<_>>()).unwrap();
+}
+
+/// What a child does: decides until all of it was said.
+#[test]
+fn a_child_decides() {
+    let Some(folder) = folder() else { return };
+    let folder = Path::new(&folder);
+    let (log, clock) = open(folder);
+    let checkpoints = folder.join("checkpoints");
+    let around = Surroundings {
+        log,
+        checkpoints: Checkpoints::in_folder(&checkpoints).unwrap(),
+        clock,
+        stop: Arc::new(AtomicBool::new(false)),
+        status: Arc::new(Status::default()),
+        observer: None,
+        older: Arc::new(|_, _| Err("there is one topology".to_owned())),
+        accept_divergence: false,
+        may_drop: Default::default(),
+        crumbs: Some(Crumbs::in_folder(&checkpoints)),
+    };
+    let plan = World::poisoned(false).plan_of_poison(2);
+    let (stop, status) = (Arc::clone(&around.stop), Arc::clone(&around.status));
+    let decides = std::thread::spawn(move || run(&plan, &around));
+    let all = || {
+        let said = status.said_through.load(Ordering::Relaxed);
+        status.ready.load(Ordering::Relaxed) && said > 5 && said >= status.epoch.load(Ordering::Relaxed)
+    };
+    // What it decides takes an epoch or two; idle ones follow.
+    while !all() && !decides.is_finished() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    stop.store(true, Ordering::Relaxed);
+    decides.join().unwrap().unwrap();
+}
+
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Starts a child; says whether it came to its end by itself within some seconds, which is what a watchdog asks.
+fn lives(folder: &Path) -> bool {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["deaths::a_child_decides", "--exact"]).env(FOLDER, folder);
+    let mut child = Killed(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+    for _ in 0..600 {
+        if let Some(status) = child.0.try_wait().unwrap() {
+            return status.success();
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    false
+}
+
+fn rows(log: &dyn Log) -> Vec<Row> {
+    let mut rows = std::collections::BTreeMap::new();
+    for partition in 0..2 {
+        let at = TopicPartition { topic: "notifications.lifecycle".into(), partition };
+        let end = log.range(&at).unwrap().end;
+        let (mut reader, mut position) = (log.reader(&at, 0).unwrap(), 0);
+        while position < end {
+            let batch = reader.poll(1_000, Duration::from_millis(100)).unwrap();
+            position = batch.position;
+            for record in batch.records {
+                let value = record.value.unwrap();
+                let block = Block::decode_header(&value).unwrap();
+                if block.header.kind == Kind::Rows {
+                    rows.extend(block.decode_rows().unwrap().into_iter().map(|row| (row.row_id, row)));
+                }
+            }
+        }
+    }
+    rows.into_values().collect()
+}
+
+#[test]
+fn what_takes_the_process_along_is_set_aside_after_two_deaths_at_one_place() {
+    // One ends the process, the other is ended by whoever watches.
+    for kills in ["fatal_poison", "endless_poison"] {
+        let folder = tempfile::tempdir().unwrap();
+        write(folder.path(), kills);
+        let mut deaths = 0;
+        while !lives(folder.path()) {
+            deaths += 1;
+            assert!(deaths <= 4, "{kills}: a crash loop");
+        }
+        // In ordinary work, in a replay with its neighbours, and twice alone; the first two may fall together.
+        assert!(deaths >= 2, "{kills}: only {deaths} deaths");
+        let (log, _) = open(folder.path());
+        let rows = rows(&*log);
+        let events: Vec<&Row> = rows.iter().filter(|row| row.unit == Unit::Event).collect();
+        let created = events.iter().filter(|row| row.states.contains(&State::Created)).count();
+        assert_eq!(created, EVENTS, "{kills}: every event has its story");
+        let aside: Vec<&&Row> = events.iter().filter(|row| row.states.contains(&State::Rejected)).collect();
+        assert!(aside.len() == 1 && aside[0].reason == Some(Reason::Panicked), "{kills}: {aside:?}");
+        let letters = TopicPartition { topic: "notifications.dlq".into(), partition: 0 };
+        let letter = log.reader(&letters, 0).unwrap().poll(9, Duration::from_millis(100)).unwrap().records.remove(0);
+        let letter = String::from_utf8(letter.value.unwrap().to_vec()).unwrap();
+        assert!(letter.contains(kills) && letter.contains("it killed the whole process twice"), "{letter}");
+    }
+}

@@ -8,6 +8,7 @@ pub mod setup;
 pub mod workload;
 
 pub mod decide;
+pub mod instructions;
 pub mod p0_latency;
 pub mod through_log;
 

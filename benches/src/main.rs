@@ -9,11 +9,15 @@ use clap::{Parser, ValueEnum};
 use tidings_benches::figure::{Figure, Place, table};
 use tidings_benches::setup::Setup;
 use tidings_benches::workload::{Size, Workload};
-use tidings_benches::{decide, p0_latency, restore, through_log};
+use tidings_benches::{decide, instructions, p0_latency, restore, through_log};
 use tidings_pipeline::runtime::clock::{Clock, SystemClock};
 use tidings_sinks::log::Log;
 use tidings_sinks::log::embedded::EmbeddedLog;
 use tidings_sinks::log::kafka::{KafkaLog, KafkaParams};
+
+/// As in `tidings` itself.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Benchmarks of tidings.
 #[derive(Parser)]
@@ -39,6 +43,9 @@ struct Arguments {
     /// Only this many workers, instead of one and then two.
     #[arg(long)]
     workers: Option<usize>,
+    /// What `instructions` lets callgrind run.
+    #[arg(long, hide = true)]
+    counted: bool,
     /// A Kafka for `decide_kafka`, `host:port`. Topics of its own are made there, and kept for a day.
     #[arg(long, env = "TIDINGS_TEST_KAFKA")]
     kafka: Option<String>,
@@ -61,6 +68,9 @@ enum Bench {
     DecideEmbedded,
     /// The whole stage over a Kafka.
     DecideKafka,
+    /// Instructions an event, by part, counted by callgrind; measured once, because every run counts the same.
+    /// Its size is its own.
+    Instructions,
     /// Seconds until a checkpoint stands in the workers' tables.
     Restore,
     /// Milliseconds from Kafka to the provider, with a flood of the lowest priority and without. Needs
@@ -129,6 +139,7 @@ impl Session {
                     })
                 })
             }
+            Bench::Instructions => self.instructions(),
             Bench::Restore => self.restore(&self.workload()?, &workers),
             Bench::P0Latency => self.p0_latency(),
         }
@@ -196,6 +207,32 @@ impl Session {
             values.push(per_second(workload.events, run.elapsed));
         }
         self.figure(format!("{name}, {workers} workers"), "events/s", &values, None)
+    }
+
+    fn instructions(&mut self) -> Result<()> {
+        if std::process::Command::new("valgrind").arg("--version").output().is_err() {
+            let said = "instructions was NOT measured: there is no valgrind (Debian: apt-get install valgrind)\n";
+            std::io::stderr().write_all(said.as_bytes())?;
+            return Ok(());
+        }
+        let workload = Workload::new(&self.setup, instructions::SIZE)?;
+        let decided = instructions::decide(&self.setup, &workload)?;
+        if self.arguments.counted {
+            return Ok(());
+        }
+        let per_event = |count: u64| count as f64 / workload.events as f64;
+        for (name, count) in [("lane records", decided.said), ("rows", decided.rows), ("changed keys", decided.images)]
+        {
+            self.figure(format!("instructions, {name}"), "per event", &[per_event(count)], Some(decided.hash))?;
+        }
+        let folder = tempfile::tempdir()?;
+        for part in instructions::PARTS {
+            let mut program = std::process::Command::new(std::env::current_exe()?);
+            let total = instructions::count(program.args(["instructions", "--counted"]), part, folder.path())?;
+            let name = format!("instructions, {}", part.name);
+            self.figure(name, "per event", &[per_event(total)], Some(decided.hash))?;
+        }
+        Ok(())
     }
 
     fn p0_latency(&mut self) -> Result<()> {

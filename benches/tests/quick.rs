@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tidings_benches::setup::Setup;
 use tidings_benches::workload::{Size, Workload};
-use tidings_benches::{decide, p0_latency, restore, through_log};
+use tidings_benches::{decide, instructions, p0_latency, restore, through_log};
 use tidings_pipeline::runtime::clock::{Clock, SystemClock};
 use tidings_sinks::log::Log;
 use tidings_sinks::log::memory::MemoryLog;
@@ -33,6 +33,15 @@ fn decide_from_memory_answers_the_same_with_one_worker_and_two_with_checkpoints_
     assert_eq!(one.hash, two.hash, "{one:?}\n{two:?}");
     assert_eq!(one.hash, kept.hash);
     assert!(one.said > workload.events / 2 && one.rows > workload.events, "{one:?}");
+}
+
+#[test]
+fn what_is_counted_by_part_answers_what_a_worker_answers() {
+    let (setup, workload) = quick();
+    let counted = instructions::decide(&setup, &workload).unwrap();
+    let run = decide::run(&setup, &workload, 1, None).unwrap();
+    assert_eq!((counted.hash, counted.said, counted.rows), (run.hash, run.said, run.rows));
+    assert_eq!(counted.images, run.images);
 }
 
 #[test]

@@ -172,7 +172,8 @@ impl Rejected {
         if !self.is_event {
             return;
         }
-        let about = About { event: self.event, user: &self.user, created_at: self.created_at, ..About::default() };
+        let page = Arc::new(Page::of(Arc::clone(&self.user)));
+        let about = About::record(&page, self.event, self.created_at);
         let call = drafts.call(ordinal, None);
         let (did, cause) = ([Did::Created, Did::Rejected], Cause::Words(self.problem.clone()));
         drafts.add(call, "validate", &cause, Unit::Event, &about, &did, Some(self.reason), None);

@@ -14,7 +14,6 @@ use std::sync::Arc;
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use smallvec::SmallVec;
 use tidings_schemas::channel::{Channel, ChannelSet};
 use tidings_schemas::ids::{EventId, GroupId, IntentId, LegId, NotificationId};
 use tidings_schemas::lifecycle::{State as Did, Unit};
@@ -25,26 +24,21 @@ use tidings_schemas::time::Instant;
 use crate::harness::drafts::{Call, Drafts};
 use crate::harness::ordinal::Ordinal;
 use crate::harness::profiles::Profiles;
+use crate::harness::stage::Flow;
 use crate::harness::table::{Table, UserKey};
 use crate::ingest::Path;
-use crate::item::{Item, Member};
+use crate::item::{Item, Member, Page, Subject};
 use crate::params::{Position, Report, SideInput};
 use crate::quiet::{self, Verdict};
 use crate::rules::Rules;
+use crate::short::Short;
 
-/// What a subkey holds without an allocation: ids, and two or three short words.
-const SUBKEY_INLINE_BYTES: usize = 32;
+/// What a subkey holds without an allocation: ids, and a few short words.
+const SUBKEY_INLINE_BYTES: usize = 39;
 
 /// What an operator keeps under one user: a byte string, compared by bytes.
-#[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
-pub struct Subkey(pub SmallVec<[u8; SUBKEY_INLINE_BYTES]>);
-
-impl Clone for Subkey {
-    fn clone(&self) -> Self {
-        // One copy of memory; the derived one goes byte by byte.
-        Self(SmallVec::from_slice(&self.0))
-    }
-}
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+pub struct Subkey(Short<SUBKEY_INLINE_BYTES>);
 
 impl Subkey {
     /// The subkey of these fields, each ended by a zero byte (which texts here never hold).
@@ -57,18 +51,19 @@ impl Subkey {
 
     /// Adds a field.
     pub fn push(&mut self, field: &str) {
-        self.push_list([field]);
+        self.0.push(field.as_bytes());
+        self.0.push(&[0]);
     }
 
     /// Adds a list as one field.
     pub fn push_list<'a>(&mut self, parts: impl IntoIterator<Item = &'a str>) {
         for (place, part) in parts.into_iter().enumerate() {
             if place > 0 {
-                self.0.push(b',');
+                self.0.push(b",");
             }
-            self.0.extend_from_slice(part.as_bytes());
+            self.0.push(part.as_bytes());
         }
-        self.0.push(0);
+        self.0.push(&[0]);
     }
 
     /// The bytes.
@@ -80,7 +75,7 @@ impl Subkey {
 
 impl From<&[u8; 16]> for Subkey {
     fn from(id: &[u8; 16]) -> Self {
-        Self(SmallVec::from_slice(id))
+        Self(Short::from_slice(id))
     }
 }
 
@@ -201,8 +196,12 @@ pub enum Cause {
 }
 
 /// The facts of an item that rows repeat.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct About<'a> {
+    /// Who is told, and of what, unless `subject` says it.
+    pub page: &'a Arc<Page>,
+    /// What it is about, where that is not what its page says.
+    pub subject: Option<&'a Arc<Subject>>,
     /// The event.
     pub event: EventId,
     /// Its intent; zero in a leg's facts.
@@ -215,14 +214,6 @@ pub struct About<'a> {
     pub leg: LegId,
     /// Whether the leg is a silent one.
     pub silent: bool,
-    /// Who is told.
-    pub user: &'a str,
-    /// The tenant.
-    pub tenant: &'a str,
-    /// The type.
-    pub event_type: &'a str,
-    /// The category.
-    pub category: &'a str,
     /// The priority.
     pub priority: Option<tidings_schemas::channel::Priority>,
     /// The channel.
@@ -234,24 +225,35 @@ pub struct About<'a> {
 }
 
 impl<'a> About<'a> {
+    /// What is known of a record that is no event: whose it is.
+    #[must_use]
+    pub fn record(page: &'a Arc<Page>, event: EventId, created_at: Instant) -> Self {
+        Self {
+            page,
+            subject: None,
+            event,
+            intent: IntentId::default(),
+            notification: NotificationId::default(),
+            group: GroupId::default(),
+            leg: LegId::default(),
+            silent: false,
+            priority: None,
+            channel: None,
+            created_at,
+            ready_at: None,
+        }
+    }
+
     /// An event's facts: `member` of `item`.
     #[must_use]
     pub fn member(item: &'a Item, member: &'a Member) -> Self {
-        let (event_type, category) = match &member.subject {
-            Some(subject) => (&subject.event_type, &subject.category),
-            None => (&item.event_type, &item.category),
-        };
         Self {
-            event_type,
-            category,
-            event: member.event,
+            subject: member.subject.as_ref(),
             intent: member.intent,
-            leg: LegId::default(),
-            silent: false,
-            channel: None,
-            created_at: member.created_at,
-            ready_at: None,
-            ..Self::leg(item)
+            notification: item.notification,
+            group: item.group,
+            priority: Some(item.priority),
+            ..Self::record(&item.page, member.event, member.created_at)
         }
     }
 
@@ -259,20 +261,15 @@ impl<'a> About<'a> {
     #[must_use]
     pub fn leg(item: &'a Item) -> Self {
         Self {
-            event: item.first_event(),
             intent: item.members.first().map_or_else(IntentId::default, |member| member.intent),
             notification: item.notification,
             group: item.group,
             leg: item.leg.unwrap_or_default(),
             silent: item.silent,
-            user: &item.user,
-            tenant: &item.tenant,
-            event_type: &item.event_type,
-            category: &item.category,
             priority: Some(item.priority),
             channel: item.channel(),
-            created_at: item.created_at,
             ready_at: Some(item.ready_at),
+            ..Self::record(&item.page, item.first_event(), item.created_at)
         }
     }
 }
@@ -287,7 +284,10 @@ pub struct Cx<'a, O: Operator> {
     pub(crate) rules: &'a Rules,
     pub(crate) path: Path,
     pub(crate) table: &'a mut Table<O>,
-    pub(crate) emitted: &'a mut Vec<(u8, Box<Item>)>,
+    /// What is handed on.
+    pub(crate) flows: &'a mut Vec<Flow>,
+    /// How many of them this call has handed on.
+    pub(crate) emitted: usize,
     pub(crate) drafts: &'a mut Drafts,
     pub(crate) cause: &'a Cause,
     pub(crate) place: &'a Ordinal,
@@ -418,7 +418,11 @@ impl<O: Operator> Cx<'_, O> {
 
     /// Hands `item` on to whoever is connected to output `port`.
     pub fn emit(&mut self, port: u8, item: Box<Item>) {
-        self.emitted.push((port, item));
+        // Rows stand at port 0, before everything that the same call sets in motion.
+        let ordinal = self.place.hop(self.number, port.saturating_add(1), self.emitted);
+        self.emitted += 1;
+        let (cause, placement) = (self.cause.clone(), self.user.placement);
+        self.flows.push(Flow { ordinal, cause, port, placement, item });
     }
 
     /// Says what happened to every event of `item`.

@@ -13,6 +13,7 @@ pub mod when;
 pub mod keyed;
 pub mod params;
 pub mod registry;
+pub mod short;
 
 pub mod candidates;
 pub mod parked;

@@ -17,7 +17,7 @@
 //! Keeps, per level and value, the instants of the last `max` sends within the window; and one item
 //! per (channel, tenant, type) that waits.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use schemars::{JsonSchema, SchemaGenerator, json_schema};
@@ -164,18 +164,21 @@ pub struct RateLimitParams {
     pub levels: Vec<Level>,
 }
 
+/// Instants of sends, oldest first. Most counters of most users know one or two.
+type Sends = SmallVec<[Instant; 3]>;
+
 /// A counter, or a place where a leg waits.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum EntryV1 {
     /// Instants of the last sends, oldest first.
-    Sends(VecDeque<Instant>),
+    Sends(Sends),
     /// A leg waits here.
     Place(PlaceV1),
 }
 
 impl Default for EntryV1 {
     fn default() -> Self {
-        Self::Sends(VecDeque::new())
+        Self::Sends(Sends::new())
     }
 }
 impl State for EntryV1 {}
@@ -467,12 +470,11 @@ fn count(cx: &mut Cx<'_, RateLimit>, held: &AllHeld) {
         let sharing = held[number..].iter().filter(|other| other.counter == *counter);
         let span = sharing.map(|other| other.rate.per.0).max().unwrap_or_default();
         if let EntryV1::Sends(sends) = cx.entry_mut(counter) {
-            while sends.front().is_some_and(|at| at.after(span) <= now) {
-                sends.pop_front();
-            }
-            sends.push_back(now);
+            let left = sends.iter().take_while(|at| at.after(span) <= now).count();
+            sends.drain(..left);
+            sends.push(now);
             if deliberate::has(Bug::CountedTwice) {
-                sends.push_back(now);
+                sends.push(now);
             }
         }
         cx.set_timer(counter, FORGET, now.after(span));

@@ -2,6 +2,10 @@
 
 mod commands;
 
+// An event is read on one thread and let go of on another, in some thirty pieces.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> std::process::ExitCode {
     commands::main()
 }

@@ -1,4 +1,5 @@
-//! Ids: 128 bits of BLAKE3 over length-prefixed fields, as text a prefix and 32 hex digits.
+//! Ids: 128 bits of BLAKE3 over length-prefixed fields, as text a prefix and 32 hex digits. Rows alone are
+//! named by a faster hash: what they say begins with an id.
 //!
 //! An id names *what* something is made of, never who made it or when: no worker, generation or
 //! clock goes in. So a replay, on any number of workers, arrives at the same ids, and a consumer
@@ -18,7 +19,14 @@ pub const KEY_GROUPS: u16 = 1024;
 
 /// Bytes of fields that an [`IdHasher`] holds without an allocation: every id but those of many
 /// members.
-const INLINE_BYTES: usize = 320;
+const INLINE_BYTES: usize = 192;
+
+/// A field up to this length has a prefix of one byte. BLAKE3 works in blocks of 64 bytes: short prefixes
+/// keep the ids of a usual event within one.
+const SHORT_MAX: usize = 0xfe;
+
+/// Stands before the eight bytes of a longer field's length.
+const LONG: u8 = 0xff;
 
 /// Hashes length-prefixed fields into 128 bits. Length prefixes make field borders unambiguous:
 /// `("ab", "c")` and `("a", "bc")` differ.
@@ -45,12 +53,11 @@ impl IdHasher {
     /// Adds one field.
     #[inline]
     pub fn field(&mut self, bytes: &[u8]) -> &mut Self {
-        let between = self.length + 8;
+        let between = self.length + 1;
         let end = between + bytes.len();
         match self.inline.get_mut(self.length..end) {
-            Some(place) if self.spilled.is_empty() => {
-                let (length, field) = place.split_at_mut(8);
-                length.copy_from_slice(&(bytes.len() as u64).to_le_bytes());
+            Some([length, field @ ..]) if bytes.len() <= SHORT_MAX && self.spilled.is_empty() => {
+                *length = bytes.len() as u8;
                 field.copy_from_slice(bytes);
                 self.length = end;
             }
@@ -64,7 +71,12 @@ impl IdHasher {
         if self.spilled.is_empty() {
             self.spilled.extend_from_slice(&self.inline[..self.length]);
         }
-        self.spilled.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
+        if bytes.len() <= SHORT_MAX {
+            self.spilled.push(bytes.len() as u8);
+        } else {
+            self.spilled.push(LONG);
+            self.spilled.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
+        }
         self.spilled.extend_from_slice(bytes);
     }
 
@@ -80,13 +92,23 @@ impl IdHasher {
         self.field(&number.to_le_bytes())
     }
 
+    fn fields(&self) -> &[u8] {
+        if self.spilled.is_empty() { &self.inline[..self.length] } else { &self.spilled[..] }
+    }
+
     /// The first 128 bits of the hash.
     #[must_use]
     pub fn finish(&self) -> [u8; 16] {
-        let fields = if self.spilled.is_empty() { &self.inline[..self.length] } else { &self.spilled[..] };
         let mut out = [0; 16];
-        out.copy_from_slice(&blake3::hash(fields).as_bytes()[..16]);
+        out.copy_from_slice(&blake3::hash(self.fields()).as_bytes()[..16]);
         out
+    }
+
+    /// 128 bits of XXH3 instead, ten times as fast. Only for what nobody from outside can choose: fields
+    /// that begin with an id.
+    #[must_use]
+    pub fn finish_trusted(&self) -> [u8; 16] {
+        xxhash_rust::xxh3::xxh3_128(self.fields()).to_le_bytes()
     }
 }
 
@@ -465,13 +487,17 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_in_place_is_hashed_the_same() {
-        for length in [0, 1, 50, 127, 128, 300, 311, 312, 313, 400, 5_000] {
+        for length in [0, 1, 50, 90, 91, 127, 128, 180, 181, 182, 254, 255, 256, 400, 5_000] {
             let long = "x".repeat(length);
             let mut hasher = IdHasher::new("");
             hasher.text(&long).number(7).text(&long);
             let mut oracle = blake3::Hasher::new();
             for field in [&b""[..], long.as_bytes(), &7_u64.to_le_bytes(), long.as_bytes()] {
-                oracle.update(&(field.len() as u64).to_le_bytes()).update(field);
+                match field.len() {
+                    0..=0xfe => oracle.update(&[field.len() as u8]),
+                    _ => oracle.update(&[0xff]).update(&(field.len() as u64).to_le_bytes()),
+                };
+                oracle.update(field);
             }
             assert_eq!(hasher.finish(), oracle.finalize().as_bytes()[..16], "{length}");
             let mut oracle = xxhash_rust::xxh3::Xxh3::new();

@@ -4,8 +4,9 @@
 use crate::ids::IdText;
 use crate::time::{Instant, InstantTexts};
 
-/// Whether one of these eight bytes is a quote, a backslash or a control character.
-const fn special(bytes: [u8; 8]) -> bool {
+/// Which of eight bytes are a quote, a backslash or a control character: their top bits, the first byte's
+/// lowest. Above the first one that is, others may be marked that are not.
+pub(crate) const fn specials(bytes: [u8; 8]) -> u64 {
     const ONES: u64 = 0x0101_0101_0101_0101;
     const TOPS: u64 = ONES << 7;
     // The usual tricks with words: a byte's top bit is set where `byte - n` borrows.
@@ -13,7 +14,12 @@ const fn special(bytes: [u8; 8]) -> bool {
     let (quote, slash) = (word ^ (ONES * b'"' as u64), word ^ (ONES * b'\\' as u64));
     let found =
         word.wrapping_sub(ONES * 0x20) & !word | quote.wrapping_sub(ONES) & !quote | slash.wrapping_sub(ONES) & !slash;
-    found & TOPS != 0
+    found & TOPS
+}
+
+/// Whether one of these eight bytes is a quote, a backslash or a control character.
+const fn special(bytes: [u8; 8]) -> bool {
+    specials(bytes) != 0
 }
 
 /// Appends a string, quoted and escaped.

@@ -11,6 +11,7 @@ use crate::ids::{DeliveryId, EventId, GroupId, IdHasher, IntentId, LegId, Notifi
 use crate::reason::Reason;
 use crate::time::Instant;
 use schemars::JsonSchema;
+use smallvec::{SmallVec, smallvec};
 use std::{fmt, str::FromStr};
 
 vocabulary!(
@@ -285,16 +286,15 @@ impl<T: AsRef<str>, S: AsRef<[State]>> RowOf<T, S> {
     #[must_use]
     pub fn sealed(mut self) -> Self {
         self.day = self.created_at.day();
-        let states = self.states.as_ref();
         let mut hasher = IdHasher::new("row");
-        hasher.text(self.unit.as_str()).field(&self.unit_id()).number(states.len() as u64);
-        for state in states {
-            hasher.text(state.as_str());
-        }
-        let reason = self.reason.map_or("", Reason::as_str);
-        hasher.number(u64::from(self.attempt)).text(reason).text(self.caused_by.as_ref());
-        hasher.number(if self.stage == Stage::Decide { self.epoch } else { 0 });
-        self.row_id = RowId::of(&hasher);
+        hasher.field(&self.unit_id()).number(if self.stage == Stage::Decide { self.epoch } else { 0 });
+        // Words as their places in the vocabularies, which only grow at their ends.
+        let reason = self.reason.map_or(u8::MAX, |reason| reason as u8);
+        let mut words: SmallVec<[u8; 16]> = smallvec![self.unit as u8, reason];
+        words.extend_from_slice(&self.attempt.to_le_bytes());
+        words.extend(self.states.as_ref().iter().map(|state| *state as u8));
+        hasher.field(&words).text(self.caused_by.as_ref());
+        self.row_id = RowId(hasher.finish_trusted());
         self
     }
 }

@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 
 use crate::channel::{Channel, Op, Priority};
 use crate::event::{Actor, Event, ID_BYTES_MAX, KEY_BYTES_MAX, Object, RECORD_BYTES_MAX, each_once, normal_type};
+use crate::json::specials;
 use crate::time::Instant;
 
 /// Levels of objects and lists within one value of `data` that are read here. serde_json reads 127,
@@ -136,19 +137,6 @@ impl<'a> PlainEvent<'a> {
     }
 }
 
-/// What ends the characters of a text that stand for themselves: a quote, a backslash, a control character.
-const SPECIAL: [bool; 256] = {
-    let mut special = [false; 256];
-    special[b'"' as usize] = true;
-    special[b'\\' as usize] = true;
-    let mut control = 0;
-    while control < 0x20 {
-        special[control] = true;
-        control += 1;
-    }
-    special
-};
-
 /// A place in a text. Every method answers `None` where the text does not go on as expected, or in
 /// a way that is left to the general reader.
 struct Scan<'a> {
@@ -181,7 +169,13 @@ impl<'a> Scan<'a> {
     /// than characters that stand for themselves.
     fn verbatim(&self) -> Option<&'a str> {
         let bytes = &self.text.as_bytes()[self.at..];
-        let end = bytes.iter().position(|byte| SPECIAL[usize::from(*byte)])?;
+        let (words, rest) = bytes.as_chunks::<8>();
+        let in_word = |(number, word): (usize, &[u8; 8])| match specials(*word) {
+            0 => None,
+            found => Some(8 * number + found.trailing_zeros() as usize / 8),
+        };
+        let in_rest = || rest.iter().position(|byte| specials([*byte; 8]) != 0).map(|place| 8 * words.len() + place);
+        let end = words.iter().enumerate().find_map(in_word).or_else(in_rest)?;
         (bytes[end] == b'"').then(|| &self.text[self.at..self.at + end])
     }
 

@@ -238,35 +238,56 @@ pub struct Address {
     pub reason: Option<String>,
 }
 
-/// On which channels a user has at least one live address, as a count per channel.
-/// In-app needs none.
+/// On which channels a user has at least one live address. In-app needs none.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Reachability(BTreeMap<String, Channel>);
+#[serde(from = "BTreeMap<String, Channel>", into = "BTreeMap<String, Channel>")]
+pub struct Reachability {
+    addresses: BTreeMap<String, Channel>,
+    /// Their channels: asked for several times an event.
+    channels: ChannelSet,
+}
+
+impl From<BTreeMap<String, Channel>> for Reachability {
+    fn from(addresses: BTreeMap<String, Channel>) -> Self {
+        let channels = addresses.values().copied().collect();
+        Self { addresses, channels }
+    }
+}
+
+impl From<Reachability> for BTreeMap<String, Channel> {
+    fn from(reachability: Reachability) -> Self {
+        reachability.addresses
+    }
+}
 
 impl Reachability {
     /// Takes in one address record (`None`: the address is gone). Returns whether anything changed.
     pub fn apply(&mut self, address_id: &str, address: Option<&Address>) -> bool {
-        match address.filter(|address| address.status == AddressStatus::Live) {
-            Some(address) => self.0.insert(address_id.to_owned(), address.channel) != Some(address.channel),
-            None => self.0.remove(address_id).is_some(),
-        }
+        let changed = match address.filter(|address| address.status == AddressStatus::Live) {
+            Some(address) => self.addresses.insert(address_id.to_owned(), address.channel) != Some(address.channel),
+            None => self.addresses.remove(address_id).is_some(),
+        };
+        self.channels = self.addresses.values().copied().collect();
+        changed
     }
 
     /// The channels that can be used; in-app always.
     #[must_use]
-    pub fn channels(&self) -> ChannelSet {
-        self.0.values().copied().chain([Channel::InApp]).collect()
+    pub const fn channels(&self) -> ChannelSet {
+        let mut channels = self.channels;
+        channels.insert(Channel::InApp);
+        channels
     }
 
     /// The live addresses as (address id, channel), in order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, Channel)> {
-        self.0.iter().map(|(id, channel)| (id.as_str(), *channel))
+        self.addresses.iter().map(|(id, channel)| (id.as_str(), *channel))
     }
 
     /// Whether the user has no live address.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.addresses.is_empty()
     }
 }
 

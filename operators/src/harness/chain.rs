@@ -95,6 +95,8 @@ pub struct Chain {
     inboxes: Vec<Vec<Flow>>,
     /// The same of what an operator says.
     flows: Vec<Flow>,
+    /// How much the last epoch changed.
+    images: usize,
     pulse: Pulse,
 }
 
@@ -114,6 +116,7 @@ impl Chain {
             crumbs: None,
             inboxes,
             flows: Vec::new(),
+            images: 0,
             pulse: Pulse::default(),
         }
     }
@@ -218,7 +221,7 @@ impl Chain {
 
     /// What the epoch changed. Images come in order.
     fn delta(&mut self) -> Delta {
-        let mut images = Vec::new();
+        let mut images = Vec::with_capacity(self.images);
         let mut nodes: Vec<_> = self.nodes.iter_mut().collect();
         nodes.sort_by(|one, two| one.id.cmp(&two.id));
         for node in nodes {
@@ -226,8 +229,12 @@ impl Chain {
             stage.drain_dirty(&mut |key, image| images.push(((Arc::clone(id), key), image)));
         }
         let id: Arc<str> = Arc::from(PROFILES);
+        let others = images.len();
         self.profiles.drain_dirty(|key, image| images.push(((Arc::clone(&id), key), image)));
-        images.into_iter().collect()
+        // They come by user, whatever the key group.
+        images[others..].sort_unstable_by(|(one, _), (two, _)| one.cmp(two));
+        self.images = images.len();
+        Delta::in_order(images)
     }
 
     /// Runs one record by itself, outside of all epochs, upon what the caller knows of its user: how
@@ -327,9 +334,7 @@ impl Chain {
             }
             inboxes[place] = inbox;
             *flows = outbox.flows;
-            for flow in flows.drain(..) {
-                deliver(run, profiles, &node.targets, flow, inboxes);
-            }
+            hand_on(run, profiles, &node.targets, flows, inboxes);
         }
         run.drafts.settle();
     }
@@ -341,9 +346,39 @@ impl Block {
     }
 }
 
+/// Hands on what an operator said: as it lies, where all of it goes to one operator.
+fn hand_on(
+    run: &mut Run<'_>,
+    profiles: &Profiles,
+    targets: &[Target],
+    flows: &mut Vec<Flow>,
+    inboxes: &mut [Vec<Flow>],
+) {
+    if let [Target::Operator(place, port)] = *targets
+        && !flows.iter().any(|flow| leaves(flow.port))
+    {
+        flows.iter_mut().for_each(|flow| flow.port = port);
+        let inbox = &mut inboxes[place];
+        if inbox.is_empty() {
+            std::mem::swap(inbox, flows);
+        } else {
+            inbox.append(flows);
+        }
+        return;
+    }
+    for flow in flows.drain(..) {
+        deliver(run, profiles, targets, flow, inboxes);
+    }
+}
+
+/// Whether what is said on this port leaves the chain, whatever stands below.
+const fn leaves(port: u8) -> bool {
+    matches!(port, PORT_CRITICAL | PORT_HIGH | PORT_ASIDE)
+}
+
 /// Hands a flow to every target, the last one without a copy.
 fn deliver(run: &mut Run<'_>, profiles: &Profiles, targets: &[Target], flow: Flow, inboxes: &mut [Vec<Flow>]) {
-    if matches!(flow.port, PORT_CRITICAL | PORT_HIGH | PORT_ASIDE) {
+    if leaves(flow.port) {
         return hand(run, profiles, Target::Lanes, flow, inboxes);
     }
     let Some((last, others)) = targets.split_last() else { return };

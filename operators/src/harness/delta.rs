@@ -21,6 +21,13 @@ impl Delta {
         Self(Vec::new())
     }
 
+    /// Images that are in key order already, each key once.
+    #[must_use]
+    pub fn in_order(images: Vec<(Key, Image)>) -> Self {
+        debug_assert!(images.windows(2).all(|two| two[0].0 < two[1].0), "images out of order");
+        Self(images)
+    }
+
     /// Images in the order in which they came to be: of one key, the newer lies upon the older.
     fn settled(mut images: Vec<(Key, Image)>) -> Self {
         // Stable, and linear where there are only a few lists, each in order.
@@ -91,25 +98,31 @@ impl<const COUNT: usize> From<[(Key, Image); COUNT]> for Delta {
 #[derive(Debug, Default)]
 pub struct Pending {
     settled: Delta,
-    recent: Vec<(Key, Image)>,
+    recent: Vec<Delta>,
 }
 
 impl Pending {
     /// Adds the next one. They are put upon each other when as many images have come as there are:
     /// so each is moved a few times at most, and memory holds at most twice what is needed.
-    pub fn add(&mut self, mut newer: Delta) {
-        self.recent.append(&mut newer.0);
-        if self.recent.len() > self.settled.len().max(1 << 16) {
+    pub fn add(&mut self, newer: Delta) {
+        if newer.is_empty() {
+            return;
+        }
+        self.recent.push(newer);
+        if self.recent.iter().map(Delta::len).sum::<usize>() > self.settled.len().max(1 << 16) {
             self.settle();
         }
     }
 
     fn settle(&mut self) {
-        if !self.recent.is_empty() {
-            let mut images = std::mem::take(&mut self.settled.0);
-            images.append(&mut self.recent);
-            self.settled = Delta::settled(images);
+        if self.recent.is_empty() {
+            return;
         }
+        let mut images = std::mem::take(&mut self.settled.0);
+        images.reserve_exact(self.recent.iter().map(Delta::len).sum());
+        self.recent.iter_mut().for_each(|newer| images.append(&mut newer.0));
+        self.recent.clear();
+        self.settled = Delta::settled(images);
     }
 
     /// All of them as one.
@@ -133,13 +146,14 @@ impl Pending {
 
 #[cfg(test)]
 mod tests {
+    use super::super::table::HeadBytes;
     use super::*;
     use tidings_schemas::ids::KeyGroup;
 
     fn of(images: &[(&str, Option<u8>, Option<u8>)]) -> Delta {
         let key = |user: &str| (Arc::from("o"), StateKey { group: KeyGroup(0), user: user.into(), subkey: None });
         let image = |head: &Option<u8>, body: &Option<u8>| Image {
-            head: head.map(|byte| (1, [byte].as_slice().into())),
+            head: head.map(|byte| (1, HeadBytes::from_slice(&[byte]))),
             body: body.map(|byte| Some((1, vec![byte]))),
             ..Image::default()
         };

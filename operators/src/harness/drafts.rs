@@ -9,9 +9,8 @@
 //! All of it lies in a few buffers that epochs share: nothing here is allocated per draft or row.
 
 use std::cmp::Ordering;
+use std::sync::Arc;
 
-use bytes::Bytes;
-use crc32c::crc32c;
 use hashbrown::HashTable;
 use tidings_schemas::channel::{Channel, Priority};
 use tidings_schemas::ids::{EventId, GroupId, IntentId, LegId, NotificationId, placement};
@@ -19,10 +18,13 @@ use tidings_schemas::lifecycle::{RowOf, Stage as Writer, State as Did, Unit};
 use tidings_schemas::reason::Reason;
 use tidings_schemas::rows::{Place, Rows, decode, put};
 use tidings_schemas::time::Instant;
-use xxhash_rust::xxh3::xxh3_64_with_seed;
+use xxhash_rust::xxh3::xxh3_64;
 
+use super::buffers::Buffers;
 use super::ordinal::Ordinal;
+use super::spread::Spread;
 use crate::ingest::Path;
+use crate::item::{Page, Subject};
 use crate::keyed::{About, Cause};
 
 /// Behind the last draft of a unit.
@@ -39,25 +41,22 @@ struct Speaker {
     operator: Option<u16>,
 }
 
-/// What happened to one unit, without what the epoch fills in. Texts and states stand in shared buffers.
-#[derive(Clone, Copy, Debug)]
+/// What happened to one unit, without what the epoch fills in. Words and states stand in shared buffers.
+#[derive(Debug)]
 struct Draft {
     next: usize,
     call: Call,
-    unit: Unit,
     states: Span,
     reason: Option<Reason>,
     until: Option<Instant>,
+    page: Arc<Page>,
+    subject: Option<Arc<Subject>>,
     event: EventId,
     intent: IntentId,
     notification: NotificationId,
     group: GroupId,
     leg: LegId,
     silent: bool,
-    user: Span,
-    tenant: Span,
-    event_type: Span,
-    category: Span,
     priority: Option<Priority>,
     channel: Option<Channel>,
     created_at: Instant,
@@ -107,15 +106,21 @@ pub(crate) struct Drafts {
     calls: Vec<Speaker>,
     drafts: Vec<Draft>,
     texts: String,
+    /// The operator that spoke last.
+    operator: Span,
     states: Vec<Did>,
     touched: Vec<usize>,
     /// The epoch.
     by_unit: HashTable<usize>,
     units: Vec<Told>,
     bytes: Vec<u8>,
+    buffers: Buffers,
     /// Room for one unit's drafts and states.
     of_unit: Vec<usize>,
     did: Vec<Did>,
+    /// Room for putting the epoch's units in order.
+    order: Vec<(u64, u32)>,
+    spread: Spread<(u64, u32)>,
 }
 
 impl Drafts {
@@ -151,54 +156,55 @@ impl Drafts {
             Unit::Event => about.event.0,
             Unit::Leg | Unit::Delivery => about.leg.0,
         };
-        let draft = Draft {
-            next: NONE,
-            call,
-            unit,
-            states: Span::until(self.states.len(), self.states.len() + did.len()),
-            reason,
-            until,
-            event: about.event,
-            intent: about.intent,
-            notification: about.notification,
-            group: about.group,
-            leg: about.leg,
-            silent: about.silent,
-            user: self.text(about.user),
-            tenant: self.text(about.tenant),
-            event_type: self.text(about.event_type),
-            category: self.text(about.category),
-            priority: about.priority,
-            channel: about.channel,
-            created_at: about.created_at,
-            ready_at: about.ready_at,
-            operator: self.text(operator),
-            caused_by: match cause {
-                Cause::Event(event) | Cause::HandedOver(event) if *event == about.event => self.text(""),
-                Cause::Event(event) | Cause::HandedOver(event) => self.text(event.text().as_str()),
-                Cause::Timer => self.text("timer"),
-                Cause::Profile => self.text("profile"),
-                Cause::Rules => self.text("rules"),
-                Cause::Words(words) => self.text(words),
-            },
-        };
-        self.states.extend_from_slice(did);
-        let number = self.drafts.len();
-        self.drafts.push(draft);
-
         let units = &mut self.units;
         let same = |told: &usize| units[*told].place.unit == (unit, id);
         let told = match self.by_unit.find(id_hash(&id), same) {
             Some(told) => *told,
             None => {
-                let place = Place { unit: (unit, id), placement: placement(about.user), bytes: (0, 0) };
+                let place = Place { unit: (unit, id), placement: placement(&about.page.user), bytes: (0, 0) };
                 units.push(Told { place, digest: 0, first: NONE, last: NONE });
                 let told = units.len() - 1;
                 self.by_unit.insert_unique(id_hash(&id), told, |told| id_hash(&units[*told].place.unit.1));
                 told
             }
         };
-        let unit = &mut units[told];
+        let caused_by = match cause {
+            Cause::Event(event) | Cause::HandedOver(event) if *event == about.event => Span::default(),
+            Cause::Event(event) | Cause::HandedOver(event) => self.text(event.text().as_str()),
+            Cause::Timer => self.text("timer"),
+            Cause::Profile => self.text("profile"),
+            Cause::Rules => self.text("rules"),
+            Cause::Words(words) => self.text(words),
+        };
+        // Calls of one operator come one after the other.
+        if self.texts[self.operator.range()] != *operator {
+            self.operator = self.text(operator);
+        }
+        let states = Span::until(self.states.len(), self.states.len() + did.len());
+        self.states.extend_from_slice(did);
+        let number = self.drafts.len();
+        self.drafts.push(Draft {
+            next: NONE,
+            call,
+            states,
+            reason,
+            until,
+            page: Arc::clone(about.page),
+            subject: about.subject.map(Arc::clone),
+            event: about.event,
+            intent: about.intent,
+            notification: about.notification,
+            group: about.group,
+            leg: about.leg,
+            silent: about.silent,
+            priority: about.priority,
+            channel: about.channel,
+            created_at: about.created_at,
+            ready_at: about.ready_at,
+            operator: self.operator,
+            caused_by,
+        });
+        let unit = &mut self.units[told];
         if unit.first == NONE {
             unit.first = number;
             self.touched.push(told);
@@ -223,6 +229,7 @@ impl Drafts {
         self.calls.clear();
         self.drafts.clear();
         self.texts.clear();
+        self.operator = Span::default();
         self.states.clear();
     }
 
@@ -265,6 +272,11 @@ impl Drafts {
             }
         }
         let text = |span: Span| &self.texts[span.range()];
+        let page = &newest.page;
+        let (event_type, category) = match &newest.subject {
+            Some(subject) => (&subject.event_type, &subject.category),
+            None => (&page.event_type, &page.category),
+        };
         let row = RowOf {
             row_id: Default::default(),
             day: 0,
@@ -272,7 +284,7 @@ impl Drafts {
             epoch: self.epoch,
             stage: self.stage,
             states: &self.did[..],
-            unit: newest.unit,
+            unit: place.unit.0,
             event: newest.event,
             intent: newest.intent,
             notification: newest.notification,
@@ -280,10 +292,10 @@ impl Drafts {
             leg: newest.leg,
             silent: newest.silent,
             delivery: Default::default(),
-            user: text(newest.user),
-            tenant: text(newest.tenant),
-            event_type: text(newest.event_type),
-            category: text(newest.category),
+            user: &*page.user,
+            tenant: &*page.tenant,
+            event_type,
+            category,
             priority: newest.priority,
             channel,
             provider: "",
@@ -300,8 +312,7 @@ impl Drafts {
         };
         let row = row.sealed();
         let place = put(&mut self.bytes, &row, place.placement);
-        let checksum = crc32c(&self.bytes[place.bytes.0..place.bytes.1]);
-        let digest = xxh3_64_with_seed(&row.row_id.0, u64::from(checksum));
+        let digest = xxh3_64(&self.bytes[place.bytes.0..place.bytes.1]);
         self.units[told] = Told { place, digest, first: NONE, last: NONE };
     }
 
@@ -330,15 +341,16 @@ impl Drafts {
         self.by_unit.clear();
         // Ids are hashes: their beginnings all but decide, and are small.
         let beginning = |told: &Told| (told.place.unit.0 as u64) << 62 | id_hash(&told.place.unit.1).swap_bytes() >> 2;
-        let mut order: Vec<_> = self.units.iter().map(beginning).zip(0..).collect();
-        let unit = |number: usize| self.units[number].place.unit;
-        order.sort_unstable_by(|(one, first), (two, second)| {
+        self.order.clear();
+        self.order.extend(self.units.iter().map(beginning).zip(0..));
+        let unit = |number: u32| self.units[number as usize].place.unit;
+        let by_unit = |(one, first): &(u64, u32), (two, second): &(u64, u32)| {
             one.cmp(two).then_with(|| unit(*first).cmp(&unit(*second)))
-        });
+        };
+        self.spread.sort(&mut self.order, |(beginning, _)| (beginning >> 54) as usize, by_unit);
         let digest = self.units.iter().fold(0_u64, |sum, told| sum.wrapping_add(told.digest));
-        let room = self.bytes.len();
-        let bytes = Bytes::from(std::mem::replace(&mut self.bytes, Vec::with_capacity(room)));
-        let rows = Rows::new(bytes, order.into_iter().map(|(_, number)| self.units[number].place));
+        let bytes = self.buffers.exchange(&mut self.bytes);
+        let rows = Rows::new(bytes, self.order.iter().map(|(_, number)| self.units[*number as usize].place));
         self.units.clear();
         (rows, digest)
     }
@@ -355,7 +367,7 @@ fn id_hash(id: &[u8; 16]) -> u64 {
 impl Speaker {
     /// The order of the day: a call's rows stand before everything that the call sets in motion.
     fn cmp(&self, other: &Self) -> Ordering {
-        let (one, two) = (&self.ordinal.0[..], &other.ordinal.0[..]);
+        let (one, two) = (self.ordinal.bytes(), other.ordinal.bytes());
         let both = one.len().min(two.len());
         one[..both].cmp(&two[..both]).then_with(|| self.behind(both).cmp(&other.behind(both)))
     }
@@ -363,7 +375,7 @@ impl Speaker {
     /// What follows the first `from` bytes of its ordinal, as far as the next hop's number and port: the
     /// operator's own hop has port 0, the chain's end has none.
     fn behind(&self, from: usize) -> (usize, [u8; 3]) {
-        let rest = &self.ordinal.0[from..];
+        let rest = &self.ordinal.bytes()[from..];
         match (rest, self.operator) {
             ([one, two, port, ..], _) => (3, [*one, *two, *port]),
             (_, Some(number)) => (3, [(number >> 8) as u8, number as u8, 0]),

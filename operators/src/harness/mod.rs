@@ -31,6 +31,7 @@
 //! user's worker the slowest.
 
 pub mod aside;
+pub(crate) mod buffers;
 pub mod chain;
 pub mod dataflow;
 pub mod delta;
@@ -43,6 +44,7 @@ pub(crate) mod profiles;
 pub mod pulse;
 pub(crate) mod saying;
 pub(crate) mod slab;
+pub(crate) mod spread;
 pub(crate) mod stage;
 pub mod table;
 pub(crate) mod timers;

@@ -4,19 +4,21 @@
 //! Ordinals are names and checks, never sort keys of the hot path: blocks read partition after
 //! partition *are* in order. Only an epoch's few rows per unit are sorted by them.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
-use smallvec::SmallVec;
 use tidings_schemas::time::Instant;
 
 use super::feed::Lot;
 use crate::keyed::{Subkey, TimerId};
+use crate::short::Short;
 
 /// A place in an epoch.
-#[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
-pub struct Ordinal(pub SmallVec<[u8; INLINE_BYTES]>);
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+pub struct Ordinal(Short<INLINE_BYTES>);
 
 /// What an ordinal holds without an allocation; a longer one costs one.
-const INLINE_BYTES: usize = 80;
+const INLINE_BYTES: usize = 79;
 /// A record's own ordinal: class, source, partition, offset.
 const RECORD_BYTES: usize = 1 + 2 + 4 + 8;
 /// One hop: operator, port, index.
@@ -25,14 +27,19 @@ const HOP_BYTES: usize = 2 + 1 + 4;
 const HOPS: usize = 8;
 const _: () = assert!(RECORD_BYTES + HOPS * HOP_BYTES <= INLINE_BYTES);
 
-impl Clone for Ordinal {
-    fn clone(&self) -> Self {
-        // One copy of memory; the derived one goes byte by byte.
-        Self(SmallVec::from_slice(&self.0))
+impl fmt::Debug for Ordinal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 
 impl Ordinal {
+    /// Its bytes.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
     /// A changed profile: class 0.
     #[must_use]
     pub fn profile(user: &str) -> Self {
@@ -46,33 +53,35 @@ impl Ordinal {
     }
 
     fn side_input(user: &str, kind: u8) -> Self {
-        let mut bytes = SmallVec::from_slice(&[0]);
-        bytes.extend_from_slice(user.as_bytes());
-        bytes.push(kind);
-        Self(bytes)
+        let mut ordinal = Self::default();
+        ordinal.0.push(&[0]);
+        ordinal.0.push(user.as_bytes());
+        ordinal.0.push(&[kind]);
+        ordinal
     }
 
     /// A due timer: class 1.
     #[must_use]
     pub fn timer(due: Instant, user: &str, subkey: &Subkey, id: TimerId) -> Self {
-        let mut bytes = SmallVec::from_slice(&[1]);
+        let mut ordinal = Self::default();
+        ordinal.0.push(&[1]);
         // Flipping the sign bit makes signed numbers compare as bytes.
-        bytes.extend_from_slice(&(due.0.cast_unsigned() ^ (1 << 63)).to_be_bytes());
-        bytes.extend_from_slice(user.as_bytes());
-        bytes.push(0);
-        bytes.extend_from_slice(subkey.bytes());
-        bytes.push(id.0);
-        Self(bytes)
+        ordinal.0.push(&(due.0.cast_unsigned() ^ (1 << 63)).to_be_bytes());
+        ordinal.0.push(user.as_bytes());
+        ordinal.0.push(&[0]);
+        ordinal.0.push(subkey.bytes());
+        ordinal.0.push(&[id.0]);
+        ordinal
     }
 
     /// A source record: class 2.
     #[must_use]
     pub fn record(lot: Lot, offset: u64) -> Self {
-        let mut bytes = SmallVec::from_slice(&[2]);
-        bytes.extend_from_slice(&lot.source.to_be_bytes());
-        bytes.extend_from_slice(&lot.partition.to_be_bytes());
-        bytes.extend_from_slice(&offset.to_be_bytes());
-        Self(bytes)
+        let mut place = [2; RECORD_BYTES];
+        place[1..3].copy_from_slice(&lot.source.to_be_bytes());
+        place[3..7].copy_from_slice(&lot.partition.to_be_bytes());
+        place[7..].copy_from_slice(&offset.to_be_bytes());
+        Self(Short::from_slice(&place))
     }
 
     /// The source record that this is the place of, or that set it in motion.
@@ -86,20 +95,21 @@ impl Ordinal {
 
     /// The place of emission `index` of operator `operator` on `port`, caused by this.
     #[must_use]
+    #[inline]
     pub fn hop(&self, operator: usize, port: u8, index: usize) -> Self {
         let mut hop = [0; HOP_BYTES];
         hop[..2].copy_from_slice(&u16::try_from(operator).unwrap_or(u16::MAX).to_be_bytes());
         hop[2] = port;
         hop[3..].copy_from_slice(&u32::try_from(index).unwrap_or(u32::MAX).to_be_bytes());
         let mut next = self.clone();
-        next.0.extend_from_slice(&hop);
+        next.0.push(&hop);
         next
     }
 }
 
-impl std::fmt::Display for Ordinal {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+impl fmt::Display for Ordinal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.bytes().iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
 

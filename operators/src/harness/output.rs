@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use crc32c::crc32c;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 use tidings_schemas::channel::{Channel, Priority};
@@ -13,7 +12,7 @@ use tidings_schemas::ids::{EventId, KeyGroup};
 use tidings_schemas::reason::Reason;
 use tidings_schemas::rows::Rows;
 use tidings_schemas::time::Instant;
-use xxhash_rust::xxh3::xxh3_64_with_seed;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use super::delta::Delta;
 use super::feed::{Extent, Lot};
@@ -48,8 +47,8 @@ pub struct Said {
 impl To {
     /// The digest of an output that goes here: it covers every byte that is written.
     pub(crate) fn digest(&self, ordinal: &Ordinal, user: &str, value: &[u8]) -> u64 {
-        let mut head: SmallVec<[u8; 192]> = SmallVec::from_slice(&(ordinal.0.len() as u64).to_le_bytes());
-        head.extend_from_slice(&ordinal.0);
+        let mut head: SmallVec<[u8; 192]> = SmallVec::from_slice(&(ordinal.bytes().len() as u64).to_le_bytes());
+        head.extend_from_slice(ordinal.bytes());
         match self {
             Self::Lane(channel, priority) => head.extend_from_slice(&[0, *channel as u8, *priority as u8]),
             Self::HandOver(priority, event, accepted) => {
@@ -60,7 +59,7 @@ impl To {
             Self::Dlq(reason) => head.extend_from_slice(&[2, *reason as u8]),
         }
         head.extend_from_slice(user.as_bytes());
-        xxh3_64_with_seed(&head, u64::from(crc32c(value)))
+        xxh3_64_with_seed(&head, xxh3_64(value))
     }
 }
 

@@ -10,7 +10,7 @@ use hashbrown::HashTable;
 use tidings_schemas::ids::key_group;
 use tidings_schemas::profile::{Address, Profile};
 
-use super::table::{Image, StateKey, UserKey};
+use super::table::{HeadBytes, Image, StateKey, UserKey};
 use crate::keyed::{Known, newer_version};
 
 /// The operator id under which side inputs stand in checkpoints. No operator can have it: ids of the
@@ -100,7 +100,7 @@ impl Profiles {
             let known = self.find(of_user).filter(|known| **known != Known::default());
             let head = known.map(|known| {
                 let parts = (&*known.profile, &*known.reachability);
-                (VERSION, postcard::to_stdvec(&parts).unwrap_or_default().into())
+                (VERSION, HeadBytes::from_slice(&postcard::to_stdvec(&parts).unwrap_or_default()))
             });
             if head.is_none()
                 && let Ok(found) = self.users.find_entry(UserKey::hash(of_user.placement), |other| other.is(of_user))

@@ -3,22 +3,25 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use tidings_schemas::ids::KeyGroup;
 use tidings_schemas::time::InstantTexts;
 
+use super::buffers::Buffers;
 use super::ordinal::Ordinal;
 use super::output::{Said, To};
+use super::spread::Spread;
 
 /// What one worker says in an epoch.
 #[derive(Debug, Default)]
 pub(crate) struct Saying {
     /// The values. Whoever says something appends it, and then says where it goes.
     pub(crate) values: Vec<u8>,
+    buffers: Buffers,
     /// Texts that values repeat.
     pub(crate) texts: InstantTexts,
     outputs: Vec<Option<Output>>,
     places: Vec<Place>,
+    spread: Spread<Place>,
     digest: u64,
 }
 
@@ -47,8 +50,8 @@ impl Saying {
         let end = self.values.len();
         self.digest = self.digest.wrapping_add(to.digest(&ordinal, &user, &self.values[start..end]));
         let mut beginning = [0; 16];
-        let known = ordinal.0.len().min(16);
-        beginning[..known].copy_from_slice(&ordinal.0[..known]);
+        let known = ordinal.bytes().len().min(16);
+        beginning[..known].copy_from_slice(&ordinal.bytes()[..known]);
         let beginning = u128::from_be_bytes(beginning);
         self.places.push(Place { group, beginning, output: self.outputs.len() });
         self.outputs.push(Some(Output { ordinal, to, user, start, end }));
@@ -56,14 +59,14 @@ impl Saying {
 
     /// Ends the epoch: its outputs by (key group, ordinal), and the sum of their digests.
     pub(crate) fn finish(&mut self) -> (Vec<Said>, u64) {
-        let room = self.values.len();
-        let values = Bytes::from(std::mem::replace(&mut self.values, Vec::with_capacity(room)));
+        let values = self.buffers.exchange(&mut self.values);
         let outputs = &self.outputs;
         let ordinal = |place: &Place| outputs[place.output].as_ref().map(|output| &output.ordinal);
-        self.places.sort_unstable_by(|one, two| {
+        let by_place = |one: &Place, two: &Place| {
             let beginning = (one.group, one.beginning).cmp(&(two.group, two.beginning));
             beginning.then_with(|| ordinal(one).cmp(&ordinal(two)).then(one.output.cmp(&two.output)))
-        });
+        };
+        self.spread.sort(&mut self.places, |place| usize::from(place.group.0), by_place);
         let outputs = &mut self.outputs;
         let said = self.places.drain(..).filter_map(|Place { group, output, .. }| {
             let Output { ordinal, to, user, start, end } = outputs[output].take()?;

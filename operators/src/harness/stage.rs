@@ -75,12 +75,11 @@ pub(crate) struct Keyed<O: Operator> {
     number: usize,
     operator: O,
     table: Table<O>,
-    emitted: Vec<(u8, Box<Item>)>,
 }
 
 impl<O: Operator> Keyed<O> {
     pub(crate) fn new(id: Arc<str>, number: usize, operator: O) -> Self {
-        Self { id, number, operator, table: Table::new(), emitted: Vec::new() }
+        Self { id, number, operator, table: Table::new() }
     }
 
     fn call(
@@ -101,7 +100,8 @@ impl<O: Operator> Keyed<O> {
             rules: env.rules,
             path: env.path,
             table: &mut self.table,
-            emitted: &mut self.emitted,
+            flows: &mut out.flows,
+            emitted: 0,
             drafts: out.drafts,
             cause,
             place: ordinal,
@@ -114,11 +114,6 @@ impl<O: Operator> Keyed<O> {
         let crumb = Crumb::Call(ordinal, Some(self.number));
         call(&self.operator, &mut cx);
         crumb.survived();
-        for (index, (port, item)) in self.emitted.drain(..).enumerate() {
-            // Rows stand at port 0, before everything that the same call sets in motion.
-            let ordinal = ordinal.hop(self.number, port.saturating_add(1), index);
-            out.flows.push(Flow { ordinal, cause: cause.clone(), port, placement: user.placement, item });
-        }
     }
 }
 

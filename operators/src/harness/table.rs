@@ -6,6 +6,7 @@
 //! `Table::drain_dirty` turns the marks into images.
 
 use std::cell::Cell;
+use std::cmp::Ordering;
 use std::sync::Arc;
 
 use hashbrown::HashTable;
@@ -16,8 +17,10 @@ use tidings_schemas::ids::{KeyGroup, key_group, placement};
 use tidings_schemas::time::Instant;
 
 use super::slab::{Place, Slab, Tag};
+use super::spread::Spread;
 use super::timers::{Due, Timer, Timers};
 use crate::keyed::{Operator, State, Subkey, TimerId};
+use crate::short::Short;
 
 /// Sub-tables of one index: growing one moves a 256th of all keys, and stalls for as long.
 const SUB_TABLES: usize = 256;
@@ -111,7 +114,7 @@ impl Index {
 }
 
 /// A head's bytes: most are few.
-pub type HeadBytes = SmallVec<[u8; 40]>;
+pub type HeadBytes = Short<47>;
 
 /// What a key was at an epoch's end.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -152,6 +155,16 @@ pub struct StateKey {
     pub subkey: Option<Subkey>,
 }
 
+/// A user, or one of its entries, that the epoch touched; with what decides its place in key order.
+#[derive(Clone, Copy)]
+struct Touched {
+    group: KeyGroup,
+    /// The beginning of the user's name.
+    first: u64,
+    user: Place,
+    entry: Option<Place>,
+}
+
 /// The state of one operator on one worker.
 pub(crate) struct Table<O: Operator> {
     user_index: Index,
@@ -162,6 +175,9 @@ pub(crate) struct Table<O: Operator> {
     dirty_users: Vec<Place>,
     /// Entries touched in this epoch, each once.
     dirty: Vec<Place>,
+    /// Room for putting them in order.
+    touched: Vec<Touched>,
+    spread: Spread<Touched>,
     timers: Timers,
     /// The entry that was found last: a call asks for one several times.
     last: Cell<Place>,
@@ -176,6 +192,8 @@ impl<O: Operator> Table<O> {
             entries: Slab::default(),
             dirty_users: Vec::new(),
             dirty: Vec::new(),
+            touched: Vec::new(),
+            spread: Spread::default(),
             timers: Timers::default(),
             last: Cell::new(0),
         }
@@ -483,16 +501,18 @@ impl<O: Operator> Table<O> {
     /// Images of all that this epoch touched, in key order; the marks are taken off.
     pub(crate) fn drain_dirty(&mut self, mut image: impl FnMut(StateKey, Image)) {
         let mut encoder = Encoder::default();
-        let mut touched = self.touched();
+        self.put_in_order();
+        let mut touched = std::mem::take(&mut self.touched);
         if deliberate::has(Bug::ForgottenDirtyKey) && touched.len() > 1 {
             touched.pop();
         }
-        for (user, entry) in touched {
+        for Touched { group, user, entry, .. } in touched.drain(..) {
             let Some(known) = self.users.get_mut(user) else { continue };
-            let (name, group) = (Arc::clone(&known.name), key_group(known.placement));
+            let name = Arc::clone(&known.name);
             let Some(place) = entry else {
                 known.dirty = false;
-                let head = known.state.as_ref().map(|state| (O::User::VERSION, encoder.encode(state).into()));
+                let head =
+                    known.state.as_ref().map(|state| (O::User::VERSION, HeadBytes::from_slice(encoder.encode(state))));
                 let out = Image { head, body: Some(None), ..Image::default() };
                 image(StateKey { group, user: name, subkey: None }, out);
                 self.drop_user_if_gone(user);
@@ -503,7 +523,7 @@ impl<O: Operator> Table<O> {
             // Of what is gone the image says so, whatever went last: an older one may have a body.
             let set = std::mem::take(&mut entry.body_dirty) || entry.is_gone();
             let out = Image {
-                head: entry.head.as_ref().map(|head| (O::Entry::VERSION, encoder.encode(head).into())),
+                head: entry.head.as_ref().map(|head| (O::Entry::VERSION, HeadBytes::from_slice(encoder.encode(head)))),
                 body: set.then(|| entry.body.as_ref().map(|body| (O::Body::VERSION, encoder.encode(body).to_vec()))),
                 timers: entry.timers.iter().map(|timer| (timer.id, timer.at)).collect(),
             };
@@ -513,30 +533,34 @@ impl<O: Operator> Table<O> {
                 self.drop_user_if_gone(user);
             }
         }
+        self.touched = touched;
         self.look_ahead();
     }
 
-    /// What this epoch touched, in key order: users, and entries with theirs.
-    fn touched(&mut self) -> Vec<(Place, Option<Place>)> {
-        let users = std::mem::take(&mut self.dirty_users).into_iter().map(|user| (user, None));
-        let entries = std::mem::take(&mut self.dirty);
-        let entries = entries.into_iter().filter_map(|place| Some((self.entries.get(place)?.user, Some(place))));
+    /// Puts what this epoch touched in key order: users, and entries with theirs.
+    fn put_in_order(&mut self) {
+        let users = self.dirty_users.drain(..).map(|user| (user, None));
+        let entries = self.dirty.drain(..);
+        let entries = entries.filter_map(|place| Some((self.entries.get(place)?.user, Some(place))));
         let touched = users.chain(entries).filter_map(|(user, entry)| {
             let known = self.users.get(user)?;
             // Nearly every comparison ends in these bytes, without a look at the name.
             let (mut first, name) = ([0; 8], known.name.as_bytes());
             let length = name.len().min(8);
             first[..length].copy_from_slice(&name[..length]);
-            Some(((key_group(known.placement), first), user, entry))
+            Some(Touched { group: key_group(known.placement), first: u64::from_be_bytes(first), user, entry })
         });
-        let mut touched: Vec<_> = touched.collect();
+        self.touched.clear();
+        self.touched.extend(touched);
         let name = |user| self.users.get(user).map(|user| &*user.name);
         let subkey = |entry: Option<Place>| entry.and_then(|place| self.entries.get(place)).map(|entry| &entry.subkey);
-        touched.sort_unstable_by(|one, two| {
-            let same_user = || if one.1 == two.1 { std::cmp::Ordering::Equal } else { name(one.1).cmp(&name(two.1)) };
-            one.0.cmp(&two.0).then_with(same_user).then_with(|| subkey(one.2).cmp(&subkey(two.2)))
-        });
-        touched.into_iter().map(|(_, user, entry)| (user, entry)).collect()
+        let by_key = |one: &Touched, two: &Touched| {
+            let same = one.user == two.user;
+            let same_user = || if same { Ordering::Equal } else { name(one.user).cmp(&name(two.user)) };
+            let users = (one.group, one.first).cmp(&(two.group, two.first)).then_with(same_user);
+            users.then_with(|| subkey(one.entry).cmp(&subkey(two.entry)))
+        };
+        self.spread.sort(&mut self.touched, |touched| usize::from(touched.group.0), by_key);
     }
 
     fn drop_entry(&mut self, place: Place) {
@@ -597,11 +621,34 @@ impl<O: Operator> Table<O> {
 #[derive(Default)]
 struct Encoder(Vec<u8>);
 
+/// Bytes that are appended as they come.
+struct Append<'a>(&'a mut Vec<u8>);
+
+impl postcard::ser_flavors::Flavor for Append<'_> {
+    type Output = ();
+
+    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
+        self.0.push(byte);
+        Ok(())
+    }
+
+    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
+        self.0.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn finalize(self) -> postcard::Result<()> {
+        Ok(())
+    }
+}
+
 impl Encoder {
     fn encode<S: State>(&mut self, state: &S) -> &[u8] {
         self.0.clear();
         // Serialising into memory fails only for types that do not know their length; none of ours.
-        self.0 = postcard::to_extend(state, std::mem::take(&mut self.0)).unwrap_or_default();
+        if postcard::serialize_with_flavor(state, Append(&mut self.0)).is_err() {
+            self.0.clear();
+        }
         &self.0
     }
 }

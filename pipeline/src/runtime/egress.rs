@@ -220,7 +220,7 @@ impl Egress {
             let start = texts.len();
             texts.extend_from_slice(said.user.as_bytes());
             let ordinal = texts.len();
-            put_hex(&mut texts, &said.ordinal.0);
+            put_hex(&mut texts, said.ordinal.bytes());
             (start..ordinal, ordinal..texts.len())
         };
         let places: Vec<_> = said.iter().map(of_record).collect();
@@ -230,7 +230,7 @@ impl Egress {
         for (said, (key, ordinal)) in said.into_iter().zip(places) {
             let to = match said.to {
                 To::Lane(channel, priority) => {
-                    if !self.present.is_empty() && self.present.contains(&(epoch, said.ordinal.0.to_vec())) {
+                    if !self.present.is_empty() && self.present.contains(&(epoch, said.ordinal.bytes().to_vec())) {
                         continue;
                     }
                     let topic = topics.entry((channel, priority));

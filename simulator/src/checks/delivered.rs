@@ -10,6 +10,7 @@ use tidings_schemas::lifecycle::{Row, Stage, State, Unit};
 use tidings_schemas::profile::Profile;
 use tidings_schemas::time::Instant;
 use tidings_sinks::lane::wire::{self, Read};
+use tidings_sinks::ledger::OWN_KEPT;
 use tidings_sinks::log::Record;
 use tidings_sinks::record::fates::{Fate, Fates};
 
@@ -135,18 +136,18 @@ pub(super) fn lost(delivered: &Delivered, seen: &Seen, fates: &Fates) -> Verdict
 }
 
 /// Whether a critical delivery was received again because its producer repeated the event after the ledger, which
-/// alone would have known, had lost everything: there it is a message like any other, and nobody could tell.
+/// alone would have known, had lost everything, or a day and more later: there it is a message like any other.
 fn is_repeated(delivered: &Delivered, received: &[&Called]) -> bool {
     received.windows(2).all(|pair| {
-        let asked = |lost: Instant| {
-            let again = |laid: &&Laid| {
+        let asked_since = |forgotten: Instant| {
+            delivered.laid.iter().any(|laid| {
                 let of_it = laid.record.notification == pair[1].notification && laid.record.channel == pair[1].channel;
-                of_it && laid.at >= lost && laid.at <= pair[1].at
-            };
-            delivered.laid.iter().any(|laid| again(&laid))
+                of_it && laid.at >= forgotten && laid.at <= pair[1].at
+            })
         };
-        let between = delivered.losses.iter().find(|lost| **lost >= pair[0].at && **lost <= pair[1].at);
-        pair[1].priority == Priority::Critical && between.is_some_and(|lost| asked(*lost))
+        let lost = delivered.losses.iter().copied().find(|lost| *lost >= pair[0].at && *lost <= pair[1].at);
+        let day_over = Some(pair[0].at.after(OWN_KEPT)).filter(|over| *over <= pair[1].at);
+        pair[1].priority == Priority::Critical && lost.into_iter().chain(day_over).any(asked_since)
     })
 }
 

@@ -142,7 +142,7 @@ pub enum DecideError {
     Log(#[from] LogError),
     /// The sources.
     #[error(transparent)]
-    Sources(#[from] SourcesError),
+    Sources(SourcesError),
     /// The lanes.
     #[error(transparent)]
     Lanes(#[from] PresentError),
@@ -199,6 +199,15 @@ const SET_ASIDE_MAX: usize = 32;
 
 /// The time of which [`SET_ASIDE_MAX`] speaks.
 const SET_ASIDE_WITHIN: Duration = Duration::from_secs(3600);
+
+impl From<SourcesError> for DecideError {
+    fn from(error: SourcesError) -> Self {
+        match error {
+            SourcesError::Log(error) => Self::Log(error),
+            changed @ SourcesError::Changed(_) => Self::Sources(changed),
+        }
+    }
+}
 
 /// Runs the decide stage until it is told to stop. An older topology's cuts are drained first.
 ///

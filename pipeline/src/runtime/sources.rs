@@ -52,9 +52,14 @@ impl Reached {
         Self { stood: stood.unwrap_or_default(), cut: ends.map(|(partition, end)| (*partition, end.end)).collect() }
     }
 
-    /// How many partitions the topic had.
+    /// How many partitions the topic had, as a checkpoint says it; a cut names only those that it advanced.
     fn partitions(&self) -> u32 {
-        self.stood.keys().chain(self.cut.keys()).max().map_or(0, |highest| highest + 1)
+        self.stood.keys().max().map_or(0, |highest| highest + 1)
+    }
+
+    /// How many it had at least.
+    fn partitions_min(&self) -> u32 {
+        self.cut.keys().max().map_or(0, |highest| highest + 1).max(self.partitions())
     }
 }
 
@@ -67,7 +72,7 @@ pub(crate) fn check(log: &dyn Log, plan: &Plan, start: &Start) -> Result<(), Sou
     for source in &plan.sources {
         let reached = Reached::of(&source.id, start);
         let known = reached.partitions();
-        changed.extend(of_count(source, known));
+        changed.extend(of_count(source, known, reached.partitions_min()));
         for partition in 0..source.partitions {
             let at = TopicPartition { topic: source.topic.as_str().into(), partition };
             let range = log.range(&at)?;
@@ -85,11 +90,11 @@ pub(crate) fn check(log: &dyn Log, plan: &Plan, start: &Start) -> Result<(), Sou
 }
 
 /// Partitions that came or went.
-fn of_count(source: &SourcePlan, known: u32) -> Option<String> {
+fn of_count(source: &SourcePlan, known: u32, known_min: u32) -> Option<String> {
     let SourcePlan { id, topic, partitions, side_input, .. } = source;
-    if known > *partitions {
+    if known_min > *partitions {
         return Some(format!(
-            "source `{id}`, {topic}: it has {partitions} partitions, and {known} were read: the topic was recreated; \
+            "source `{id}`, {topic}: it has {partitions} partitions, and {known_min} were read: the topic was recreated; \
              restore it as it was, or give the source a new name, under which it is read from its beginning"
         ));
     }
@@ -243,9 +248,11 @@ mod tests {
         let (no, yes) = (false, true);
         // Stood, cut beyond it, and oldest..end of each partition; a side input or not.
         type Case<'a> = (&'a [u64], &'a [u64], &'a [(u64, u64)], bool, &'a str);
-        let cases: [Case<'_>; 12] = [
+        let cases: [Case<'_>; 13] = [
             (&[], &[], &[(3, 9)], no, ""),
             (&[], &[5], &[(3, 9)], no, ""),
+            // A crash before the first checkpoint: the cut names what it advanced.
+            (&[], &[5], &[(0, 9), (0, 4)], yes, ""),
             (&[5, 5], &[], &[(5, 9), (0, 5)], no, ""),
             (&[5], &[7], &[(5, 9)], no, ""),
             (&[5], &[], &[(0, 9), (0, 4)], no, ""),

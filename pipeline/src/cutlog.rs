@@ -223,10 +223,17 @@ impl Entry {
 
 /// Step 4, for everybody: what counts among `entries`, which are all that is left of the log.
 ///
+/// A trimmed log may begin with cuts of generations that were superseded: what fenced them was given up, they were
+/// not, because they lay behind the last cut that was. Their epochs are then among those given up: whoever fenced
+/// them went on from at least as far. So where a younger generation leaves a gap in a trimmed log, what came before
+/// it is dropped: nobody needs it. That nothing is missing which somebody needs is for the checkpoint to say, which
+/// must reach up to the first cut that is left.
+///
 /// # Errors
 /// When a counted cut leaves a gap.
 pub fn read(entries: impl IntoIterator<Item = (u64, Entry)>, trimmed: bool) -> Result<Counted, CutLogError> {
     let mut counted = Counted { trimmed, ..Counted::default() };
+    let mut cut_by = 0;
     for (offset, entry) in entries {
         let generation = entry.generation(offset);
         if counted.generation.is_some_and(|highest| generation < highest) {
@@ -240,10 +247,14 @@ pub fn read(entries: impl IntoIterator<Item = (u64, Entry)>, trimmed: bool) -> R
                 match last {
                     Some(last) if cut.epoch <= last => continue,
                     Some(last) if cut.epoch > last + 1 => {
-                        return Err(CutLogError::Gap { offset, found: cut.epoch, last });
+                        if !trimmed || generation == cut_by {
+                            return Err(CutLogError::Gap { offset, found: cut.epoch, last });
+                        }
+                        counted.cuts.clear();
                     }
                     _ => {}
                 }
+                cut_by = generation;
                 counted.said_through = counted.said_through.max(cut.said_through);
                 counted.cuts.push((offset, cut));
             }
@@ -440,6 +451,20 @@ mod tests {
         let log = vec![(8, cut(7, 5)), (9, cut(2, 6)), (10, cut(7, 6))];
         assert_eq!(epochs(log).unwrap(), [5, 6]);
         assert_eq!(read(vec![(8, cut(7, 5)), (9, checkpoint(2, 9))], true).unwrap().checkpoints.len(), 0);
+    }
+
+    #[test]
+    fn a_zombie_whose_fence_was_trimmed_is_dropped_by_the_gap_that_it_makes() {
+        // Generation 7 began at 7 and cut 5 and 6; its zombies' cuts lay behind those, and everything before was
+        // given up.
+        let log = |after| vec![(9, cut(2, 4)), (10, cut(3, 5)), (12, cut(after, 7)), (13, cut(after, 8))];
+        let epochs = |log, trimmed| {
+            let counted = read(log, trimmed)?;
+            Ok::<Vec<u64>, CutLogError>(counted.cuts.iter().map(|(_, cut)| cut.epoch).collect())
+        };
+        assert_eq!(epochs(log(11), true).unwrap(), [7, 8]);
+        assert!(epochs(log(11), false).is_err(), "nothing was given up, so that something is missing");
+        assert!(epochs(log(3), true).is_err(), "a generation leaves no gap in what it says itself");
     }
 
     #[test]

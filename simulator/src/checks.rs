@@ -56,10 +56,10 @@ fn broken(promise: &'static str, what: impl Into<String>) -> Verdict {
 pub fn all(simulation: &Simulation) -> Verdict {
     let seen = Seen::of(simulation)?;
     let fates = Fates::of(seen.rows.values());
+    decided_right(simulation, &seen)?;
     liveness(simulation, &seen, &fates)?;
     decided_twice(simulation, &seen)?;
     identical_output(&seen)?;
-    decided_right(simulation, &seen)?;
     consent(simulation, &seen)?;
     lost(&seen, &fates)?;
     conservation(&fates)?;

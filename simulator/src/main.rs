@@ -2,13 +2,15 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command talks to the person who typed it")]
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use tidings_pipeline::runtime::clock::{Clock, SystemClock};
 use tidings_schemas::deliberate::Bug;
 use tidings_simulator::exhaustive;
-use tidings_simulator::run::{Outcome, run};
+use tidings_simulator::options::Options;
+use tidings_simulator::run::{Outcome, run, run_with};
 
 /// Seeds within which each deliberate bug must be caught.
 const CAUGHT_WITHIN: u64 = 200;
@@ -17,11 +19,12 @@ const CAUGHT_WITHIN: u64 = 200;
 const REGRESSIONS: &str = include_str!("../regressions.txt");
 
 const USAGE: &str = "\
-usage: cargo xtask sim [--seed S] [--seeds N] [--minutes M] [--meta] [--bugs [NAME]] [--exhaustive [RUNS]]
+usage: cargo xtask sim [--seed S] [--seeds N] [--minutes M] [--decide] [--meta] [--bugs [NAME]] [--exhaustive [RUNS]]
 
   --seed S       this seed, with its trace
   --seeds N      so many new seeds (100)
   --minutes M    new seeds for so long
+  --decide       their worlds without deliver and record
   --meta         each seed twice, and the whole traces compared
   --bugs [NAME]  proves that each deliberate bug, or this one, is caught within 200 seeds
   --exhaustive   every crash point of small worlds, alone and in pairs of which RUNS are run in each world (500)";
@@ -30,13 +33,23 @@ struct Wanted {
     seed: Option<u64>,
     seeds: u64,
     minutes: Option<u64>,
+    decide: bool,
     meta: bool,
     bugs: Option<String>,
     exhaustive: Option<usize>,
 }
 
+impl Wanted {
+    fn run(&self, seed: u64, with_trace: bool) -> Outcome {
+        let mut options = Options::draw(seed);
+        options.deliver.runs &= !self.decide;
+        run_with(options, BTreeMap::new(), None, with_trace)
+    }
+}
+
 fn wanted() -> Option<Wanted> {
-    let mut wanted = Wanted { seed: None, seeds: 100, minutes: None, meta: false, bugs: None, exhaustive: None };
+    let mut wanted =
+        Wanted { seed: None, seeds: 100, minutes: None, decide: false, meta: false, bugs: None, exhaustive: None };
     let mut args = std::env::args().skip(1).peekable();
     while let Some(arg) = args.next() {
         if arg == "--bugs" {
@@ -52,6 +65,7 @@ fn wanted() -> Option<Wanted> {
             "--seed" => wanted.seed = Some(number()?),
             "--seeds" => wanted.seeds = number()?,
             "--minutes" => wanted.minutes = Some(number()?),
+            "--decide" => wanted.decide = true,
             "--meta" => wanted.meta = true,
             "--exhaustive" => {
                 wanted.exhaustive = Some(number().map_or(500, |runs| usize::try_from(runs).unwrap_or(500)))
@@ -69,7 +83,7 @@ fn main() -> ExitCode {
     };
     let clock = SystemClock::default();
     let ok = if let Some(seed) = wanted.seed {
-        one(seed, wanted.meta)
+        one(seed, &wanted)
     } else if let Some(name) = &wanted.bugs {
         bugs(name)
     } else if let Some(runs) = wanted.exhaustive {
@@ -81,14 +95,14 @@ fn main() -> ExitCode {
 }
 
 /// One seed, with all that happened.
-fn one(seed: u64, meta: bool) -> bool {
-    let outcome = run(seed, None, true);
+fn one(seed: u64, wanted: &Wanted) -> bool {
+    let outcome = wanted.run(seed, true);
     println!("{}", outcome.options);
     for line in &outcome.trace {
         println!("{line}");
     }
     summary(&outcome);
-    (!meta || same_twice(seed)) && !fails(seed, &outcome)
+    (!wanted.meta || same_twice(wanted, seed)) && !fails(wanted, seed, &outcome)
 }
 
 /// Old seeds that failed, then new ones.
@@ -102,8 +116,8 @@ fn many(wanted: &Wanted, clock: &dyn Clock) -> bool {
         if over {
             break;
         }
-        let outcome = run(seed, None, false);
-        if fails(seed, &outcome) || (wanted.meta && !same_twice(seed)) {
+        let outcome = wanted.run(seed, false);
+        if fails(wanted, seed, &outcome) || (wanted.meta && !same_twice(wanted, seed)) {
             return false;
         }
         seeds += 1;
@@ -132,10 +146,10 @@ fn commit() -> String {
 }
 
 /// Says what failed, if it did, and how to see it again.
-fn fails(seed: u64, outcome: &Outcome) -> bool {
+fn fails(wanted: &Wanted, seed: u64, outcome: &Outcome) -> bool {
     let Some(broken) = &outcome.broken else { return false };
     println!("{}", outcome.options);
-    let again = run(seed, None, true);
+    let again = wanted.run(seed, true);
     let last = again.trace.len().saturating_sub(40);
     for (number, line) in again.trace.iter().enumerate() {
         // What it is about, wherever it happened; and how it ended.
@@ -145,7 +159,8 @@ fn fails(seed: u64, outcome: &Outcome) -> bool {
     }
     summary(outcome);
     let commit = commit();
-    println!("FAILED seed {seed} at commit {commit}: {broken}\nreplay: cargo xtask sim --seed {seed}");
+    let decide = if wanted.decide { " --decide" } else { "" };
+    println!("FAILED seed {seed} at commit {commit}: {broken}\nreplay: cargo xtask sim{decide} --seed {seed}");
     true
 }
 
@@ -155,8 +170,8 @@ fn ids(words: &str) -> impl Iterator<Item = &str> {
     words.filter(|word| word.len() == 34 && ["e_", "n_", "l_", "d_"].iter().any(|kind| word.starts_with(kind)))
 }
 
-fn same_twice(seed: u64) -> bool {
-    let (one, two) = (run(seed, None, true), run(seed, None, true));
+fn same_twice(wanted: &Wanted, seed: u64) -> bool {
+    let (one, two) = (wanted.run(seed, true), wanted.run(seed, true));
     let differs = one.trace.iter().zip(&two.trace).find(|(one, two)| one != two);
     if differs.is_none() && one.trace.len() == two.trace.len() && one.steps == two.steps {
         return true;

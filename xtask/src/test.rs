@@ -42,7 +42,9 @@ const STEPS: &[Step] = &[
     Step {
         name: "sim",
         run: |_| {
-            run(build::simulator(build::Profile::Dev)?.args(["--minutes", "1"]))?;
+            // New worlds of decide each time. Those with deliver are known not to be clean in each of a few hundred
+            // seeds yet: the same ones each time, in the simulator's own tests.
+            run(build::simulator(build::Profile::Dev)?.args(["--decide", "--minutes", "1"]))?;
             run(build::simulator(build::Profile::Dev)?.arg("--bugs"))
         },
     },

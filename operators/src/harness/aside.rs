@@ -5,8 +5,8 @@
 //! that was logged: there nothing is called any more.
 //!
 //! # Protocol
-//! 1. A panic is caught around a whole epoch ([`caught`]); on its way out it notes where it came from
-//!    ([`Crumb`], which costs nothing while nobody panics). The worker reports it and is done for: what
+//! 1. A panic is caught around a whole epoch (`caught`); on its way out it notes where it came from
+//!    (`Crumb`, which costs nothing while nobody panics). The worker reports it and is done for: what
 //!    state a panic leaves behind is nobody's guess.
 //! 2. The host logs the skip, and starts again from what is durable. Nothing of the epoch was said,
 //!    because that needs all its workers.

@@ -87,7 +87,7 @@ impl Workload {
         };
         let mut people = Vec::new();
         for user in 0..users {
-            people.push(making.profile(user, sleep(user), false));
+            people.push(making.profile(user, sleep_of(user), false));
             people.extend(addresses(user));
         }
         for number in 0..events {
@@ -97,13 +97,13 @@ impl Workload {
             if number > events / 3 && number % (3 * EVENTS_PER_USER).max(1) == 0 {
                 let user = making.random.below(users);
                 let (sleep, opted_out) =
-                    if sleep(user) == Sleep::UntilChanged { (Sleep::Never, false) } else { (sleep(user), true) };
+                    if sleep_of(user) == Sleep::UntilChanged { (Sleep::Never, false) } else { (sleep_of(user), true) };
                 let written = making.profile(user, sleep, opted_out);
                 making.stream.push(written);
             }
         }
         // Whoever sleeps until the profile changes is woken now.
-        for user in (0..users).filter(|user| sleep(*user) == Sleep::UntilChanged) {
+        for user in (0..users).filter(|user| sleep_of(*user) == Sleep::UntilChanged) {
             let written = making.profile(user, Sleep::Never, false);
             making.stream.push(written);
         }
@@ -111,7 +111,7 @@ impl Workload {
     }
 }
 
-fn sleep(user: usize) -> Sleep {
+fn sleep_of(user: usize) -> Sleep {
     // Not in step with the zones: every zone has all of them.
     match user / ZONES.len() % 4 {
         0 => Sleep::Never,

@@ -1045,7 +1045,7 @@ mod tests {
     async fn a_key_that_apple_does_not_know_pauses() {
         let world = World::start().await;
         let mut params = params(&world);
-        params["key_id"] = json!("XXXXXXXXXX");
+        params["key_id"] = json!("NOSUCHKEY0");
         let outcome = deliver_one(&*world.provider("apns", params), &push(TOKEN)).await;
         assert_eq!((outcome.word(), outcome.code().to_string().as_str()), ("paused", "403 InvalidProviderToken"));
         world.simulated.shutdown().await;

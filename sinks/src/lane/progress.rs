@@ -110,6 +110,9 @@ impl Progress {
     pub(crate) fn resume(commit: Option<&Commit>, start: u64, end: u64, ledger: Incarnation, now: Instant) -> Self {
         let Metadata { mark, ledger: before, epoch, lost } = commit.map(Metadata::of).unwrap_or_default();
         let named = before.clone();
+        // A ledger that nobody heard yet may be the one that was: what is known of losses stays.
+        let unheard = ledger == Incarnation::unheard();
+        let ledger = before.clone().filter(|_| unheard).unwrap_or(ledger);
         let before = before.filter(|before| before.is_lost(&ledger));
         Self {
             next: commit.map_or(start, |commit| commit.offset),
@@ -168,13 +171,17 @@ impl Progress {
         self.open.remove(&offset);
     }
 
-    /// Whether the log has a commit that names this incarnation: only then may anything be called under it.
+    /// Whether the log has a commit that names this incarnation: only then may anything be called under it. Under none
+    /// the ledger grants nothing.
     pub(crate) fn names(&self, ledger: &Incarnation) -> bool {
-        self.named.as_ref() == Some(ledger)
+        *ledger == Incarnation::unheard() || self.named.as_ref() == Some(ledger)
     }
 
     /// The ledger is of this incarnation for what is read from here on.
     pub(crate) fn refounded(&mut self, ledger: Incarnation, now: Instant) {
+        if ledger == Incarnation::unheard() {
+            return;
+        }
         if self.ledger.is_lost(&ledger) {
             let incarnation = std::mem::replace(&mut self.ledger, ledger);
             // Whatever an earlier loss concerns, and is still to be read, this one concerns as well.
@@ -310,6 +317,20 @@ mod tests {
             [(0, Sign::Epoch(5), "a"), (2, Sign::Epoch(6), "a"), (3, Sign::Epoch(6), "a"), (4, Sign::Epoch(7), "b")]
         {
             assert_eq!(progress.took(offset, sign), word(expected), "{offset} {sign:?}");
+        }
+    }
+
+    #[test]
+    fn a_ledger_that_is_not_heard_yet_makes_nobody_forget_a_loss() {
+        let mut progress = Progress::resume(None, 0, 1, word("a"), T0);
+        progress.refounded(word("b"), T0);
+        let commit = progress.commit();
+        for heard in ["b", "c"] {
+            let mut next = Progress::resume(Some(&commit), 0, 1, Incarnation::unheard(), T0);
+            assert!(next.names(&Incarnation::unheard()), "critical does without");
+            next.refounded(Incarnation::unheard(), T0);
+            next.refounded(word(heard), T0);
+            assert!(next.took(0, Sign::Epoch(1)).is_lost(&word(heard)), "{heard}");
         }
     }
 

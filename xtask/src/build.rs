@@ -96,8 +96,9 @@ pub(crate) fn simulator(profile: Profile) -> Result<Command> {
     let features = ["--features", "deliberate-bugs"];
     run(cargo().args(["build", "--package", "tidings-simulator"]).args(features).args(flag))?;
     let mut command = Command::new(Workspace::load()?.target.join(folder).join("tidings-simulator"));
-    let commit = Command::new("git").args(["rev-parse", "--short", "HEAD"]).output();
-    if let Ok(commit) = commit {
+    // In full: seeds are drawn from it, and how short a short one is depends on the clone.
+    let commit = Command::new("git").args(["rev-parse", "HEAD"]).output();
+    if let Some(commit) = commit.ok().filter(|commit| commit.status.success()) {
         command.env("TIDINGS_COMMIT", String::from_utf8_lossy(&commit.stdout).trim());
     }
     Ok(command)

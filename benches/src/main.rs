@@ -142,7 +142,8 @@ impl Session {
                     self.through_log("decide_kafka", &workload, *workers, |_| {
                         let (linger, patience) = (Duration::from_millis(5), Duration::from_secs(60));
                         let properties = Default::default();
-                        let params = KafkaParams { brokers: brokers.clone(), linger, patience, properties };
+                        let params =
+                            KafkaParams { brokers: brokers.clone(), linger, patience, instance: None, properties };
                         Ok(Arc::new(KafkaLog::open(params)?))
                     })
                 })
@@ -307,7 +308,8 @@ impl Session {
             let Some(brokers) = self.arguments.kafka.clone() else { continue };
             let own = tempfile::tempdir()?;
             let (linger, patience) = (Duration::from_millis(5), Duration::from_secs(60));
-            let params = KafkaParams { brokers: brokers.clone(), linger, patience, properties: Default::default() };
+            let properties = Default::default();
+            let params = KafkaParams { brokers: brokers.clone(), linger, patience, instance: None, properties };
             let log: Arc<dyn Log> = Arc::new(KafkaLog::open(params)?);
             let prefix = format!("peers-{}-{}-{round}", SystemClock::default().wall().0, std::process::id());
             let run = through_log::run(&setup, &made.workload, workers, &log, &prefix, own.path())?;

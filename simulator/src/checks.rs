@@ -172,7 +172,8 @@ impl Seen {
     fn about<'a>(&'a self, row: &'a Row) -> impl Iterator<Item = String> + 'a {
         let same = |it: &Row| it.event == row.event || (row.unit == Unit::Leg && it.leg == row.leg);
         // With what came together with it, one way or the other.
-        let mut others: BTreeSet<String> = self.rows.values().filter(|it| same(it)).map(|it| it.caused_by.clone()).collect();
+        let mut others: BTreeSet<String> =
+            self.rows.values().filter(|it| same(it)).map(|it| it.caused_by.clone()).collect();
         others.remove("");
         others.insert(row.event.to_string());
         let near = |it: &&Row| same(it) || others.contains(&it.caused_by) || others.contains(&it.event.to_string());

@@ -33,6 +33,10 @@ pub(crate) struct Run {
     /// Worker threads of the decide stage.
     #[arg(long, default_value_t = 1)]
     workers: usize,
+    /// What this process is called in its groups in Kafka: the same after a restart, and no other process's. Without
+    /// it, this machine's name and a number.
+    #[arg(long, value_name = "NAME")]
+    instance: Option<String>,
     /// Where the console, the control API and metrics are served.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7878")]
     admin: SocketAddr,
@@ -95,6 +99,7 @@ impl Run {
                 idle_max: Duration::from_secs(1),
                 checkpoint_every: loaded.config.deployment.checkpoints.every.0,
             },
+            instance: self.instance,
             admin: Some(self.admin),
             clock,
             speed: 1,

@@ -66,6 +66,11 @@ impl Subkey {
         self.0.push(&[0]);
     }
 
+    /// The subkey of these bytes.
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Self {
+        Self(Short::from_slice(bytes))
+    }
+
     /// The bytes.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {

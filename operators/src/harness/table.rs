@@ -3,12 +3,12 @@
 //! An entry is found by the hash of its user and subkey: a call for one of a user's ten thousand keys
 //! touches none of the others, and a hot user makes no table big. A user lists its entries, for
 //! operators that walk them. What an epoch touched is marked where it lies;
-//! `Table::drain_dirty` turns the marks into images.
+//! `Table::drain_dirty` writes its images.
 
 use std::cell::Cell;
-use std::cmp::Ordering;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use hashbrown::HashTable;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
@@ -16,8 +16,9 @@ use tidings_schemas::deliberate::{self, Bug};
 use tidings_schemas::ids::{KeyGroup, key_group, placement};
 use tidings_schemas::time::Instant;
 
+use super::buffers::Buffers;
+use super::delta::{put_body_kept, put_body_set, put_key, put_state, put_timers};
 use super::slab::{Place, Slab, Tag};
-use super::spread::Spread;
 use super::timers::{Due, Timer, Timers};
 use crate::keyed::{Operator, State, Subkey, TimerId};
 use crate::short::Short;
@@ -133,15 +134,6 @@ impl Image {
     pub fn is_gone(&self) -> bool {
         self.head.is_none() && self.timers.is_empty() && !matches!(self.body, Some(Some(_)))
     }
-
-    /// This image upon the `older` one: a body that was not set stays.
-    #[must_use]
-    pub fn upon(mut self, older: Option<Self>) -> Self {
-        if self.body.is_none() {
-            self.body = older.and_then(|older| older.body);
-        }
-        self
-    }
 }
 
 /// A key within an operator's state: key group, user, and the subkey (none for the user's own).
@@ -155,16 +147,6 @@ pub struct StateKey {
     pub subkey: Option<Subkey>,
 }
 
-/// A user, or one of its entries, that the epoch touched; with what decides its place in key order.
-#[derive(Clone, Copy)]
-struct Touched {
-    group: KeyGroup,
-    /// The beginning of the user's name.
-    first: u64,
-    user: Place,
-    entry: Option<Place>,
-}
-
 /// The state of one operator on one worker.
 pub(crate) struct Table<O: Operator> {
     user_index: Index,
@@ -175,9 +157,9 @@ pub(crate) struct Table<O: Operator> {
     dirty_users: Vec<Place>,
     /// Entries touched in this epoch, each once.
     dirty: Vec<Place>,
-    /// Room for putting them in order.
-    touched: Vec<Touched>,
-    spread: Spread<Touched>,
+    /// Images of what was touched, and those of earlier epochs.
+    page: Vec<u8>,
+    pages: Buffers,
     timers: Timers,
     /// The entry that was found last: a call asks for one several times.
     last: Cell<Place>,
@@ -192,8 +174,8 @@ impl<O: Operator> Table<O> {
             entries: Slab::default(),
             dirty_users: Vec::new(),
             dirty: Vec::new(),
-            touched: Vec::new(),
-            spread: Spread::default(),
+            page: Vec::new(),
+            pages: Buffers::default(),
             timers: Timers::default(),
             last: Cell::new(0),
         }
@@ -498,69 +480,57 @@ impl<O: Operator> Table<O> {
         self.timers.next = [next, waits].into_iter().flatten().min();
     }
 
-    /// Images of all that this epoch touched, in key order; the marks are taken off.
-    pub(crate) fn drain_dirty(&mut self, mut image: impl FnMut(StateKey, Image)) {
-        let mut encoder = Encoder::default();
-        self.put_in_order();
-        let mut touched = std::mem::take(&mut self.touched);
-        if deliberate::has(Bug::ForgottenDirtyKey) && touched.len() > 1 {
-            touched.pop();
+    /// Images of all that this epoch touched, and how many; the marks are taken off.
+    pub(crate) fn drain_dirty(&mut self) -> (usize, Bytes) {
+        if deliberate::has(Bug::ForgottenDirtyKey) && self.dirty.len() > 1 {
+            self.dirty.pop();
         }
-        for Touched { group, user, entry, .. } in touched.drain(..) {
-            let Some(known) = self.users.get_mut(user) else { continue };
-            let name = Arc::clone(&known.name);
-            let Some(place) = entry else {
-                known.dirty = false;
-                let head =
-                    known.state.as_ref().map(|state| (O::User::VERSION, HeadBytes::from_slice(encoder.encode(state))));
-                let out = Image { head, body: Some(None), ..Image::default() };
-                image(StateKey { group, user: name, subkey: None }, out);
-                self.drop_user_if_gone(user);
-                continue;
-            };
+        let mut images = 0;
+        let (mut dirty_users, mut dirty) = (std::mem::take(&mut self.dirty_users), std::mem::take(&mut self.dirty));
+        for place in dirty_users.drain(..) {
+            let Some(user) = self.users.get_mut(place) else { continue };
+            user.dirty = false;
+            images += 1;
+            let page = &mut self.page;
+            put_key(page, key_group(user.placement), &user.name, None);
+            put_state(
+                page,
+                O::User::VERSION,
+                user.state.as_ref().map(|state| |page: &mut Vec<u8>| encode(state, page)),
+            );
+            put_body_set(page);
+            put_state(page, 0, None::<fn(&mut Vec<u8>)>);
+            put_timers(page, [].into_iter());
+            self.drop_user_if_gone(place);
+        }
+        for place in dirty.drain(..) {
             let Some(entry) = self.entries.get_mut(place) else { continue };
+            let Some(user) = self.users.get(entry.user) else { continue };
             entry.dirty = false;
+            images += 1;
             // Of what is gone the image says so, whatever went last: an older one may have a body.
-            let set = std::mem::take(&mut entry.body_dirty) || entry.is_gone();
-            let out = Image {
-                head: entry.head.as_ref().map(|head| (O::Entry::VERSION, HeadBytes::from_slice(encoder.encode(head)))),
-                body: set.then(|| entry.body.as_ref().map(|body| (O::Body::VERSION, encoder.encode(body).to_vec()))),
-                timers: entry.timers.iter().map(|timer| (timer.id, timer.at)).collect(),
-            };
-            image(StateKey { group, user: name, subkey: Some(entry.subkey.clone()) }, out);
-            if entry.is_gone() {
+            let gone = entry.is_gone();
+            let set = std::mem::take(&mut entry.body_dirty) || gone;
+            let page = &mut self.page;
+            put_key(page, key_group(entry.placement), &user.name, Some(entry.subkey.bytes()));
+            put_state(page, O::Entry::VERSION, entry.head.as_ref().map(|head| |page: &mut Vec<u8>| encode(head, page)));
+            if set {
+                put_body_set(page);
+                let body = entry.body.as_ref().map(|body| |page: &mut Vec<u8>| encode(body, page));
+                put_state(page, O::Body::VERSION, body);
+            } else {
+                put_body_kept(page);
+            }
+            put_timers(page, entry.timers.iter().map(|timer| (timer.id, timer.at)));
+            if gone {
+                let user = entry.user;
                 self.drop_entry(place);
                 self.drop_user_if_gone(user);
             }
         }
-        self.touched = touched;
+        (self.dirty_users, self.dirty) = (dirty_users, dirty);
         self.look_ahead();
-    }
-
-    /// Puts what this epoch touched in key order: users, and entries with theirs.
-    fn put_in_order(&mut self) {
-        let users = self.dirty_users.drain(..).map(|user| (user, None));
-        let entries = self.dirty.drain(..);
-        let entries = entries.filter_map(|place| Some((self.entries.get(place)?.user, Some(place))));
-        let touched = users.chain(entries).filter_map(|(user, entry)| {
-            let known = self.users.get(user)?;
-            // Nearly every comparison ends in these bytes, without a look at the name.
-            let (mut first, name) = ([0; 8], known.name.as_bytes());
-            let length = name.len().min(8);
-            first[..length].copy_from_slice(&name[..length]);
-            Some(Touched { group: key_group(known.placement), first: u64::from_be_bytes(first), user, entry })
-        });
-        self.touched.clear();
-        self.touched.extend(touched);
-        let name = |user| self.users.get(user).map(|user| &*user.name);
-        let subkey = |entry: Option<Place>| entry.and_then(|place| self.entries.get(place)).map(|entry| &entry.subkey);
-        let by_key = |one: &Touched, two: &Touched| {
-            let same = one.user == two.user;
-            let same_user = || if same { Ordering::Equal } else { name(one.user).cmp(&name(two.user)) };
-            let users = (one.group, one.first).cmp(&(two.group, two.first)).then_with(same_user);
-            users.then_with(|| subkey(one.entry).cmp(&subkey(two.entry)))
-        };
-        self.spread.sort(&mut self.touched, |touched| usize::from(touched.group.0), by_key);
+        (images, self.pages.exchange(&mut self.page))
     }
 
     fn drop_entry(&mut self, place: Place) {
@@ -617,10 +587,6 @@ impl<O: Operator> Table<O> {
     }
 }
 
-/// Writes states one after the other, with one memory for all of them.
-#[derive(Default)]
-struct Encoder(Vec<u8>);
-
 /// Bytes that are appended as they come.
 struct Append<'a>(&'a mut Vec<u8>);
 
@@ -642,14 +608,12 @@ impl postcard::ser_flavors::Flavor for Append<'_> {
     }
 }
 
-impl Encoder {
-    fn encode<S: State>(&mut self, state: &S) -> &[u8] {
-        self.0.clear();
-        // Serialising into memory fails only for types that do not know their length; none of ours.
-        if postcard::serialize_with_flavor(state, Append(&mut self.0)).is_err() {
-            self.0.clear();
-        }
-        &self.0
+/// Appends a state's bytes.
+fn encode<S: State>(state: &S, bytes: &mut Vec<u8>) {
+    let start = bytes.len();
+    // Serialising into memory fails only for types that do not know their length; none of ours.
+    if postcard::serialize_with_flavor(state, Append(bytes)).is_err() {
+        bytes.truncate(start);
     }
 }
 
@@ -677,7 +641,7 @@ mod tests {
                 keys.push_str(std::str::from_utf8(due.subkey.bytes()).unwrap().trim_end_matches('\0'));
             }
         }
-        table.drain_dirty(|_, _| ());
+        table.drain_dirty();
         keys
     }
 
@@ -707,9 +671,10 @@ mod tests {
         table.set_timer(user, &key, ID, Instant(10), 1);
         let mut state = super::super::delta::Pending::default();
         let mut drain = |table: &mut Table<Dedup>| {
-            let mut images = Vec::new();
-            table.drain_dirty(|key, image| images.push(((Arc::from("o"), key), image)));
-            state.add(images.into_iter().collect());
+            let (images, page) = table.drain_dirty();
+            let mut delta = super::super::delta::Delta::new();
+            delta.push(&Arc::from("o"), images, page);
+            state.add(delta);
             state.delta().iter().map(|(_, image)| image.is_gone()).collect::<Vec<_>>()
         };
         assert_eq!(drain(&mut table), [false]);

@@ -94,7 +94,6 @@ impl<O: Operator> Keyed<O> {
     ) {
         let mut cx = Cx {
             now: env.now,
-            epoch: env.epoch,
             operator: &self.id,
             user,
             profiles: env.profiles,
@@ -183,7 +182,7 @@ impl<O: Operator> Stage for Keyed<O> {
 
     fn on_timers(&mut self, env: &Env<'_>, out: &mut Outbox<'_>) {
         for due in self.table.due(env.now, DUE_PER_GROUP_MAX) {
-            if !self.table.fires(&due, env.epoch) {
+            if !self.table.fires(&due) {
                 continue;
             }
             let Due { at, user, subkey, id, .. } = due;

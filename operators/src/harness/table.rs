@@ -19,7 +19,7 @@ use tidings_schemas::time::Instant;
 use super::buffers::Buffers;
 use super::delta::{put_body_kept, put_body_set, put_key, put_state, put_timers};
 use super::slab::{Place, Slab, Tag};
-use super::timers::{Due, Timer, Timers};
+use super::timers::{Due, OfEntry, Timer, Timers};
 use crate::keyed::{Operator, State, Subkey, TimerId};
 use crate::short::Short;
 
@@ -44,78 +44,103 @@ impl<'a> UserKey<'a> {
         placement.wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }
 
-    fn entry_hash(self, subkey: &Subkey) -> u64 {
-        xxhash_rust::xxh3::xxh3_64_with_seed(subkey.bytes(), self.placement)
+    fn entry_hash(placement: u64, subkey: &[u8]) -> u64 {
+        xxhash_rust::xxh3::xxh3_64_with_seed(subkey, placement)
     }
 }
+
+/// What most names and keys fit into, in place.
+type Name = Short<22>;
 
 /// One entry of one user.
 struct Entry<O: Operator> {
     user: Place,
-    placement: u64,
-    subkey: Subkey,
     /// Its place among the user's entries.
     number: u32,
+    subkey: Name,
+    timers: OfEntry,
     head: Option<O::Entry>,
     body: Option<O::Body>,
-    timers: SmallVec<[Timer; 1]>,
     dirty: bool,
     body_dirty: bool,
 }
 
 impl<O: Operator> Entry<O> {
     fn is_gone(&self) -> bool {
-        self.head.is_none() && self.body.is_none() && self.timers.is_empty()
+        self.head.is_none() && self.body.is_none() && self.timers.as_slice().is_empty()
     }
 
     fn timer(&self, id: TimerId) -> Option<&Timer> {
-        self.timers.iter().find(|timer| timer.id == id)
+        self.timers.as_slice().iter().find(|timer| timer.id == id)
     }
 
     fn timer_mut(&mut self, id: TimerId) -> Option<&mut Timer> {
-        self.timers.iter_mut().find(|timer| timer.id == id)
+        self.timers.as_mut_slice().iter_mut().find(|timer| timer.id == id)
     }
 }
 
-/// A user with state.
+/// A user with state. The name lies here: to compare it takes no look elsewhere.
 struct User<O: Operator> {
-    name: Arc<str>,
+    name: Name,
     placement: u64,
+    entries: SmallVec<[Place; 4]>,
     state: Option<O::User>,
     dirty: bool,
-    entries: SmallVec<[Place; 4]>,
 }
 
-/// From hashes to places.
-struct Index(Vec<HashTable<Place>>);
+impl<O: Operator> User<O> {
+    fn is(&self, user: UserKey<'_>) -> bool {
+        self.placement == user.placement && *self.name == *user.name.as_bytes()
+    }
+
+    fn name(&self) -> &str {
+        std::str::from_utf8(&self.name).unwrap_or_default()
+    }
+}
+
+/// From hashes to places. What is in it knows its hash's lower half: so growing looks at no entry, and of
+/// two that hash to one place, seldom both are looked at.
+struct Index(Vec<HashTable<(u32, Place)>>);
 
 impl Index {
     fn new() -> Self {
         Self((0..SUB_TABLES).map(|_| HashTable::new()).collect())
     }
 
-    /// The sub-tables' own bits are the lowest and the highest.
+    /// The sub-tables' own bits are others than those that decide which it is.
     const fn sub(hash: u64) -> usize {
-        (hash >> 32) as usize % SUB_TABLES
+        (hash >> 56) as usize % SUB_TABLES
+    }
+
+    const fn lower(hash: u64) -> u32 {
+        hash as u32
+    }
+
+    const fn spread(lower: u32) -> u64 {
+        (lower as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }
 
     fn find(&self, hash: u64, is: impl Fn(Place) -> bool) -> Option<Place> {
-        self.0[Self::sub(hash)].find(hash, |place| is(*place)).copied()
+        let lower = Self::lower(hash);
+        let found = self.0[Self::sub(hash)].find(Self::spread(lower), |(own, place)| *own == lower && is(*place));
+        found.map(|(_, place)| *place)
     }
 
-    fn insert(&mut self, hash: u64, place: Place, rehash: impl Fn(Place) -> u64) {
-        self.0[Self::sub(hash)].insert_unique(hash, place, |place| rehash(*place));
+    fn insert(&mut self, hash: u64, place: Place) {
+        let lower = Self::lower(hash);
+        self.0[Self::sub(hash)].insert_unique(Self::spread(lower), (lower, place), |(lower, _)| Self::spread(*lower));
     }
 
     fn remove(&mut self, hash: u64, place: Place) {
-        if let Ok(found) = self.0[Self::sub(hash)].find_entry(hash, |other| *other == place) {
+        let lower = Self::lower(hash);
+        if let Ok(found) = self.0[Self::sub(hash)].find_entry(Self::spread(lower), |(_, other)| *other == place) {
             found.remove();
         }
     }
 }
 
 /// A head's bytes: most are few.
-pub type HeadBytes = Short<47>;
+pub type HeadBytes = Short<46>;
 
 /// What a key was at an epoch's end.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -182,25 +207,20 @@ impl<O: Operator> Table<O> {
     }
 
     fn find_user(&self, user: UserKey<'_>) -> Option<Place> {
-        let is = |place| {
-            let is = |known: &User<O>| known.placement == user.placement && known.name == *user.name;
-            self.users.get(place).is_some_and(is)
-        };
+        let is = |place| self.users.get(place).is_some_and(|known| known.is(user));
         self.user_index.find(UserKey::hash(user.placement), is)
     }
 
     fn find(&self, user: UserKey<'_>, subkey: &Subkey) -> Option<Place> {
-        let of_user = |place| self.users.get(place).is_some_and(|known| known.name == *user.name);
+        let of_user = |place| self.users.get(place).is_some_and(|known| known.is(user));
         let is = |place| {
-            let is = |entry: &Entry<O>| {
-                entry.placement == user.placement && entry.subkey.bytes() == subkey.bytes() && of_user(entry.user)
-            };
+            let is = |entry: &Entry<O>| *entry.subkey == *subkey.bytes() && of_user(entry.user);
             self.entries.get(place).is_some_and(is)
         };
         if is(self.last.get()) {
             return Some(self.last.get());
         }
-        let found = self.entry_index.find(user.entry_hash(subkey), is);
+        let found = self.entry_index.find(UserKey::entry_hash(user.placement, subkey.bytes()), is);
         found.into_iter().for_each(|place| self.last.set(place));
         found
     }
@@ -213,11 +233,9 @@ impl<O: Operator> Table<O> {
         if let Some(place) = self.find_user(user) {
             return place;
         }
-        let (name, entries) = (Arc::clone(user.name), SmallVec::new());
+        let (name, entries) = (Name::from_slice(user.name.as_bytes()), SmallVec::new());
         let place = self.users.insert(User { name, placement: user.placement, state: None, dirty: false, entries });
-        let users = &self.users;
-        let rehash = |place| users.get(place).map_or(0, |user| UserKey::hash(user.placement));
-        self.user_index.insert(UserKey::hash(user.placement), place, rehash);
+        self.user_index.insert(UserKey::hash(user.placement), place);
         place
     }
 
@@ -229,25 +247,19 @@ impl<O: Operator> Table<O> {
         let siblings = self.users.get(of).map_or(0, |user| user.entries.len());
         let place = self.entries.insert(Entry {
             user: of,
-            placement: user.placement,
-            subkey: subkey.clone(),
             // As many as places: fewer than four billion.
             number: u32::try_from(siblings).unwrap_or(u32::MAX),
+            subkey: Name::from_slice(subkey.bytes()),
+            timers: OfEntry::default(),
             head: None,
             body: None,
-            timers: SmallVec::new(),
             dirty: false,
             body_dirty: false,
         });
         if let Some(user) = self.users.get_mut(of) {
             user.entries.push(place);
         }
-        let entries = &self.entries;
-        let rehash = |place| {
-            let hash = |entry: &Entry<O>| xxhash_rust::xxh3::xxh3_64_with_seed(entry.subkey.bytes(), entry.placement);
-            entries.get(place).map_or(0, hash)
-        };
-        self.entry_index.insert(user.entry_hash(subkey), place, rehash);
+        self.entry_index.insert(UserKey::entry_hash(user.placement, subkey.bytes()), place);
         self.last.set(place);
         place
     }
@@ -325,7 +337,7 @@ impl<O: Operator> Table<O> {
     pub(crate) fn remove(&mut self, user: UserKey<'_>, subkey: &Subkey) -> Option<(O::Entry, O::Body)> {
         let place = self.find(user, subkey)?;
         let entry = self.mark(place)?;
-        entry.timers.clear();
+        entry.timers = OfEntry::default();
         entry.body_dirty = true;
         match (entry.head.take(), entry.body.take()) {
             (None, None) => None,
@@ -337,7 +349,8 @@ impl<O: Operator> Table<O> {
     pub(crate) fn subkeys(&self, user: UserKey<'_>) -> Vec<Subkey> {
         let places = self.find_user(user).and_then(|place| self.users.get(place)).map(|user| &*user.entries);
         let entries = places.unwrap_or_default().iter().filter_map(|place| self.entries.get(*place));
-        let mut subkeys: Vec<_> = entries.filter(|entry| !entry.is_gone()).map(|entry| entry.subkey.clone()).collect();
+        let there = entries.filter(|entry| !entry.is_gone());
+        let mut subkeys: Vec<_> = there.map(|entry| Subkey::from_bytes(&entry.subkey)).collect();
         subkeys.sort_unstable();
         subkeys
     }
@@ -348,7 +361,7 @@ impl<O: Operator> Table<O> {
 
     /// Users with state, in order.
     pub(crate) fn user_names(&self) -> Vec<Arc<str>> {
-        let mut names: Vec<_> = self.users.iter().map(|user| Arc::clone(&user.name)).collect();
+        let mut names: Vec<_> = self.users.iter().map(|user| Arc::from(user.name())).collect();
         names.sort_unstable();
         names
     }
@@ -357,19 +370,19 @@ impl<O: Operator> Table<O> {
         self.entry(user, subkey)?.timer(id).map(|timer| timer.at)
     }
 
-    pub(crate) fn set_timer(&mut self, user: UserKey<'_>, subkey: &Subkey, id: TimerId, at: Instant, epoch: u64) {
+    pub(crate) fn set_timer(&mut self, user: UserKey<'_>, subkey: &Subkey, id: TimerId, at: Instant) {
         let (place, entry) = self.touch(user, subkey);
         let listed = match entry.timer_mut(id) {
             Some(timer) => {
-                (timer.at, timer.set_in) = (at, epoch);
-                let listed = timer.listed.is_some_and(|listed| listed <= at);
+                (timer.at, timer.is_fresh) = (at, true);
+                let listed = timer.is_listed && timer.listed <= at;
                 if !listed {
-                    timer.listed = Some(at);
+                    (timer.listed, timer.is_listed) = (at, true);
                 }
                 listed
             }
             None => {
-                entry.timers.push(Timer { id, at, set_in: epoch, listed: Some(at) });
+                entry.timers.push(Timer { at, listed: at, id, is_listed: true, is_fresh: true });
                 false
             }
         };
@@ -383,7 +396,7 @@ impl<O: Operator> Table<O> {
         if self.entries.get(place).is_some_and(|entry| entry.timer(id).is_some())
             && let Some(entry) = self.mark(place)
         {
-            entry.timers.retain(|timer| timer.id != id);
+            entry.timers.remove(id);
         }
     }
 
@@ -398,8 +411,8 @@ impl<O: Operator> Table<O> {
                     && let Some(entry) = self.entries.get(tag.place)
                     && let Some(user) = self.users.get(entry.user)
                 {
-                    let (user, subkey) = (Arc::clone(&user.name), entry.subkey.clone());
-                    due.push(Due { group: key_group(entry.placement), at, user, subkey, id, entry: tag });
+                    let (group, subkey) = (key_group(user.placement), Subkey::from_bytes(&entry.subkey));
+                    due.push(Due { group, at, user: user.name().into(), subkey, id, entry: tag });
                 }
             }
         }
@@ -417,7 +430,7 @@ impl<O: Operator> Table<O> {
         self.timers.overdue = overdue;
         for Due { entry, id, .. } in &due {
             if let Some(timer) = self.entries.tagged_mut(*entry).and_then(|entry| entry.timer_mut(*id)) {
-                timer.listed = None;
+                timer.is_listed = false;
             }
         }
         due
@@ -426,12 +439,12 @@ impl<O: Operator> Table<O> {
     /// Whether the timer that the list of `at` names is due then. One that was moved to later goes into its list.
     fn stands(&mut self, at: Instant, tag: Tag, id: TimerId) -> bool {
         let Some(timer) = self.entries.tagged_mut(tag).and_then(|entry| entry.timer_mut(id)) else { return false };
-        if timer.listed != Some(at) {
+        if !timer.is_listed || timer.listed != at {
             return false;
         }
         let moved = timer.at;
         if moved > at {
-            timer.listed = Some(moved);
+            timer.listed = moved;
             self.timers.list(moved, tag, id);
         }
         moved == at
@@ -439,12 +452,12 @@ impl<O: Operator> Table<O> {
 
     /// Whether a due timer fires now. Not if it was set in this epoch: then in the next; nor if a call
     /// of this wave moved it or took it back.
-    pub(crate) fn fires(&mut self, due: &Due, epoch: u64) -> bool {
+    pub(crate) fn fires(&mut self, due: &Due) -> bool {
         let timer = self.entries.tagged_mut(due.entry).and_then(|entry| entry.timer_mut(due.id));
         let Some(timer) = timer.filter(|timer| timer.at == due.at) else { return false };
-        if timer.set_in == epoch {
-            if timer.listed.is_none() {
-                timer.listed = Some(due.at);
+        if timer.is_fresh {
+            if !timer.is_listed {
+                (timer.listed, timer.is_listed) = (due.at, true);
                 self.timers.list(due.at, due.entry, due.id);
             }
             return false;
@@ -492,7 +505,7 @@ impl<O: Operator> Table<O> {
             user.dirty = false;
             images += 1;
             let page = &mut self.page;
-            put_key(page, key_group(user.placement), &user.name, None);
+            put_key(page, key_group(user.placement), user.name(), None);
             put_state(
                 page,
                 O::User::VERSION,
@@ -512,7 +525,7 @@ impl<O: Operator> Table<O> {
             let gone = entry.is_gone();
             let set = std::mem::take(&mut entry.body_dirty) || gone;
             let page = &mut self.page;
-            put_key(page, key_group(entry.placement), &user.name, Some(entry.subkey.bytes()));
+            put_key(page, key_group(user.placement), user.name(), Some(&entry.subkey));
             put_state(page, O::Entry::VERSION, entry.head.as_ref().map(|head| |page: &mut Vec<u8>| encode(head, page)));
             if set {
                 put_body_set(page);
@@ -521,7 +534,8 @@ impl<O: Operator> Table<O> {
             } else {
                 put_body_kept(page);
             }
-            put_timers(page, entry.timers.iter().map(|timer| (timer.id, timer.at)));
+            put_timers(page, entry.timers.as_slice().iter().map(|timer| (timer.id, timer.at)));
+            entry.timers.as_mut_slice().iter_mut().for_each(|timer| timer.is_fresh = false);
             if gone {
                 let user = entry.user;
                 self.drop_entry(place);
@@ -535,9 +549,8 @@ impl<O: Operator> Table<O> {
 
     fn drop_entry(&mut self, place: Place) {
         let Some(entry) = self.entries.remove(place) else { return };
-        let hash = xxhash_rust::xxh3::xxh3_64_with_seed(entry.subkey.bytes(), entry.placement);
-        self.entry_index.remove(hash, place);
         let Some(user) = self.users.get_mut(entry.user) else { return };
+        self.entry_index.remove(UserKey::entry_hash(user.placement, &entry.subkey), place);
         let number = entry.number as usize;
         user.entries.swap_remove(number);
         if let Some(moved) = user.entries.get(number).and_then(|moved| self.entries.get_mut(*moved)) {
@@ -575,9 +588,9 @@ impl<O: Operator> Table<O> {
         let tag = self.entries.tag(place);
         let Some(entry) = self.entries.get_mut(place) else { return Ok(()) };
         (entry.head, entry.body) = (head, body);
-        entry.timers.clear();
+        entry.timers = OfEntry::default();
         for (id, at) in &image.timers {
-            entry.timers.push(Timer { id: *id, at: *at, set_in: 0, listed: Some(*at) });
+            entry.timers.push(Timer { at: *at, listed: *at, id: *id, is_listed: true, is_fresh: false });
             if !deliberate::has(Bug::TimerLostOnRestore) {
                 self.timers.list(*at, tag, *id);
                 self.timers.next = Some(self.timers.next.map_or(*at, |next| next.min(*at)));
@@ -632,11 +645,17 @@ mod tests {
 
     const ID: TimerId = TimerId(0);
 
-    /// Fires what is due at `now` in `epoch`; the keys, in order.
-    fn fired(table: &mut Table<Dedup>, epoch: u64, now: i64, per_group: usize) -> String {
+    /// Fires what is due at `now` in the next epoch; the keys, in order.
+    fn fired(table: &mut Table<Dedup>, now: i64, per_group: usize) -> String {
+        table.drain_dirty();
+        fires(table, now, per_group)
+    }
+
+    /// The same in the epoch that is under way.
+    fn fires(table: &mut Table<Dedup>, now: i64, per_group: usize) -> String {
         let mut keys = String::new();
         for due in table.due(Instant(now), per_group) {
-            if table.fires(&due, epoch) {
+            if table.fires(&due) {
                 table.clear_timer(UserKey::of(&due.user), &due.subkey, due.id);
                 keys.push_str(std::str::from_utf8(due.subkey.bytes()).unwrap().trim_end_matches('\0'));
             }
@@ -650,17 +669,17 @@ mod tests {
         let (mut table, name) = (Table::<Dedup>::new(), Arc::from("u1"));
         let user = UserKey::of(&name);
         for (key, at) in [("a", 10), ("b", 10), ("c", 20), ("d", 30), ("e", 40), ("a", 25), ("d", 15), ("e", 12)] {
-            table.set_timer(user, &Subkey::of(&[key]), ID, Instant(at), 1);
+            table.set_timer(user, &Subkey::of(&[key]), ID, Instant(at));
         }
         table.clear_timer(user, &Subkey::of(&["b"]), ID);
-        table.set_timer(user, &Subkey::of(&["e"]), ID, Instant(40), 1);
-        assert_eq!(fired(&mut table, 2, 9, 9), "");
+        table.set_timer(user, &Subkey::of(&["e"]), ID, Instant(40));
+        assert_eq!(fired(&mut table, 9, 9), "");
         assert_eq!(table.next_timer(), Some(Instant(15)), "neither what was moved nor what was taken back");
-        assert_eq!(fired(&mut table, 3, 15, 9), "d");
-        assert_eq!(fired(&mut table, 4, 30, 9), "ca");
+        assert_eq!(fired(&mut table, 15, 9), "d");
+        assert_eq!(fired(&mut table, 30, 9), "ca");
         assert_eq!(table.next_timer(), Some(Instant(40)));
-        assert_eq!(fired(&mut table, 5, 99, 9), "e");
-        assert_eq!((fired(&mut table, 6, 99, 9).as_str(), table.next_timer()), ("", None));
+        assert_eq!(fired(&mut table, 99, 9), "e");
+        assert_eq!((fired(&mut table, 99, 9).as_str(), table.next_timer()), ("", None));
         assert!(!table.has_entries(user), "what is empty is forgotten");
     }
 
@@ -668,7 +687,7 @@ mod tests {
     fn an_entry_that_was_only_a_timer_is_gone_once_that_is_taken_back() {
         let (mut table, name) = (Table::<Dedup>::new(), Arc::from("u1"));
         let (user, key) = (UserKey::of(&name), Subkey::of(&["a"]));
-        table.set_timer(user, &key, ID, Instant(10), 1);
+        table.set_timer(user, &key, ID, Instant(10));
         let mut state = super::super::delta::Pending::default();
         let mut drain = |table: &mut Table<Dedup>| {
             let (images, page) = table.drain_dirty();
@@ -686,10 +705,10 @@ mod tests {
     #[test]
     fn a_timer_set_for_the_past_fires_in_the_next_epoch() {
         let (mut table, name) = (Table::<Dedup>::new(), Arc::from("u1"));
-        table.set_timer(UserKey::of(&name), &Subkey::of(&["a"]), ID, Instant(5), 7);
-        assert_eq!(fired(&mut table, 7, 10, 9), "");
+        table.set_timer(UserKey::of(&name), &Subkey::of(&["a"]), ID, Instant(5));
+        assert_eq!(fires(&mut table, 10, 9), "");
         assert_eq!(table.next_timer(), Some(Instant(5)));
-        assert_eq!((fired(&mut table, 8, 10, 9), fired(&mut table, 9, 10, 9)), ("a".to_owned(), String::new()));
+        assert_eq!((fired(&mut table, 10, 9), fired(&mut table, 10, 9)), ("a".to_owned(), String::new()));
     }
 
     #[test]
@@ -697,16 +716,16 @@ mod tests {
         let (mut table, name) = (Table::<Dedup>::new(), Arc::from("u1"));
         let user = UserKey::of(&name);
         for key in ["f", "e", "d", "c", "b", "a"] {
-            table.set_timer(user, &Subkey::of(&[key]), ID, Instant(5), 1);
+            table.set_timer(user, &Subkey::of(&[key]), ID, Instant(5));
         }
-        assert_eq!(fired(&mut table, 2, 10, 2), "ab");
+        assert_eq!(fired(&mut table, 10, 2), "ab");
         assert_eq!(table.next_timer(), Some(Instant(5)));
         table.clear_timer(user, &Subkey::of(&["c"]), ID);
-        table.set_timer(user, &Subkey::of(&["d"]), ID, Instant(11), 2);
-        table.set_timer(user, &Subkey::of(&["z"]), ID, Instant(4), 2);
-        assert_eq!(fired(&mut table, 3, 10, 2), "ze");
-        assert_eq!(fired(&mut table, 4, 10, 2), "f");
-        assert_eq!(fired(&mut table, 5, 11, 2), "d");
+        table.set_timer(user, &Subkey::of(&["d"]), ID, Instant(11));
+        table.set_timer(user, &Subkey::of(&["z"]), ID, Instant(4));
+        assert_eq!(fired(&mut table, 10, 2), "ze");
+        assert_eq!(fired(&mut table, 10, 2), "f");
+        assert_eq!(fired(&mut table, 11, 2), "d");
         assert_eq!(table.next_timer(), None);
     }
 }

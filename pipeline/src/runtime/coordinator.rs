@@ -469,7 +469,7 @@ impl<'a> Generation<'a> {
         for (worker, assigned) in assigned.into_iter().enumerate() {
             let mut chain = plan.wiring.chain(Path::Decide).map_err(|error| DecideError::Worker(error.to_string()))?;
             if start.checkpoint.is_some() {
-                let mine = start.state.iter().filter(|((_, key), _)| key.group.worker(plan.workers) == worker);
+                let mine = start.state.of_worker(worker, plan.workers);
                 chain.restore_but(mine, manifest.rules, &may_drop)?;
                 for (operator, count) in chain.dropped() {
                     let sum = dropped.entry(operator).or_default();

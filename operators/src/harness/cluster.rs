@@ -112,7 +112,13 @@ pub fn start_in(workers: Vec<WorkerIo>, sources: Vec<Source>, seat: Seat) -> Res
     let (over, changed) = (Mutex::new(false), Condvar::new());
     let ending = Arc::new(Ending { abort: AtomicBool::new(false), sockets, broken, over, changed });
     let link = |(to, stream): (usize, Option<TcpStream>)| {
-        stream.map(|stream| Link { stream, to, ending: Arc::clone(&ending), frames: Frames::default(), is_broken: false })
+        stream.map(|stream| Link {
+            stream,
+            to,
+            ending: Arc::clone(&ending),
+            frames: Frames::default(),
+            is_broken: false,
+        })
     };
     let links = links.into_iter().enumerate().map(link).collect();
     let hooks = Hooks::default();
@@ -255,7 +261,8 @@ impl Frames {
         if self.has_ended {
             return 0;
         }
-        let open = if self.left > 0 { usize::try_from(self.left).unwrap_or(usize::MAX) } else { HEADER_BYTES - self.have };
+        let open =
+            if self.left > 0 { usize::try_from(self.left).unwrap_or(usize::MAX) } else { HEADER_BYTES - self.have };
         open.min(at_most)
     }
 }

@@ -87,6 +87,8 @@ pub struct Status {
     pub checkpoint: AtomicU64,
     /// Epochs that were replayed at the start.
     pub replayed: AtomicU64,
+    /// Generations that began.
+    pub generations: AtomicU64,
     /// Source records that were cut.
     pub records: AtomicU64,
     /// Profiles are loaded, decisions are made.
@@ -475,6 +477,7 @@ impl<'a> Generation<'a> {
         let topology = around.checkpoints.put_blob(&plan.topology)?;
         let calendar = around.checkpoints.put_blob(plan.rules.calendar.bytes())?;
         let generation = cutlog.generation();
+        around.status.generations.fetch_add(1, Ordering::Relaxed);
         let manifest = start.checkpoint.as_ref().map(|(_, manifest)| manifest.clone()).unwrap_or_default();
         let last = start.last;
         let present = present(&*around.log, &plan.outlets, &start.marks, start.said_through, last)?;

@@ -265,6 +265,7 @@ fn generation(share: &Share, plan: &Plan, around: &Around, switch: &Switch) -> R
     threads.seated(workers, &slots, plan.wiring.sources.clone(), seat)?;
     let _watched = around.status.pulses.watch(pulses);
     around.status.ready.store(true, Ordering::Relaxed);
+    around.status.generations.fetch_add(1, Ordering::Relaxed);
 
     let wake = || slots.iter().filter_map(|slot| slot.get()).for_each(|waker| waker());
     let tell = |command: &Command| {

@@ -9,6 +9,8 @@
 //! # Invariants
 //! - A stage that ends by itself ends the process: whoever supervises it starts it again.
 //! - A stage in which somebody stands still ends the process as well (`watchdog.rs`).
+//! - Where decide is shared by several processes ([`crate::runtime::cluster`]), process 0 runs whatever stages it is
+//!   told to, and the others nothing but their workers.
 //! - Stop reaches the stages in the order in which work flows: sources first, the record last, so
 //!   that what was decided is delivered and recorded as far as it goes within the bound.
 
@@ -21,7 +23,7 @@ mod templates;
 mod watchdog;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -52,9 +54,11 @@ use crate::assemble::{self, RunSettings};
 use crate::checkpoint::Checkpoints;
 use crate::console::{Console, Emit, Health, Inbox, Parts as ConsoleParts};
 use crate::runtime::clock::{Clock, SystemClock};
+use crate::runtime::cluster::{self, Head, Share};
 use crate::runtime::coordinator::{self, Status, Surroundings};
 use crate::runtime::critical::{Critical, CriticalPlan, CriticalStatus, CriticalSurroundings};
 use crate::runtime::crumbs::Crumbs;
+use crate::runtime::plan::Plan;
 use crate::sources::file::FileFeeder;
 use crate::topology::{Config, Log as LogPlace, Place, Record as RecordPlace};
 
@@ -81,10 +85,12 @@ const FINISH_MAX: Duration = Duration::from_secs(20);
 pub struct Settings {
     /// Stages; all of them if empty.
     pub stages: Vec<Stage>,
-    /// How decide runs.
+    /// How decide runs. Its workers are those of all processes.
     pub run: RunSettings,
     /// What this process is called in its groups, if it is not the machine's name and a number.
     pub instance: Option<String>,
+    /// This process's share of decide, where several have one.
+    pub cluster: Option<Cluster>,
     /// Where the console and the control API listen; none serves neither.
     pub admin: Option<SocketAddr>,
     /// What time it is, for decisions and deliveries.
@@ -111,6 +117,15 @@ pub struct Settings {
     pub still_max: Duration,
     /// Whether a supervisor listens on stdout for signs of life.
     pub supervised: bool,
+}
+
+/// How a process finds the others.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    /// Which one it is, and where they are.
+    pub share: Share,
+    /// Where this one listens: `address:port`.
+    pub bind: String,
 }
 
 /// A stage of the pipeline.
@@ -296,28 +311,9 @@ impl Process {
             critical = Some(Critical::start(plan, around)?);
         }
         if runs(Stage::Decide) {
-            feed_files(config, &settings.folder, &log, &stop, &mut threads)?;
-            let folder = settings.folder.join(&deployment.checkpoints.to);
-            let checkpoints = Checkpoints::in_folder(&folder);
-            let older = {
-                let (run, log) = (settings.run.clone(), Arc::clone(&log));
-                move |bytes: &[u8], calendar| {
-                    assemble::older(bytes, calendar, &*log, &run).map_err(|error| error.to_string())
-                }
-            };
-            let around = Surroundings {
-                crumbs: Some(Crumbs::in_folder(&folder)),
-                log: Arc::clone(&log),
-                checkpoints: checkpoints.map_err(|problem| anyhow!(problem))?,
-                clock: Arc::clone(&settings.clock),
-                stop: Arc::clone(&stop),
-                status: Arc::clone(&standing.decide),
-                observer: None,
-                older: Arc::new(older),
-                accept_divergence: settings.accept_divergence,
-                may_drop: settings.may_drop.clone(),
-            };
-            threads.push(("decide", spawn("decide", move || Ok(coordinator::run(&plan, &around)?))?));
+            let standing = (&standing.decide, &stop, &log);
+            let run = decide(config, &settings, plan, standing, &mut threads)?;
+            threads.push(("decide", spawn("decide", run)?));
         }
         let admin = serve(&console, settings.admin, &mut tasks).await?;
         Ok(Self {
@@ -425,6 +421,54 @@ impl Process {
             None => Ok(()),
         }
     }
+}
+
+/// Decide, as a thread runs it: all of it, or one process's share.
+fn decide(
+    config: &Config,
+    settings: &Settings,
+    plan: Plan,
+    (status, stop, log): (&Arc<Status>, &Arc<AtomicBool>, &Arc<dyn Log>),
+    threads: &mut Vec<(&'static str, JoinHandle<anyhow::Result<()>>)>,
+) -> anyhow::Result<Box<dyn FnOnce() -> anyhow::Result<()> + Send>> {
+    let (log, clock) = (Arc::clone(log), Arc::clone(&settings.clock));
+    let (stop, status) = (Arc::clone(stop), Arc::clone(status));
+    let listen = |bind: &String| {
+        let listener = TcpListener::bind(bind);
+        listener.with_context(|| format!("other processes cannot be heard on {bind}; name another address with --bind"))
+    };
+    let head = match &settings.cluster {
+        Some(Cluster { share, bind }) if share.process > 0 => {
+            let (share, listener) = (share.clone(), listen(bind)?);
+            let around = cluster::Around { log, clock, stop, status };
+            return Ok(Box::new(move || Ok(cluster::serve(&share, &plan, &around, listener)?)));
+        }
+        Some(Cluster { share, bind }) => Some(Head::open(share.clone(), &plan, listen(bind)?)?),
+        None => None,
+    };
+    feed_files(config, &settings.folder, &log, &stop, threads)?;
+    let folder = settings.folder.join(&config.deployment.checkpoints.to);
+    let older = {
+        let (run, log) = (settings.run.clone(), Arc::clone(&log));
+        move |bytes: &[u8], calendar| assemble::older(bytes, calendar, &*log, &run).map_err(|error| error.to_string())
+    };
+    let checkpoints = Checkpoints::in_folder(&folder);
+    let around = Surroundings {
+        crumbs: Some(Crumbs::in_folder(&folder)),
+        log,
+        checkpoints: checkpoints.map_err(|problem| anyhow!(problem))?,
+        clock,
+        stop,
+        status,
+        observer: None,
+        older: Arc::new(older),
+        accept_divergence: settings.accept_divergence,
+        may_drop: settings.may_drop.clone(),
+    };
+    Ok(match head {
+        None => Box::new(move || Ok(coordinator::run(&plan, &around)?)),
+        Some(head) => Box::new(move || Ok(coordinator::run_on(&plan, &around, || head.crew())?)),
+    })
 }
 
 /// Whether decide is among the stages that are run.
@@ -646,8 +690,15 @@ impl Emit for Emitter {
 
 impl Health for Standing {
     fn not_ready(&self) -> Option<String> {
-        let waits = self.decides && !self.decide.ready.load(Ordering::Relaxed);
-        waits.then(|| "preferences are not loaded to their high watermark yet".to_owned())
+        if !self.decides || self.decide.ready.load(Ordering::Relaxed) {
+            return None;
+        }
+        let waits = self.decide.waits.lock().map(|waits| waits.clone()).unwrap_or_default();
+        Some(if waits.is_empty() {
+            "preferences are not loaded to their high watermark yet".to_owned()
+        } else {
+            format!("decide {waits}")
+        })
     }
 
     fn metrics(&self) -> String {
@@ -676,6 +727,8 @@ fn metrics(standing: &Standing) -> String {
     put("tidings_checkpoint_failures_total", "counter", "Checkpoints that could not be written.", "", failures);
     let set_aside = of(&decide.set_aside);
     put("tidings_set_aside_total", "counter", "Calls that killed their operator and are left out.", "", set_aside);
+    let generations = of(&decide.generations);
+    put("tidings_generations_total", "counter", "Generations of decide since the start.", "", generations);
     let critical = &standing.critical;
     put("tidings_critical_records_total", "counter", "Records of the critical path.", "", of(&critical.handled));
     let templates = &standing.templates;

@@ -9,6 +9,7 @@ pub mod workload;
 
 pub mod decide;
 pub mod instructions;
+pub mod memory;
 pub mod p0_latency;
 pub mod through_log;
 

@@ -31,12 +31,63 @@ pub const MEMBERS_MAX: usize = 1024;
 /// Names that a text may show.
 pub const NAMES_MAX: usize = 3;
 
+/// Texts are read into the memory in which they stay, and not through another.
+mod texts {
+    use std::fmt;
+    use std::sync::Arc;
+
+    use serde::Deserializer;
+    use serde::de::{Error, Visitor};
+
+    struct Text;
+
+    impl Visitor<'_> for Text {
+        type Value = Arc<str>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a text")
+        }
+
+        fn visit_str<E: Error>(self, text: &str) -> Result<Arc<str>, E> {
+            Ok(text.into())
+        }
+    }
+
+    struct Maybe;
+
+    impl<'de> Visitor<'de> for Maybe {
+        type Value = Option<Arc<str>>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a text or none")
+        }
+
+        fn visit_none<E: Error>(self) -> Result<Self::Value, E> {
+            Ok(None)
+        }
+
+        fn visit_some<D: Deserializer<'de>>(self, text: D) -> Result<Self::Value, D::Error> {
+            one(text).map(Some)
+        }
+    }
+
+    pub(super) fn one<'de, D: Deserializer<'de>>(text: D) -> Result<Arc<str>, D::Error> {
+        text.deserialize_str(Text)
+    }
+
+    pub(super) fn some<'de, D: Deserializer<'de>>(text: D) -> Result<Option<Arc<str>>, D::Error> {
+        text.deserialize_option(Maybe)
+    }
+}
+
 /// What a member says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Content {
     /// Variables, a JSON object as text.
+    #[serde(deserialize_with = "texts::one")]
     pub data: Arc<str>,
     /// The template, where one was asked for.
+    #[serde(deserialize_with = "texts::some")]
     pub template_id: Option<Arc<str>>,
 }
 
@@ -44,8 +95,10 @@ pub struct Content {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Subject {
     /// Its type.
+    #[serde(deserialize_with = "texts::one")]
     pub event_type: Arc<str>,
     /// Its category.
+    #[serde(deserialize_with = "texts::one")]
     pub category: Arc<str>,
     /// To what it was done.
     pub object: Option<Arc<Object>>,
@@ -72,6 +125,7 @@ pub struct Member {
     /// Its intent by the producer's own id: a cancel may name either.
     pub intent_by_id: IntentId,
     /// What a cancel may name.
+    #[serde(deserialize_with = "texts::some")]
     pub cancel_key: Option<Arc<str>>,
     /// Who did it.
     pub actor: Option<Actor>,
@@ -110,20 +164,27 @@ pub type Members = SmallVec<[Arc<Member>; 1]>;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Page {
     /// Who is to be told.
+    #[serde(deserialize_with = "texts::one")]
     pub user: Arc<str>,
     /// The tenant.
+    #[serde(deserialize_with = "texts::one")]
     pub tenant: Arc<str>,
     /// The type.
+    #[serde(deserialize_with = "texts::one")]
     pub event_type: Arc<str>,
     /// Its category.
+    #[serde(deserialize_with = "texts::one")]
     pub category: Arc<str>,
     /// What makes two events the same wish.
     pub dedup_key: DedupKey,
     /// The producer's own key behind it, for a hand-over between the two paths.
+    #[serde(deserialize_with = "texts::some")]
     pub producer_key: Option<Arc<str>>,
     /// The producer's own id, for the same: a cancel may name it beside a key.
+    #[serde(deserialize_with = "texts::some")]
     pub producer_id: Option<Arc<str>>,
     /// Only to this address.
+    #[serde(deserialize_with = "texts::some")]
     pub only_address: Option<Arc<str>>,
 }
 

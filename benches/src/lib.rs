@@ -12,6 +12,7 @@ mod installation;
 pub mod instructions;
 pub use installation::Services;
 pub mod first_send;
+pub mod memory;
 pub mod p0_latency;
 pub mod peers;
 pub mod through_log;

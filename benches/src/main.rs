@@ -12,7 +12,7 @@ use tidings_benches::figure::{Figure, Place, table};
 use tidings_benches::peers::{self, Flink};
 use tidings_benches::setup::Setup;
 use tidings_benches::workload::{Size, Workload};
-use tidings_benches::{Services, decide, first_send, instructions, p0_latency, restore, through_log};
+use tidings_benches::{Services, decide, first_send, instructions, memory, p0_latency, restore, through_log};
 use tidings_pipeline::runtime::clock::{Clock, SystemClock};
 use tidings_sinks::log::Log;
 use tidings_sinks::log::embedded::EmbeddedLog;
@@ -49,6 +49,12 @@ struct Arguments {
     /// What `instructions` lets callgrind run.
     #[arg(long, hide = true)]
     counted: bool,
+    /// The same of `one_more_operator`: the chain with it.
+    #[arg(long, hide = true)]
+    one_more: bool,
+    /// What `memory` starts a process for.
+    #[arg(long, hide = true)]
+    kind: Option<memory::Kind>,
     /// A Kafka for `decide_kafka`, `host:port`. Topics of its own are made there, and kept for a day.
     #[arg(long, env = "TIDINGS_TEST_KAFKA")]
     kafka: Option<String>,
@@ -77,6 +83,11 @@ enum Bench {
     /// Instructions an event, by part, counted by callgrind; measured once, because every run counts the same.
     /// Its size is its own.
     Instructions,
+    /// Instructions an event that one more stateful operator in the chain costs, counted likewise: a second
+    /// `dedup` behind the first, which keeps a key of every event and hands it on.
+    OneMoreOperator,
+    /// Bytes of a worker's memory that a key of state takes, by operator; measured once. Its size is its own.
+    Memory,
     /// Seconds until a checkpoint stands in the workers' tables.
     Restore,
     /// Milliseconds from Kafka to the provider, with a flood of the lowest priority and without. Needs
@@ -152,6 +163,8 @@ impl Session {
                 })
             }
             Bench::Instructions => self.instructions(),
+            Bench::OneMoreOperator => self.one_more_operator(),
+            Bench::Memory => self.memory(),
             Bench::Restore => self.restore(&self.workload()?, &workers),
             Bench::P0Latency => self.p0_latency(),
             Bench::FirstSend => self.first_send(),
@@ -245,6 +258,58 @@ impl Session {
             let total = instructions::count(program.args(["instructions", "--counted"]), part, folder.path())?;
             let name = format!("instructions, {}", part.name);
             self.figure(name, "per event", &[per_event(total)], Some(decided.hash))?;
+        }
+        Ok(())
+    }
+
+    fn one_more_operator(&mut self) -> Result<()> {
+        if std::process::Command::new("valgrind").arg("--version").output().is_err() {
+            let said = "one_more_operator was NOT measured: there is no valgrind (Debian: apt-get install valgrind)\n";
+            std::io::stderr().write_all(said.as_bytes())?;
+            return Ok(());
+        }
+        let workload = Workload::new(&self.setup, instructions::SIZE)?;
+        let more = self.setup.with_one_more()?;
+        if self.arguments.counted {
+            let setup = if self.arguments.one_more { &more } else { &self.setup };
+            return instructions::decide(setup, &workload).map(drop);
+        }
+        let (without, with) = (instructions::decide(&self.setup, &workload)?, instructions::decide(&more, &workload)?);
+        let same = (without.said, without.rows) == (with.said, with.rows);
+        ensure!(same && with.images > without.images, "one more operator decides otherwise: {without:?}, {with:?}");
+        let folder = tempfile::tempdir()?;
+        let per_event = |count: u64| count as f64 / workload.events as f64;
+        for part in [instructions::PARTS[1], instructions::PARTS[4]] {
+            let count = |more: bool| {
+                let mut program = std::process::Command::new(std::env::current_exe()?);
+                program.args(["one_more_operator", "--counted"]);
+                if more {
+                    program.arg("--one-more");
+                }
+                instructions::count(&mut program, part, folder.path())
+            };
+            let (with, without) = (count(true)?, count(false)?);
+            let name = format!("one more operator, {}", part.name);
+            self.figure(name, "per event", &[per_event(with) - per_event(without)], None)?;
+        }
+        let keys = per_event(with.images - without.images);
+        self.figure("one more operator, changed keys".to_owned(), "per event", &[keys], Some(with.hash))
+    }
+
+    fn memory(&mut self) -> Result<()> {
+        let keys = if self.arguments.quick { 50_000 } else { memory::KEYS };
+        if let Some(kind) = self.arguments.kind {
+            let bytes = memory::measure(kind, keys)?;
+            return Ok(writeln!(std::io::stdout(), "{bytes}")?);
+        }
+        for kind in memory::Kind::ALL {
+            let mut program = std::process::Command::new(std::env::current_exe()?);
+            program.args(["memory", "--kind", kind.name()]);
+            if self.arguments.quick {
+                program.arg("--quick");
+            }
+            let bytes = memory::measure_apart(&mut program)?;
+            self.figure(format!("memory, {}", kind.name()), "bytes/key", &[bytes], None)?;
         }
         Ok(())
     }

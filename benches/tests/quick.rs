@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tidings_benches::setup::Setup;
 use tidings_benches::workload::{Size, Workload};
-use tidings_benches::{Services, decide, first_send, instructions, p0_latency, peers, restore, through_log};
+use tidings_benches::{Services, decide, first_send, instructions, memory, p0_latency, peers, restore, through_log};
 use tidings_pipeline::runtime::clock::{Clock, SystemClock};
 use tidings_schemas::time::Instant;
 use tidings_sinks::log::Log;
@@ -138,4 +138,22 @@ fn every_probe_arrives_once_under_a_flood() {
     let sizes: Vec<usize> = run.quiet.arrived.values().chain(run.flooded.arrived.values()).map(Vec::len).collect();
     assert_eq!(sizes, [p0_latency::Size::QUICK.probes as usize; 4]);
     assert!(run.flood_per_second > 0.0, "{run:?}");
+}
+
+#[test]
+fn one_more_operator_decides_the_same_and_keeps_a_key_of_every_event_that_passes() {
+    let (setup, workload) = quick();
+    let without = instructions::decide(&setup, &workload).unwrap();
+    let with = instructions::decide(&setup.with_one_more().unwrap(), &workload).unwrap();
+    assert_eq!((with.said, with.rows), (without.said, without.rows));
+    assert!(with.images > without.images + workload.events / 2, "{with:?}, {without:?}");
+}
+
+#[test]
+fn a_key_takes_memory_and_a_profile_that_says_nothing_takes_none() {
+    for kind in memory::Kind::ALL {
+        // Tests share their process: only that the keys are made, and none too many, can be told.
+        let bytes = memory::measure(kind, 2_000).unwrap();
+        assert!(bytes < 100_000.0, "{kind:?}: {bytes}");
+    }
 }

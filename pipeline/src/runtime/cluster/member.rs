@@ -344,9 +344,9 @@ fn links(
                 Err(Over::Refused(why)) => return Err(Over::Lost(why)),
                 link => link?,
             };
-            let unbounded = |error: io::Error| Over::Lost(error.to_string());
-            link.set_read_timeout(None).map_err(unbounded)?;
-            link.set_write_timeout(None).map_err(unbounded)?;
+            let failed = |error: io::Error| Over::Lost(error.to_string());
+            link.set_read_timeout(None).map_err(failed)?;
+            link.set_write_timeout(None).map_err(failed)?;
             links.push(Some(link));
         } else {
             let link = loop {

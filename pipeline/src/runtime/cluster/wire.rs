@@ -83,7 +83,7 @@ pub(crate) struct Hello {
     /// Workers of each process.
     pub(crate) workers: u16,
     pub(crate) build: Hash,
-    pub(crate) timely: String,
+    pub(crate) engine: String,
     pub(crate) topology: Hash,
     pub(crate) calendar: Hash,
 }
@@ -108,8 +108,8 @@ impl Hello {
         hash("topology", &self.topology, &ours.topology, "give both the same files and variables");
         hash("calendar data", &self.calendar, &ours.calendar, "run the same program in both");
         hash("build", &self.build, &ours.build, "stop all processes and start the same program in each");
-        if self.timely != ours.timely {
-            differs.push(format!("its timely is {}, process 0's is {}", self.timely, ours.timely));
+        if self.engine != ours.engine {
+            differs.push(format!("its engine is {}, process 0's is {}", self.engine, ours.engine));
         }
         if self.process == 0 || self.process >= ours.processes {
             let last = ours.processes - 1;
@@ -203,10 +203,13 @@ pub(crate) enum Up {
     Leaving,
 }
 
+/// One output: its key group, its place, where it goes, its user, the record.
+type SaidOnWire = (KeyGroup, Ordinal, To, Arc<str>, Vec<u8>);
+
 /// A part of an epoch's output.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Page {
-    Said(Vec<(KeyGroup, Ordinal, To, Arc<str>, Vec<u8>)>),
+    Said(Vec<SaidOnWire>),
     /// Each row's unit, its id, its user's placement, and its length in the bytes that follow.
     Rows(Vec<(u8, [u8; 16], u64, u32)>, Vec<u8>),
     Delta(Vec<(Key, Image)>),
@@ -442,7 +445,7 @@ mod tests {
             processes: 2,
             workers: 3,
             build: [7; 32],
-            timely: "0.32.0".to_owned(),
+            engine: "timely 1".to_owned(),
             topology: [8; 32],
             calendar: [9; 32],
         }
@@ -458,7 +461,7 @@ mod tests {
     #[test]
     fn openings_and_refusals_keep_their_bytes() {
         let hashes = [[7; 32], [8; 32], [9; 32]];
-        let hello_bytes = [&[1, 2, 3][..], &hashes[0], &[6], b"0.32.0", &hashes[1], &hashes[2]].concat();
+        let hello_bytes = [&[1, 2, 3][..], &hashes[0], &[8], b"timely 1", &hashes[1], &hashes[2]].concat();
         let length = u32::try_from(4 + 2 + 1 + hello_bytes.len()).unwrap().to_le_bytes();
         let golden = [&length[..], b"tdgs", &[1, 0], &[0], &hello_bytes].concat();
         assert_eq!(opening(&Opening::Control(hello())), golden);
@@ -513,7 +516,7 @@ mod tests {
                 Hello { calendar: [1; 32], ..hello() },
                 "its calendar data is 010101010101, process 0's is 090909090909: run the same program in both",
             ),
-            (Hello { timely: "0.33.0".to_owned(), ..hello() }, "its timely is 0.33.0, process 0's is 0.32.0"),
+            (Hello { engine: "timely 2".to_owned(), ..hello() }, "its engine is timely 2, process 0's is timely 1"),
             (Hello { process: 0, ..hello() }, "it says that it is process 0; others than this one are 1 to 1"),
             (Hello { process: 2, ..hello() }, "it says that it is process 2; others than this one are 1 to 1"),
         ] {
@@ -544,7 +547,7 @@ mod tests {
         let image = |number: u32| {
             let user: Arc<str> = format!("u{number:06}").into();
             let key = (Arc::from("route"), StateKey { group: KeyGroup(1), user, subkey: None });
-            let body = (number % 2 == 0).then(|| Some((3, vec![9; 900])));
+            let body = number.is_multiple_of(2).then(|| Some((3, vec![9; 900])));
             (key, Image { head: Some((1, HeadBytes::from_slice(&[1, 2]))), body, ..Image::default() })
         };
         let output = EpochOutput {

@@ -34,7 +34,7 @@ use crate::rules::Rules;
 use crate::short::Short;
 
 /// What a subkey holds without an allocation: ids, and a few short words.
-const SUBKEY_INLINE_BYTES: usize = 39;
+const SUBKEY_INLINE_BYTES: usize = 38;
 
 /// What an operator keeps under one user: a byte string, compared by bytes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
@@ -64,6 +64,11 @@ impl Subkey {
             self.0.push(part.as_bytes());
         }
         self.0.push(&[0]);
+    }
+
+    /// The subkey of these bytes.
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Self {
+        Self(Short::from_slice(bytes))
     }
 
     /// The bytes.
@@ -277,7 +282,6 @@ impl<'a> About<'a> {
 /// What the engine hands an operator, and takes from it, for one call.
 pub struct Cx<'a, O: Operator> {
     pub(crate) now: Instant,
-    pub(crate) epoch: u64,
     pub(crate) operator: &'a Arc<str>,
     pub(crate) user: UserKey<'a>,
     pub(crate) profiles: &'a Profiles,
@@ -402,7 +406,7 @@ impl<O: Operator> Cx<'_, O> {
     /// Sets the entry's timer `id` to `at`, in place of an earlier one. What is due already fires in
     /// the next epoch.
     pub fn set_timer(&mut self, subkey: &Subkey, id: TimerId, at: Instant) {
-        self.table.set_timer(self.user, subkey, id, at, self.epoch);
+        self.table.set_timer(self.user, subkey, id, at);
     }
 
     /// Takes the entry's timer `id` back.

@@ -16,6 +16,7 @@
 
 mod deliver;
 mod give_way;
+mod instance;
 mod providers;
 mod tail;
 mod templates;
@@ -47,6 +48,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::deliver::CriticalRuntime;
 pub use self::give_way::give_way;
+use self::instance::{Named, named};
 use self::watchdog::Watching;
 use crate::assemble::{self, RunSettings};
 use crate::checkpoint::Checkpoints;
@@ -87,6 +89,8 @@ pub struct Settings {
     pub run: RunSettings,
     /// This process's share of decide, where several have one.
     pub cluster: Option<Cluster>,
+    /// What this process is called in its groups, if it is not the machine's name and a number.
+    pub instance: Option<String>,
     /// Where the console and the control API listen; none serves neither.
     pub admin: Option<SocketAddr>,
     /// What time it is, for decisions and deliveries.
@@ -172,6 +176,8 @@ pub struct Process {
     tasks: Tasks,
     record_stop: CancellationToken,
     watch_stop: Arc<AtomicBool>,
+    /// Its name is its own as long as this is there.
+    _named: Named,
     /// Last: what runs on it has ended by then.
     critical_runtime: CriticalRuntime,
 }
@@ -198,7 +204,15 @@ impl Process {
         let runs = |stage| settings.stages.is_empty() || settings.stages.contains(&stage);
         let stamp = Arc::clone(&settings.clock);
         let clock: SinkClock = Arc::new(move || stamp.wall());
-        let log = open(deployment.log.clone(), LINGER, Arc::clone(&clock)).await?;
+        let topics = config.topology.topics();
+        let named = match &deployment.log {
+            LogPlace::Kafka { .. } => {
+                named(settings.instance.as_deref(), &topics.group("process"), &std::env::temp_dir())
+            }
+            // It has one owner, which holds its lock.
+            LogPlace::Embedded { .. } => Named::default(),
+        };
+        let log = open(deployment.log.clone(), &named, LINGER, Arc::clone(&clock)).await?;
         let created = (settings.create_topics, Arc::clone(&log), assemble::topics(config), config.clone());
         let partitions = blocking(move || {
             let (create, log, topics, config) = created;
@@ -211,7 +225,6 @@ impl Process {
         .await?;
         let calendar = Calendar::bundled();
         let (plan, assembly) = assemble::plan(config, calendar, partitions.clone(), &settings.run)?;
-        let topics = config.topology.topics();
         let stop = Arc::new(AtomicBool::new(false));
         let mut tasks = Tasks::default();
 
@@ -269,16 +282,17 @@ impl Process {
         }
         let critical_runtime = CriticalRuntime::start()?;
         if runs(Stage::Deliver) {
-            let (settings, topics, log, clock, standing) = (&settings, &topics, &log, &clock, &standing);
-            let start = deliver::Start { config, settings, topics, log, clock, standing };
+            let (settings, topics, log, named) = (&settings, &topics, &log, &named);
+            let (clock, standing) = (&clock, &standing);
+            let start = deliver::Start { config, settings, topics, log, named, clock, standing };
             start.run(&critical_runtime, &mut tasks).await?;
         }
         let mut critical = None;
         if runs(Stage::Critical)
             && let Some(half) = &assembly.critical
         {
-            let own = critical_runtime.log(&log, &deployment.log, LINGER, &clock).await?;
-            let lanes = critical_runtime.log(&log, &deployment.log, Duration::ZERO, &clock).await?;
+            let own = critical_runtime.log(&log, &deployment.log, &named, LINGER, &clock).await?;
+            let lanes = critical_runtime.log(&log, &deployment.log, &named, Duration::ZERO, &clock).await?;
             let plan = CriticalPlan {
                 wiring: half.wiring.clone(),
                 sources: half.sources.clone(),
@@ -303,6 +317,7 @@ impl Process {
         }
         let admin = serve(&console, settings.admin, &mut tasks).await?;
         Ok(Self {
+            _named: named,
             standing,
             console,
             admin,
@@ -540,8 +555,9 @@ async fn blocking<T: Send + 'static>(body: impl FnOnce() -> anyhow::Result<T> + 
     tokio::task::spawn_blocking(body).await?
 }
 
-async fn open(place: LogPlace, linger: Duration, clock: SinkClock) -> anyhow::Result<Arc<dyn Log>> {
-    blocking(move || Ok(assemble::open_log(&place, linger, PATIENCE, clock)?)).await
+async fn open(place: LogPlace, named: &Named, linger: Duration, clock: SinkClock) -> anyhow::Result<Arc<dyn Log>> {
+    let instance = named.instance.clone();
+    blocking(move || Ok(assemble::open_log(&place, instance, linger, PATIENCE, clock)?)).await
 }
 
 /// Brings ClickHouse's schema up to date; while it is away the log keeps the rows.

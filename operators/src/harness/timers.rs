@@ -17,12 +17,61 @@ use crate::keyed::{Subkey, TimerId};
 /// A timer as its entry knows it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Timer {
-    pub(crate) id: TimerId,
     pub(crate) at: Instant,
-    /// The epoch in which it was set.
-    pub(crate) set_in: u64,
-    /// In whose list it stands; never later than `at`. None while it is being fired.
-    pub(crate) listed: Option<Instant>,
+    /// In whose list it stands, unless it is being fired; never later than `at`.
+    pub(crate) listed: Instant,
+    pub(crate) id: TimerId,
+    pub(crate) is_listed: bool,
+    /// Whether this epoch set it.
+    pub(crate) is_fresh: bool,
+}
+
+/// The timers of an entry: nearly every one has one, or none.
+#[derive(Clone, Debug)]
+pub(crate) enum OfEntry {
+    /// At most one.
+    One(Option<Timer>),
+    /// More.
+    Many(Box<Vec<Timer>>),
+}
+
+impl Default for OfEntry {
+    fn default() -> Self {
+        Self::One(None)
+    }
+}
+
+impl OfEntry {
+    pub(crate) fn as_slice(&self) -> &[Timer] {
+        match self {
+            Self::One(timer) => timer.as_slice(),
+            Self::Many(timers) => timers,
+        }
+    }
+
+    pub(crate) fn as_mut_slice(&mut self) -> &mut [Timer] {
+        match self {
+            Self::One(timer) => timer.as_mut_slice(),
+            Self::Many(timers) => timers,
+        }
+    }
+
+    pub(crate) fn push(&mut self, timer: Timer) {
+        match self {
+            Self::One(one) => match one.take() {
+                None => *one = Some(timer),
+                Some(first) => *self = Self::Many(Box::new(vec![first, timer])),
+            },
+            Self::Many(timers) => timers.push(timer),
+        }
+    }
+
+    pub(crate) fn remove(&mut self, id: TimerId) {
+        match self {
+            Self::One(timer) => drop(timer.take_if(|timer| timer.id == id)),
+            Self::Many(timers) => timers.retain(|timer| timer.id != id),
+        }
+    }
 }
 
 /// A timer that is due. They fire in this order.

@@ -120,6 +120,7 @@ impl Demo {
                 checkpoint_every: Duration::from_secs(5),
             },
             cluster: None,
+            instance: None,
             admin: Some(self.admin),
             clock: Arc::clone(&clock) as Arc<dyn Clock>,
             speed: self.speed,

@@ -46,6 +46,10 @@ pub(crate) struct Run {
     /// Where this process listens for the others; its own address of --hosts if it is not said.
     #[arg(long, value_name = "ADDRESS:PORT")]
     bind: Option<String>,
+    /// What this process is called in its groups in Kafka: the same after a restart, and no other process's. Without
+    /// it, this machine's name and a number.
+    #[arg(long, value_name = "NAME")]
+    instance: Option<String>,
     /// Where the console, the control API and metrics are served.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7878")]
     admin: SocketAddr,
@@ -123,6 +127,7 @@ impl Run {
                 idle_max: Duration::from_secs(1),
                 checkpoint_every: loaded.config.deployment.checkpoints.every.0,
             },
+            instance: self.instance,
             admin: Some(self.admin),
             clock,
             speed: 1,

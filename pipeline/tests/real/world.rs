@@ -92,7 +92,9 @@ impl World {
         let name = format!("e2e_{}_{}_{number}", now().0, std::process::id());
         let (linger, patience) = (Duration::from_millis(5), Duration::from_secs(30));
         let brokers = services.kafka.clone();
-        let log = KafkaLog::open(KafkaParams { brokers, linger, patience, properties: BTreeMap::new() }).unwrap();
+        let log =
+            KafkaLog::open(KafkaParams { brokers, linger, patience, instance: None, properties: BTreeMap::new() })
+                .unwrap();
         let mut world = Self {
             folder: tempfile::tempdir().unwrap(),
             topics: Topics::new(&name),

@@ -535,8 +535,7 @@ impl World {
                 let wiring = without(self.gone);
                 topology = blake3::hash(&topology_bytes(&wiring));
                 chain = wiring.chain(Path::Decide).unwrap();
-                let mut restored = state.delta().clone();
-                restored.retain(|_, image| !image.is_gone());
+                let restored = state.delta().without_gone();
                 chain.restore_but(restored.iter(), self.rules.hash, &MayDrop::Again).unwrap();
             }
             chain.leave_out(&skips);

@@ -12,6 +12,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select};
 use tidings_operators::harness::chain::Chain;
 use tidings_operators::harness::cluster::Seat;
 use tidings_operators::harness::dataflow::{Assigned, Command, Report, WorkerIo};
+use tidings_operators::harness::delta::Delta;
 use tidings_operators::harness::dropped::MayDrop;
 use tidings_operators::ingest::Path;
 use tidings_sinks::log::{Log, TopicPartition};
@@ -221,13 +222,11 @@ fn generation(share: &Share, plan: &Plan, around: &Around, switch: &Switch) -> R
     }
     loop {
         match hear(&line, &around.stop)? {
-            Down::State(images) => {
+            Down::State(chunk) => {
                 let rules = restored.unwrap_or_default();
-                let worker = |key: &tidings_operators::harness::table::StateKey| key.group.worker(peers);
+                let state = Delta::from_chunk(&chunk).map_err(Over::Lost)?;
                 for (number, Making { chain, .. }) in &mut making {
-                    let mine = images.iter().filter(|((_, key), _)| worker(key) == *number);
-                    let mine = mine.map(|(key, image)| (key, image));
-                    let restored = chain.restore_but(mine, rules, &may_drop);
+                    let restored = chain.restore_but(state.of_worker(*number, peers), rules, &may_drop);
                     restored.map_err(|error| fails(*number, error.to_string()))?;
                 }
             }

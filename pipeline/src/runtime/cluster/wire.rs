@@ -15,11 +15,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tidings_operators::harness::aside::{Killed, Skip};
 use tidings_operators::harness::dataflow::{Cut, Report};
-use tidings_operators::harness::delta::{Delta, Key};
+use tidings_operators::harness::delta::Delta;
 use tidings_operators::harness::feed::{Extent, Lot};
 use tidings_operators::harness::ordinal::Ordinal;
 use tidings_operators::harness::output::{EpochOutput, Said, To};
-use tidings_operators::harness::table::Image;
 use tidings_operators::rules::Rules;
 use tidings_schemas::ids::KeyGroup;
 use tidings_schemas::lifecycle::Unit;
@@ -42,7 +41,7 @@ pub(crate) const OPENING_BYTES_MAX: usize = 4096;
 pub(crate) const MESSAGE_BYTES_MAX: usize = 64 << 20;
 
 /// Bytes after which a page is full: large enough that pages cost nothing, small enough to come one after another.
-const PAGE_BYTES: usize = 1 << 20;
+pub(crate) const PAGE_BYTES: usize = 1 << 20;
 
 /// Why bytes are not what they should be.
 #[derive(Debug, thiserror::Error)]
@@ -152,8 +151,8 @@ pub(crate) enum Down {
         /// Operators whose state may be dropped; none where it was dropped before.
         may_drop: Option<BTreeSet<String>>,
     },
-    /// State of its workers' key groups.
-    State(Vec<(Key, Image)>),
+    /// State of its workers' key groups: a chunk.
+    State(Vec<u8>),
     /// That was all.
     Loaded,
     /// All are loaded: connect to the others and start.
@@ -212,7 +211,8 @@ pub(crate) enum Page {
     Said(Vec<SaidOnWire>),
     /// Each row's unit, its id, its user's placement, and its length in the bytes that follow.
     Rows(Vec<(u8, [u8; 16], u64, u32)>, Vec<u8>),
-    Delta(Vec<(Key, Image)>),
+    /// Images: a chunk.
+    Delta(Vec<u8>),
 }
 
 /// What is left of an epoch's output without its pages.
@@ -223,20 +223,6 @@ pub(crate) struct Rest {
     digest: u64,
     next_timer: Option<Instant>,
     read: Vec<(Lot, Extent)>,
-}
-
-/// Images in pages.
-pub(crate) fn pages_of_state<'a>(
-    images: impl Iterator<Item = (&'a Key, &'a Image)>,
-) -> impl Iterator<Item = Vec<(Key, Image)>> {
-    let images = images.map(|(key, image)| (key.clone(), image.clone()));
-    Pages { items: images.peekable(), bytes: |(key, image): &(Key, Image)| bytes_of_image(key, image) }
-}
-
-fn bytes_of_image((operator, key): &Key, image: &Image) -> usize {
-    let body = image.body.as_ref().and_then(Option::as_ref).map_or(0, |(_, bytes)| bytes.len());
-    let head = image.head.as_ref().map_or(0, |(_, bytes)| bytes.len());
-    operator.len() + key.user.len() + head + body + 64
 }
 
 /// Items in pages of about [`PAGE_BYTES`].
@@ -293,8 +279,8 @@ pub(crate) fn up(report: Report, mut each: impl FnMut(Up) -> Result<(), String>)
                 };
                 each(Up::Page(worker, Page::Rows(page.into_iter().map(place).collect(), bytes)))?;
             }
-            for page in pages_of_state(delta.iter()) {
-                each(Up::Page(worker, Page::Delta(page)))?;
+            for chunk in delta.chunks(PAGE_BYTES, |_| true) {
+                each(Up::Page(worker, Page::Delta(chunk)))?;
             }
             let read = read.into_iter().collect();
             each(Up::Done(worker, Rest { epoch, now, digest, next_timer, read }))
@@ -310,7 +296,7 @@ pub(crate) struct Gathered(BTreeMap<u16, Parts>);
 struct Parts {
     said: Vec<Said>,
     rows: Rows,
-    delta: Vec<(Key, Image)>,
+    delta: Delta,
 }
 
 impl Gathered {
@@ -343,7 +329,7 @@ impl Gathered {
                 }
                 parts.rows.append(Rows::new(bytes.into(), placed.into_iter()));
             }
-            Page::Delta(mut page) => parts.delta.append(&mut page),
+            Page::Delta(chunk) => parts.delta.join(Delta::from_chunk(&chunk).map_err(WireError::Garbage)?),
         }
         Ok(())
     }
@@ -352,7 +338,6 @@ impl Gathered {
     pub(crate) fn done(&mut self, worker: u16, rest: Rest) -> EpochOutput {
         let Parts { said, rows, delta } = self.0.remove(&worker).unwrap_or_default();
         let Rest { epoch, now, digest, next_timer, read } = rest;
-        let delta: Delta = delta.into_iter().collect();
         EpochOutput { epoch, now, said, rows, digest, delta, next_timer, read: read.into_iter().collect() }
     }
 }
@@ -432,7 +417,7 @@ pub(crate) fn read_opening<T: DeserializeOwned>(stream: &mut impl Read) -> Resul
 
 #[cfg(test)]
 mod tests {
-    use tidings_operators::harness::table::{HeadBytes, StateKey};
+    use tidings_operators::harness::table::{HeadBytes, Image, StateKey};
     use tidings_schemas::channel::{Channel, Priority};
     use tidings_schemas::ids::EventId;
     use tidings_schemas::lifecycle::Row;

@@ -140,7 +140,7 @@ impl Crew for Everybody {
                     };
                     let names: Vec<String> = missing.iter().map(of).collect();
                     let words = format!("waits for {}", names.join(" and "));
-                    tracing::info!("{words}");
+                    tracing::warn!("decide {words}");
                     around.status.wait_for(&words);
                     told = missing;
                 }

@@ -94,6 +94,7 @@ pub fn serve(share: &Share, plan: &Plan, around: &Around, listener: TcpListener)
     let mut pause = PAUSE.0;
     while !around.stop.load(Ordering::Relaxed) {
         let began = around.clock.elapsed();
+        around.status.wait_for(&format!("waits for process 0 ({})", share.hosts.first().map_or("?", String::as_str)));
         let over = term(share, plan, around, &switch);
         around.status.ready.store(false, Ordering::Relaxed);
         match over {
@@ -263,6 +264,7 @@ fn generation(share: &Share, plan: &Plan, around: &Around, switch: &Switch) -> R
     let slots: Vec<WakerSlot> = wakers.values().cloned().collect();
     threads.seated(workers, &slots, plan.wiring.sources.clone(), seat)?;
     let _watched = around.status.pulses.watch(pulses);
+    around.status.wait_for("");
     around.status.ready.store(true, Ordering::Relaxed);
     around.status.generations.fetch_add(1, Ordering::Relaxed);
 

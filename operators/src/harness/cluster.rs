@@ -36,8 +36,8 @@ use super::aside::caught;
 use super::dataflow::{Report, Running, WorkerIo, run};
 use crate::ingest::Source;
 
-/// The version of timely: two versions do not speak the same bytes.
-pub const TIMELY: &str = "0.32.0";
+/// What carries data between processes, and its version: two versions do not speak the same bytes.
+pub const ENGINE: &str = "timely 0.32.0";
 
 /// Six numbers of eight bytes: what timely writes before each message. The fifth is the length of what follows, and
 /// none is the end of the stream.
@@ -282,7 +282,8 @@ mod tests {
     fn the_version_is_the_one_that_is_built() {
         let lock = concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.lock");
         let lock = std::fs::read_to_string(lock).unwrap();
-        assert!(lock.contains(&format!("name = \"timely\"\nversion = \"{TIMELY}\"\n")));
+        let (name, version) = ENGINE.split_once(' ').unwrap();
+        assert!(lock.contains(&format!("name = \"{name}\"\nversion = \"{version}\"\n")));
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub mod decide;
 pub mod instructions;
 pub mod memory;
 pub mod p0_latency;
+pub mod peers;
 pub mod through_log;
 
 pub mod restore;

@@ -1,12 +1,15 @@
 //! `cargo xtask bench [NAME] [--json]`: runs the benches and prints their figures.
 
+use std::collections::BTreeMap;
 use std::io::Write as _;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, ValueEnum};
 use tidings_benches::figure::{Figure, Place, table};
+use tidings_benches::peers::{self, Flink};
 use tidings_benches::setup::Setup;
 use tidings_benches::workload::{Size, Workload};
 use tidings_benches::{decide, instructions, memory, p0_latency, restore, through_log};
@@ -55,6 +58,9 @@ struct Arguments {
     /// A Kafka for `decide_kafka`, `host:port`. Topics of its own are made there, and kept for a day.
     #[arg(long, env = "TIDINGS_TEST_KAFKA")]
     kafka: Option<String>,
+    /// Where Maven built Flink's job, for `peers`.
+    #[arg(long, hide = true, env = "TIDINGS_PEERS_FLINK")]
+    flink: Option<PathBuf>,
     /// A Redis for `p0_latency`, which needs Kafka and ClickHouse, too.
     #[arg(long, env = "TIDINGS_TEST_REDIS")]
     redis: Option<String>,
@@ -87,6 +93,8 @@ enum Bench {
     /// Milliseconds from Kafka to the provider, with a flood of the lowest priority and without. Needs
     /// the binary `tidings` beside this one; measured once, whatever `--repetitions` says.
     P0Latency,
+    /// The same job on Flink, with state on the heap and in RocksDB: from files, and from Kafka where there is one.
+    Peers,
 }
 
 struct Session {
@@ -145,7 +153,8 @@ impl Session {
                     self.through_log("decide_kafka", &workload, *workers, |_| {
                         let (linger, patience) = (Duration::from_millis(5), Duration::from_secs(60));
                         let properties = Default::default();
-                        let params = KafkaParams { brokers: brokers.clone(), linger, patience, properties };
+                        let params =
+                            KafkaParams { brokers: brokers.clone(), linger, patience, instance: None, properties };
                         Ok(Arc::new(KafkaLog::open(params)?))
                     })
                 })
@@ -155,6 +164,7 @@ impl Session {
             Bench::Memory => self.memory(),
             Bench::Restore => self.restore(&self.workload()?, &workers),
             Bench::P0Latency => self.p0_latency(),
+            Bench::Peers => self.peers(),
         }
     }
 
@@ -324,6 +334,79 @@ impl Session {
         self.figure("p0_latency, critical unknown".to_owned(), "attempts", &[run.unknown as f64], None)?;
         let seconds = run.stopped_in.as_secs_f64();
         self.figure("p0_latency, stop under the flood".to_owned(), "s", &[seconds], None)
+    }
+
+    /// One round warms up and is not counted: the Java machine compiles what runs often. Within a round all run one after
+    /// the other, so that a busy neighbour is busy for each of them.
+    fn peers(&mut self) -> Result<()> {
+        let Some(built) = self.arguments.flink.clone() else {
+            let said = "peers was NOT measured: `cargo xtask bench peers` builds Flink's job first\n";
+            std::io::stderr().write_all(said.as_bytes())?;
+            return Ok(());
+        };
+        let mut size = if self.arguments.quick { peers::Size::QUICK } else { peers::Size::FULL };
+        size.events = self.arguments.events.unwrap_or(size.events);
+        size.users = self.arguments.users.unwrap_or(size.users);
+        let workers = self.arguments.workers.unwrap_or(2);
+        let setup = peers::setup()?;
+        let folder = tempfile::tempdir()?;
+        let made = peers::make(&setup, size, folder.path())?;
+        let mut flink = Flink::start(&built)?;
+        let mut rates: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+        let mut note = |round: u32, name: String, elapsed: Duration| {
+            if round > 0 {
+                rates.entry(name).or_default().push(per_second(size.events, elapsed));
+            }
+        };
+        let mut answer = None;
+        for round in 0..=self.repetitions() {
+            let own = tempfile::tempdir()?;
+            let (elapsed, ours) = peers::tidings_from_files(&setup, &made, workers, own.path())?;
+            answer = Some(peers::hash(&ours));
+            note(round, "peers, files, tidings".to_owned(), elapsed);
+            for state in [peers::State::Hashmap, peers::State::Rocksdb] {
+                let own = tempfile::tempdir()?;
+                let (elapsed, _) = flink.run(state, &peers::From::Files(&made.files), own.path(), workers)?;
+                peers::agree(&ours, &Flink::answers(own.path())?)?;
+                note(round, format!("peers, files, Flink {}", state.name()), elapsed);
+            }
+            let Some(brokers) = self.arguments.kafka.clone() else { continue };
+            let own = tempfile::tempdir()?;
+            let (linger, patience) = (Duration::from_millis(5), Duration::from_secs(60));
+            let properties = Default::default();
+            let params = KafkaParams { brokers: brokers.clone(), linger, patience, instance: None, properties };
+            let log: Arc<dyn Log> = Arc::new(KafkaLog::open(params)?);
+            let prefix = format!("peers-{}-{}-{round}", SystemClock::default().wall().0, std::process::id());
+            let run = through_log::run(&setup, &made.workload, workers, &log, &prefix, own.path())?;
+            note(round, "peers, Kafka, tidings".to_owned(), run.elapsed);
+            let topic = format!("{prefix}.events.medium");
+            for state in [peers::State::Hashmap, peers::State::Rocksdb] {
+                let own = tempfile::tempdir()?;
+                let from = peers::From::Kafka(&brokers, &topic);
+                let (elapsed, report) = flink.run(state, &from, own.path(), workers)?;
+                ensure!(
+                    (report.repeats, report.gathered) == (run.repeats, run.parked),
+                    "tidings knew {} events and gathered {}, Flink says {report:?}",
+                    run.repeats,
+                    run.parked
+                );
+                note(round, format!("peers, Kafka, Flink {}", state.name()), elapsed);
+            }
+        }
+        let ratios: Vec<(String, Vec<f64>)> = rates
+            .iter()
+            .filter_map(|(name, theirs)| {
+                let (job, peer) = name.split_once(", Flink ")?;
+                let ours = rates.get(&format!("{job}, tidings"))?;
+                let ratio = ours.iter().zip(theirs).map(|(ours, theirs)| ours / theirs).collect();
+                Some((format!("{job}, tidings against Flink {peer}"), ratio))
+            })
+            .collect();
+        for (name, values) in &rates {
+            let answer = answer.filter(|_| name.contains("files"));
+            self.figure(name.clone(), "events/s", values, answer)?;
+        }
+        ratios.iter().try_for_each(|(name, values)| self.figure(name.clone(), "times", values, None))
     }
 
     fn restore(&mut self, workload: &Workload, workers: &[usize]) -> Result<()> {

@@ -510,7 +510,7 @@ impl Drop for Over<'_> {
 
 fn kafka(services: &Services, linger: Duration) -> Result<Arc<dyn Log>> {
     let (brokers, properties) = (services.kafka.clone(), BTreeMap::new());
-    Ok(Arc::new(KafkaLog::open(KafkaParams { brokers, linger, patience: PATIENCE, properties })?))
+    Ok(Arc::new(KafkaLog::open(KafkaParams { brokers, linger, patience: PATIENCE, instance: None, properties })?))
 }
 
 /// One plain request to `http://HOST:PORT`, and the answer's body.

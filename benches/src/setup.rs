@@ -52,12 +52,20 @@ impl Setup {
     /// # Errors
     /// When it is refused.
     pub fn example() -> Result<Self> {
+        Self::of("examples/topology.yaml", TOPOLOGY)
+    }
+
+    /// The topology that a file's text describes.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub fn of(file: &str, text: &str) -> Result<Self> {
         let calendar = Calendar::bundled();
         let (operators, providers) = (OperatorKinds::standard(), ProviderKinds::standard());
         let environment = FixedEnvironment::default();
         let loader =
             Loader { operators: &operators, providers: &providers, calendar: &calendar, environment: &environment };
-        let source = SourceText::new("examples/topology.yaml", TOPOLOGY);
+        let source = SourceText::new(file, text);
         let config = loader.check(source).map_err(|refused| anyhow!("{}", refused.render(false)))?.config;
 
         let mut sources = Vec::new();

@@ -1,12 +1,15 @@
 //! Every bench, small: it runs, its answer is right, and the same for any number of workers.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tidings_benches::setup::Setup;
 use tidings_benches::workload::{Size, Workload};
-use tidings_benches::{decide, instructions, memory, p0_latency, restore, through_log};
+use tidings_benches::{decide, instructions, memory, p0_latency, peers, restore, through_log};
 use tidings_pipeline::runtime::clock::{Clock, SystemClock};
+use tidings_schemas::time::Instant;
 use tidings_sinks::log::Log;
 use tidings_sinks::log::memory::MemoryLog;
 
@@ -65,6 +68,41 @@ fn the_whole_stage_gives_every_event_its_row() {
         let log: Arc<dyn Log> = Arc::new(MemoryLog::new(Arc::new(move || clock.wall())).unwrap());
         through_log::run(&setup, &workload, workers, &log, "bench", folder.path()).unwrap();
     }
+}
+
+/// Flink's answers are compared with tidings' in the bench itself, where there is a Java; here with a count by hand.
+#[test]
+fn the_peers_job_says_what_counting_by_hand_says() {
+    let (setup, folder) = (peers::setup().unwrap(), tempfile::tempdir().unwrap());
+    let made = peers::make(&setup, peers::Size::QUICK, folder.path()).unwrap();
+    let (_, answers) = peers::tidings_from_files(&setup, &made, 2, folder.path()).unwrap();
+
+    let mut known = BTreeSet::new();
+    let mut open: BTreeMap<_, (Instant, u64, BTreeSet<String>)> = BTreeMap::new();
+    let mut counted = Vec::new();
+    for record in made.workload.records.values().flat_map(|records| records.iter()) {
+        let event: serde_json::Value = serde_json::from_slice(record.value.as_ref().unwrap()).unwrap();
+        let text = |place: &str| event.pointer(place).unwrap().as_str().unwrap().to_owned();
+        if !known.insert(text("/id")) {
+            continue;
+        }
+        let group = (text("/user_id"), text("/type"), text("/object/id"));
+        let now: Instant = text("/time").parse().unwrap();
+        if open.get(&group).is_some_and(|(opened, ..)| now >= opened.after(Duration::from_secs(300))) {
+            counted.push((group.clone(), open.remove(&group).unwrap()));
+        }
+        let (_, activities, actors) = open.entry(group).or_insert((now, 0, BTreeSet::new()));
+        *activities += 1;
+        actors.insert(text("/actor/id"));
+    }
+    counted.extend(open);
+    let said = |((user, event_type, object), (_, activities, actors)): (_, (_, u64, BTreeSet<String>))| {
+        (user, event_type, object, activities, actors.len() as u64)
+    };
+    let mut counted: peers::Answers = counted.into_iter().map(said).collect();
+    counted.sort();
+    peers::agree(&answers, &counted).unwrap();
+    assert!(counted.iter().any(|(.., actors)| *actors > 5), "no group is worth a sentence");
 }
 
 #[test]

@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
+use smol_str::SmolStr;
 use tidings_schemas::channel::{Channel, Op, Priority};
 use tidings_schemas::event::{Actor, Event, Object};
 use tidings_schemas::ids::{DedupKey, EventId, GroupId, IdHasher, IntentId, LegId, NotificationId};
@@ -53,30 +54,8 @@ mod texts {
         }
     }
 
-    struct Maybe;
-
-    impl<'de> Visitor<'de> for Maybe {
-        type Value = Option<Arc<str>>;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a text or none")
-        }
-
-        fn visit_none<E: Error>(self) -> Result<Self::Value, E> {
-            Ok(None)
-        }
-
-        fn visit_some<D: Deserializer<'de>>(self, text: D) -> Result<Self::Value, D::Error> {
-            one(text).map(Some)
-        }
-    }
-
     pub(super) fn one<'de, D: Deserializer<'de>>(text: D) -> Result<Arc<str>, D::Error> {
         text.deserialize_str(Text)
-    }
-
-    pub(super) fn some<'de, D: Deserializer<'de>>(text: D) -> Result<Option<Arc<str>>, D::Error> {
-        text.deserialize_option(Maybe)
     }
 }
 
@@ -87,19 +66,16 @@ pub struct Content {
     #[serde(deserialize_with = "texts::one")]
     pub data: Arc<str>,
     /// The template, where one was asked for.
-    #[serde(deserialize_with = "texts::some")]
-    pub template_id: Option<Arc<str>>,
+    pub template_id: Option<SmolStr>,
 }
 
 /// What an event is about.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Subject {
     /// Its type.
-    #[serde(deserialize_with = "texts::one")]
-    pub event_type: Arc<str>,
+    pub event_type: SmolStr,
     /// Its category.
-    #[serde(deserialize_with = "texts::one")]
-    pub category: Arc<str>,
+    pub category: SmolStr,
     /// To what it was done.
     pub object: Option<Arc<Object>>,
 }
@@ -125,8 +101,7 @@ pub struct Member {
     /// Its intent by the producer's own id: a cancel may name either.
     pub intent_by_id: IntentId,
     /// What a cancel may name.
-    #[serde(deserialize_with = "texts::some")]
-    pub cancel_key: Option<Arc<str>>,
+    pub cancel_key: Option<SmolStr>,
     /// Who did it.
     pub actor: Option<Actor>,
     /// What it is about, where its item's members are about several things: a retraction means this
@@ -151,8 +126,7 @@ pub struct Folded {
     pub hash: [u8; 16],
 }
 
-/// Channels in order. There are few enough to lie in the item itself.
-pub type Channels = SmallVec<[Channel; 8]>;
+pub use tidings_schemas::plain::Channels;
 
 /// Channels that may not be used, with reason.
 pub type Struck = SmallVec<[(Channel, Reason); 4]>;
@@ -167,25 +141,19 @@ pub struct Page {
     #[serde(deserialize_with = "texts::one")]
     pub user: Arc<str>,
     /// The tenant.
-    #[serde(deserialize_with = "texts::one")]
-    pub tenant: Arc<str>,
+    pub tenant: SmolStr,
     /// The type.
-    #[serde(deserialize_with = "texts::one")]
-    pub event_type: Arc<str>,
+    pub event_type: SmolStr,
     /// Its category.
-    #[serde(deserialize_with = "texts::one")]
-    pub category: Arc<str>,
+    pub category: SmolStr,
     /// What makes two events the same wish.
     pub dedup_key: DedupKey,
     /// The producer's own key behind it, for a hand-over between the two paths.
-    #[serde(deserialize_with = "texts::some")]
-    pub producer_key: Option<Arc<str>>,
+    pub producer_key: Option<SmolStr>,
     /// The producer's own id, for the same: a cancel may name it beside a key.
-    #[serde(deserialize_with = "texts::some")]
-    pub producer_id: Option<Arc<str>>,
+    pub producer_id: Option<SmolStr>,
     /// Only to this address.
-    #[serde(deserialize_with = "texts::some")]
-    pub only_address: Option<Arc<str>>,
+    pub only_address: Option<SmolStr>,
 }
 
 /// What flows from operator to operator.
@@ -245,12 +213,11 @@ impl Page {
     /// A page that says nothing but whose it is.
     #[must_use]
     pub fn of(user: Arc<str>) -> Self {
-        let nothing: Arc<str> = Arc::from("");
         Self {
             user,
-            tenant: Arc::clone(&nothing),
-            event_type: Arc::clone(&nothing),
-            category: nothing,
+            tenant: SmolStr::default(),
+            event_type: SmolStr::default(),
+            category: SmolStr::default(),
             dedup_key: DedupKey::default(),
             producer_key: None,
             producer_id: None,
@@ -305,7 +272,7 @@ impl Item {
         let mut seen = BTreeSet::new();
         let actors = self.members.iter().filter_map(|member| member.actor.as_ref());
         let distinct = actors.filter(|actor| seen.insert(actor.id.as_str()));
-        distinct.take(NAMES_MAX).map(|actor| actor.name.clone().unwrap_or_else(|| actor.id.clone())).collect()
+        distinct.take(NAMES_MAX).map(|actor| actor.name.as_ref().unwrap_or(&actor.id).to_string()).collect()
     }
 
     /// The newest member: content comes from it.
@@ -388,7 +355,7 @@ impl Item {
     }
 
     fn subject(&self) -> Subject {
-        let (event_type, category) = (Arc::clone(&self.event_type), Arc::clone(&self.category));
+        let (event_type, category) = (self.event_type.clone(), self.category.clone());
         Subject { event_type, category, object: self.object.clone() }
     }
 
@@ -414,7 +381,7 @@ impl Item {
         self.object = newest.object.clone().filter(|_| together && known);
         if self.event_type != newest.event_type || self.category != newest.category {
             let page = Arc::make_mut(&mut self.page);
-            (page.event_type, page.category) = (Arc::clone(&newest.event_type), Arc::clone(&newest.category));
+            (page.event_type, page.category) = (newest.event_type.clone(), newest.category.clone());
         }
         if alike && known {
             self.members.iter_mut().for_each(|member| Arc::make_mut(member).subject = None);

@@ -361,7 +361,7 @@ mod tests {
         ) {
             let event = EventId::new(&texts[0], replay, numbers[0]);
             let notification = NotificationId::new("validate", &texts[0], b"", &mut [event]);
-            let object = Object { id: texts[5].clone(), kind: flag.then(|| texts[6].clone()) };
+            let object = Object { id: texts[5].as_str().into(), kind: flag.then(|| texts[6].as_str().into()) };
             let data = serde_json::json!({ &texts[1]: [texts[2], null, 1.5], "n": numbers[1] }).to_string();
             let members = [event, EventId::default(), EventId::new("", 0, 1)];
             let parts = LaneRef {

@@ -15,15 +15,21 @@ use tidings_simulator::run::{Outcome, run, run_with};
 /// Seeds within which each deliberate bug must be caught.
 const CAUGHT_WITHIN: u64 = 200;
 
+/// New seeds lie below it.
+const SEEDS_BELOW: u64 = 1_000_000_000_000;
+
 /// Seeds that once failed: they are run first.
 const REGRESSIONS: &str = include_str!("../regressions.txt");
 
 const USAGE: &str = "\
-usage: cargo xtask sim [--seed S] [--seeds N] [--minutes M] [--decide] [--meta] [--bugs [NAME]] [--exhaustive [RUNS]]
+usage: cargo xtask sim [--seed S] [--seeds N] [--minutes M] [--of-commit] [--from S] [--decide] [--meta]
+                       [--bugs [NAME]] [--exhaustive [RUNS]]
 
   --seed S       this seed, with its trace
   --seeds N      so many new seeds (100)
   --minutes M    new seeds for so long
+  --of-commit    new seeds are those of the commit: the same ones each time, and others at the next commit
+  --from S       new seeds are S and those after it
   --decide       their worlds without deliver and record
   --meta         each seed twice, and the whole traces compared
   --bugs [NAME]  proves that each deliberate bug, or this one, is caught within 200 seeds
@@ -33,6 +39,8 @@ struct Wanted {
     seed: Option<u64>,
     seeds: u64,
     minutes: Option<u64>,
+    of_commit: bool,
+    from: Option<u64>,
     decide: bool,
     meta: bool,
     bugs: Option<String>,
@@ -48,8 +56,17 @@ impl Wanted {
 }
 
 fn wanted() -> Option<Wanted> {
-    let mut wanted =
-        Wanted { seed: None, seeds: 100, minutes: None, decide: false, meta: false, bugs: None, exhaustive: None };
+    let mut wanted = Wanted {
+        seed: None,
+        seeds: 100,
+        minutes: None,
+        of_commit: false,
+        from: None,
+        decide: false,
+        meta: false,
+        bugs: None,
+        exhaustive: None,
+    };
     let mut args = std::env::args().skip(1).peekable();
     while let Some(arg) = args.next() {
         if arg == "--bugs" {
@@ -65,6 +82,8 @@ fn wanted() -> Option<Wanted> {
             "--seed" => wanted.seed = Some(number()?),
             "--seeds" => wanted.seeds = number()?,
             "--minutes" => wanted.minutes = Some(number()?),
+            "--of-commit" => wanted.of_commit = true,
+            "--from" => wanted.from = Some(number()?),
             "--decide" => wanted.decide = true,
             "--meta" => wanted.meta = true,
             "--exhaustive" => {
@@ -108,15 +127,25 @@ fn one(seed: u64, wanted: &Wanted) -> bool {
 /// Old seeds that failed, then new ones.
 fn many(wanted: &Wanted, clock: &dyn Clock) -> bool {
     let kept = REGRESSIONS.lines().filter_map(|line| line.split('#').next()?.trim().parse().ok());
-    let first = clock.wall().0.cast_unsigned() % 1_000_000_000_000;
+    let first = wanted.from.unwrap_or_else(|| match wanted.of_commit {
+        true => xxhash_rust::xxh3::xxh3_64(commit().as_bytes()),
+        false => clock.wall().0.cast_unsigned(),
+    });
+    // Short enough to be typed.
+    let first = first % SEEDS_BELOW;
     let until = wanted.minutes.map(|minutes| Duration::from_secs(minutes * 60));
     let (mut seeds, mut epochs, mut said, mut generations) = (0_u64, 0, 0, 0);
-    for seed in kept.chain(first..) {
-        let over = until.map_or(seeds >= wanted.seeds, |until| clock.elapsed() >= until);
+    let mut slowest = (Duration::ZERO, 0);
+    let kept: Vec<u64> = kept.collect();
+    let most = kept.len() as u64 + wanted.seeds;
+    for seed in kept.into_iter().chain(first..) {
+        let over = until.map_or(seeds >= most, |until| clock.elapsed() >= until);
         if over {
             break;
         }
+        let before = clock.elapsed();
         let outcome = wanted.run(seed, false);
+        slowest = slowest.max((clock.elapsed() - before, seed));
         if fails(wanted, seed, &outcome) || (wanted.meta && !same_twice(wanted, seed)) {
             return false;
         }
@@ -128,7 +157,10 @@ fn many(wanted: &Wanted, clock: &dyn Clock) -> bool {
     let took = clock.elapsed().as_secs_f64();
     let rate = seeds as f64 / took.max(0.001);
     println!(
-        "{seeds} seeds from {first} pass: {generations} generations, {epochs} epochs, {said} lane records; {rate:.1} seeds/s"
+        "{seeds} seeds from {first} pass: {generations} generations, {epochs} epochs, {said} lane records; {rate:.1} seeds/s, \
+         the slowest {} in {:.1} s",
+        slowest.1,
+        slowest.0.as_secs_f64()
     );
     true
 }

@@ -12,7 +12,7 @@ use tidings_benches::figure::{Figure, Place, table};
 use tidings_benches::peers::{self, Flink};
 use tidings_benches::setup::Setup;
 use tidings_benches::workload::{Size, Workload};
-use tidings_benches::{decide, instructions, p0_latency, restore, through_log};
+use tidings_benches::{Services, decide, first_send, instructions, memory, p0_latency, restore, through_log};
 use tidings_pipeline::runtime::clock::{Clock, SystemClock};
 use tidings_sinks::log::Log;
 use tidings_sinks::log::embedded::EmbeddedLog;
@@ -49,6 +49,12 @@ struct Arguments {
     /// What `instructions` lets callgrind run.
     #[arg(long, hide = true)]
     counted: bool,
+    /// The same of `one_more_operator`: the chain with it.
+    #[arg(long, hide = true)]
+    one_more: bool,
+    /// What `memory` starts a process for.
+    #[arg(long, hide = true)]
+    kind: Option<memory::Kind>,
     /// A Kafka for `decide_kafka`, `host:port`. Topics of its own are made there, and kept for a day.
     #[arg(long, env = "TIDINGS_TEST_KAFKA")]
     kafka: Option<String>,
@@ -77,11 +83,19 @@ enum Bench {
     /// Instructions an event, by part, counted by callgrind; measured once, because every run counts the same.
     /// Its size is its own.
     Instructions,
+    /// Instructions an event that one more stateful operator in the chain costs, counted likewise: a second
+    /// `dedup` behind the first, which keeps a key of every event and hands it on.
+    OneMoreOperator,
+    /// Bytes of a worker's memory that a key of state takes, by operator; measured once. Its size is its own.
+    Memory,
     /// Seconds until a checkpoint stands in the workers' tables.
     Restore,
     /// Milliseconds from Kafka to the provider, with a flood of the lowest priority and without. Needs
     /// the binary `tidings` beside this one; measured once, whatever `--repetitions` says.
     P0Latency,
+    /// Seconds from a SIGKILL to the first send after it, with two million keys of state. Needs the binary `tidings`
+    /// beside this one.
+    FirstSend,
     /// The same job on Flink, with state on the heap and in RocksDB: from files, and from Kafka where there is one.
     Peers,
 }
@@ -149,8 +163,11 @@ impl Session {
                 })
             }
             Bench::Instructions => self.instructions(),
+            Bench::OneMoreOperator => self.one_more_operator(),
+            Bench::Memory => self.memory(),
             Bench::Restore => self.restore(&self.workload()?, &workers),
             Bench::P0Latency => self.p0_latency(),
+            Bench::FirstSend => self.first_send(),
             Bench::Peers => self.peers(),
         }
     }
@@ -245,17 +262,87 @@ impl Session {
         Ok(())
     }
 
-    fn p0_latency(&mut self) -> Result<()> {
-        let Arguments { kafka, redis, clickhouse, quick, .. } = &self.arguments;
-        let (Some(kafka), Some(redis), Some(clickhouse)) = (kafka.clone(), redis.clone(), clickhouse.clone()) else {
-            let said = "p0_latency was NOT measured: it needs Kafka, Redis and ClickHouse; `cargo xtask bench` \
-                        starts them\n";
+    fn one_more_operator(&mut self) -> Result<()> {
+        if std::process::Command::new("valgrind").arg("--version").output().is_err() {
+            let said = "one_more_operator was NOT measured: there is no valgrind (Debian: apt-get install valgrind)\n";
             std::io::stderr().write_all(said.as_bytes())?;
             return Ok(());
+        }
+        let workload = Workload::new(&self.setup, instructions::SIZE)?;
+        let more = self.setup.with_one_more()?;
+        if self.arguments.counted {
+            let setup = if self.arguments.one_more { &more } else { &self.setup };
+            return instructions::decide(setup, &workload).map(drop);
+        }
+        let (without, with) = (instructions::decide(&self.setup, &workload)?, instructions::decide(&more, &workload)?);
+        let same = (without.said, without.rows) == (with.said, with.rows);
+        ensure!(same && with.images > without.images, "one more operator decides otherwise: {without:?}, {with:?}");
+        let folder = tempfile::tempdir()?;
+        let per_event = |count: u64| count as f64 / workload.events as f64;
+        for part in [instructions::PARTS[1], instructions::PARTS[4]] {
+            let count = |more: bool| {
+                let mut program = std::process::Command::new(std::env::current_exe()?);
+                program.args(["one_more_operator", "--counted"]);
+                if more {
+                    program.arg("--one-more");
+                }
+                instructions::count(&mut program, part, folder.path())
+            };
+            let (with, without) = (count(true)?, count(false)?);
+            let name = format!("one more operator, {}", part.name);
+            self.figure(name, "per event", &[per_event(with) - per_event(without)], None)?;
+        }
+        let keys = per_event(with.images - without.images);
+        self.figure("one more operator, changed keys".to_owned(), "per event", &[keys], Some(with.hash))
+    }
+
+    fn memory(&mut self) -> Result<()> {
+        let keys = if self.arguments.quick { 50_000 } else { memory::KEYS };
+        if let Some(kind) = self.arguments.kind {
+            let bytes = memory::measure(kind, keys)?;
+            return Ok(writeln!(std::io::stdout(), "{bytes}")?);
+        }
+        for kind in memory::Kind::ALL {
+            let mut program = std::process::Command::new(std::env::current_exe()?);
+            program.args(["memory", "--kind", kind.name()]);
+            if self.arguments.quick {
+                program.arg("--quick");
+            }
+            let bytes = memory::measure_apart(&mut program)?;
+            self.figure(format!("memory, {}", kind.name()), "bytes/key", &[bytes], None)?;
+        }
+        Ok(())
+    }
+
+    /// The real services that are named, and what the environment calls `tidings`; says so where one is missing.
+    fn services(&self, bench: &str) -> Result<Option<(Services, PathBuf)>> {
+        let Arguments { kafka, redis, clickhouse, .. } = &self.arguments;
+        let (Some(kafka), Some(redis), Some(clickhouse)) = (kafka.clone(), redis.clone(), clickhouse.clone()) else {
+            let said = format!(
+                "{bench} was NOT measured: it needs Kafka, Redis and ClickHouse; `cargo xtask bench` starts them\n"
+            );
+            std::io::stderr().write_all(said.as_bytes())?;
+            return Ok(None);
         };
-        let size = if *quick { p0_latency::Size::QUICK } else { p0_latency::Size::FULL };
-        let services = p0_latency::Services { kafka, redis, clickhouse };
         let tidings = std::env::current_exe()?.with_file_name("tidings");
+        Ok(Some((Services { kafka, redis, clickhouse }, tidings)))
+    }
+
+    fn first_send(&mut self) -> Result<()> {
+        let Some((services, tidings)) = self.services("first_send")? else { return Ok(()) };
+        let mut size = if self.arguments.quick { first_send::Size::QUICK } else { first_send::Size::FULL };
+        size.keys = self.arguments.events.unwrap_or(size.keys);
+        let sends = first_send::run(&tidings, &services, size, self.arguments.workers.unwrap_or(2))?;
+        for (priority, seconds) in &sends {
+            self.figure(format!("first_send, {priority} after SIGKILL"), "s", seconds, None)?;
+        }
+        Ok(())
+    }
+
+    fn p0_latency(&mut self) -> Result<()> {
+        let Some((services, tidings)) = self.services("p0_latency")? else { return Ok(()) };
+        let quick = self.arguments.quick;
+        let size = if quick { p0_latency::Size::QUICK } else { p0_latency::Size::FULL };
         let run = p0_latency::run(&tidings, &services, size, self.arguments.workers.unwrap_or(2))?;
         for (flood, latencies) in [("without a flood", &run.quiet), ("under a flood", &run.flooded)] {
             for (priority, millis) in &latencies.arrived {

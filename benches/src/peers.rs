@@ -226,7 +226,7 @@ pub fn tidings_from_files(setup: &Setup, made: &Made, workers: usize, folder: &F
     for line in BufReader::new(File::open(&answers)?).lines() {
         let record: LaneRecord = serde_json::from_str(&line?)?;
         let object = record.object.context("an event of this job has an object")?.id;
-        said.push((record.user, record.event_type, object, record.activities, record.actors_count));
+        said.push((record.user, record.event_type, object.to_string(), record.activities, record.actors_count));
     }
     said.sort();
     Ok((elapsed, said))

@@ -124,6 +124,27 @@ impl Setup {
         Ok(Self { wiring, sources, rules: Arc::new(rules), topology: config.topology.canonical().into() })
     }
 
+    /// The same with one more stateful operator: a second `dedup` behind the first, of which every event is new.
+    ///
+    /// # Errors
+    /// When there is no first.
+    pub fn with_one_more(&self) -> Result<Self> {
+        let mut more = self.clone();
+        let operators = &mut more.wiring.operators;
+        let place = operators.iter().position(|operator| operator.kind == "dedup").context("no `dedup`")?;
+        for operator in &mut operators[place + 1..] {
+            for input in &mut operator.inputs {
+                if let Input::Operator(number) = input {
+                    *number += usize::from(*number >= place);
+                }
+            }
+        }
+        let second =
+            Wired { id: "dedup_again".into(), inputs: vec![Input::Operator(place)], ..operators[place].clone() };
+        operators.insert(place + 1, second);
+        Ok(more)
+    }
+
     /// The number of the source of this name.
     ///
     /// # Errors

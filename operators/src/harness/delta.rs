@@ -513,9 +513,9 @@ fn put_bytes(page: &mut Vec<u8>, bytes: &[u8]) {
 
 /// Appends a key: an image begins with it.
 #[inline]
-pub(crate) fn put_key(page: &mut Vec<u8>, group: KeyGroup, user: &str, subkey: Option<&[u8]>) {
+pub(crate) fn put_key(page: &mut Vec<u8>, group: KeyGroup, user: &[u8], subkey: Option<&[u8]>) {
     put_number(page, u64::from(group.0));
-    put_bytes(page, user.as_bytes());
+    put_bytes(page, user);
     match subkey {
         None => page.push(0),
         Some(subkey) => {
@@ -566,7 +566,7 @@ pub(crate) fn put_timers(page: &mut Vec<u8>, timers: impl ExactSizeIterator<Item
 /// Appends an image.
 pub(crate) fn put_image(page: &mut Vec<u8>, key: &StateKey, image: &Image) {
     let StateKey { group, user, subkey } = key;
-    put_key(page, *group, user, subkey.as_ref().map(|subkey| subkey.bytes()));
+    put_key(page, *group, user.as_bytes(), subkey.as_ref().map(|subkey| subkey.bytes()));
     let put = |page: &mut Vec<u8>, state: Option<(u8, &[u8])>| {
         let bytes = state.map(|(_, bytes)| move |page: &mut Vec<u8>| page.extend_from_slice(bytes));
         put_state(page, state.map_or(0, |(version, _)| version), bytes);

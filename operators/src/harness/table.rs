@@ -5,6 +5,7 @@
 //! operators that walk them. What an epoch touched is marked where it lies;
 //! `Table::drain_dirty` writes its images.
 
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::sync::Arc;
 
@@ -20,7 +21,7 @@ use super::buffers::Buffers;
 use super::delta::{put_body_kept, put_body_set, put_key, put_state, put_timers};
 use super::slab::{Place, Slab, Tag};
 use super::timers::{Due, OfEntry, Timer, Timers};
-use crate::keyed::{Operator, State, Subkey, TimerId};
+use crate::keyed::{Body, Keeps, Operator, State, Subkey, TimerId};
 use crate::short::Short;
 
 /// Sub-tables of one index: growing one moves a 256th of all keys, and stalls for as long.
@@ -49,6 +50,9 @@ impl<'a> UserKey<'a> {
     }
 }
 
+/// How an operator's bodies lie here.
+type Kept<O> = <<O as Operator>::Body as Body>::Kept;
+
 /// What most names and keys fit into, in place.
 type Name = Short<22>;
 
@@ -60,7 +64,7 @@ struct Entry<O: Operator> {
     subkey: Name,
     timers: OfEntry,
     head: Option<O::Entry>,
-    body: Option<O::Body>,
+    body: Option<Kept<O>>,
     dirty: bool,
     body_dirty: bool,
 }
@@ -314,8 +318,8 @@ impl<O: Operator> Table<O> {
         self.touch(user, subkey).1.head.get_or_insert_default()
     }
 
-    pub(crate) fn body(&self, user: UserKey<'_>, subkey: &Subkey) -> Option<&O::Body> {
-        self.entry(user, subkey)?.body.as_ref()
+    pub(crate) fn body(&self, user: UserKey<'_>, subkey: &Subkey) -> Option<Cow<'_, O::Body>> {
+        self.entry(user, subkey)?.body.as_ref().map(Keeps::look)
     }
 
     /// Takes the body out of an entry, which stays. Costs nothing where there is none.
@@ -324,12 +328,12 @@ impl<O: Operator> Table<O> {
         self.entries.get(place)?.body.as_ref()?;
         let entry = self.mark(place)?;
         entry.body_dirty = true;
-        entry.body.take()
+        entry.body.take().map(Keeps::take)
     }
 
     pub(crate) fn set_body(&mut self, user: UserKey<'_>, subkey: &Subkey, body: O::Body) {
         let (_, entry) = self.touch(user, subkey);
-        entry.body = Some(body);
+        entry.body = Some(Keeps::keep(body));
         entry.body_dirty = true;
     }
 
@@ -339,7 +343,7 @@ impl<O: Operator> Table<O> {
         let entry = self.mark(place)?;
         entry.timers = OfEntry::default();
         entry.body_dirty = true;
-        match (entry.head.take(), entry.body.take()) {
+        match (entry.head.take(), entry.body.take().map(Keeps::take)) {
             (None, None) => None,
             (head, body) => Some((head.unwrap_or_default(), body.unwrap_or_default())),
         }
@@ -505,7 +509,7 @@ impl<O: Operator> Table<O> {
             user.dirty = false;
             images += 1;
             let page = &mut self.page;
-            put_key(page, key_group(user.placement), user.name(), None);
+            put_key(page, key_group(user.placement), &user.name, None);
             put_state(
                 page,
                 O::User::VERSION,
@@ -525,11 +529,17 @@ impl<O: Operator> Table<O> {
             let gone = entry.is_gone();
             let set = std::mem::take(&mut entry.body_dirty) || gone;
             let page = &mut self.page;
-            put_key(page, key_group(user.placement), user.name(), Some(&entry.subkey));
+            put_key(page, key_group(user.placement), &user.name, Some(&entry.subkey));
             put_state(page, O::Entry::VERSION, entry.head.as_ref().map(|head| |page: &mut Vec<u8>| encode(head, page)));
             if set {
                 put_body_set(page);
-                let body = entry.body.as_ref().map(|body| |page: &mut Vec<u8>| encode(body, page));
+                let body = entry.body.as_mut().map(|body| {
+                    |page: &mut Vec<u8>| {
+                        let start = page.len();
+                        encode(&*body.look(), page);
+                        body.sleep(&page[start..]);
+                    }
+                });
                 put_state(page, O::Body::VERSION, body);
             } else {
                 put_body_kept(page);
@@ -581,7 +591,13 @@ impl<O: Operator> Table<O> {
         };
         let head = head.map(|(version, bytes)| decode(*version, bytes)).transpose()?;
         let body = match &image.body {
-            Some(Some((version, bytes))) => Some(decode(*version, bytes)?),
+            Some(Some((version, bytes))) => {
+                let mut body: Kept<O> = Keeps::keep(decode(*version, bytes)?);
+                if *version == O::Body::VERSION {
+                    body.sleep(bytes);
+                }
+                Some(body)
+            }
             Some(None) | None => None,
         };
         let place = self.make(user, subkey);

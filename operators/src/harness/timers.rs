@@ -32,7 +32,7 @@ pub(crate) enum OfEntry {
     /// At most one.
     One(Option<Timer>),
     /// More.
-    Many(Box<Vec<Timer>>),
+    Many(Box<[Timer]>),
 }
 
 impl Default for OfEntry {
@@ -60,16 +60,16 @@ impl OfEntry {
         match self {
             Self::One(one) => match one.take() {
                 None => *one = Some(timer),
-                Some(first) => *self = Self::Many(Box::new(vec![first, timer])),
+                Some(first) => *self = Self::Many(Box::new([first, timer])),
             },
-            Self::Many(timers) => timers.push(timer),
+            Self::Many(timers) => *timers = timers.iter().copied().chain([timer]).collect(),
         }
     }
 
     pub(crate) fn remove(&mut self, id: TimerId) {
         match self {
             Self::One(timer) => drop(timer.take_if(|timer| timer.id == id)),
-            Self::Many(timers) => timers.retain(|timer| timer.id != id),
+            Self::Many(timers) => *timers = timers.iter().copied().filter(|timer| timer.id != id).collect(),
         }
     }
 }
@@ -108,5 +108,29 @@ impl Timers {
     /// Puts a list back of which something still stands.
     pub(crate) fn put_back(&mut self, at: Instant, mut list: Vec<(Tag, TimerId)>) {
         self.lists.entry(at).or_default().append(&mut list);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_with_one_timer_or_none_keeps_no_list() {
+        assert_eq!(size_of::<OfEntry>(), 24);
+        let timer = |id| Timer { at: Instant(1), listed: Instant(1), id: TimerId(id), is_listed: true, is_fresh: true };
+        let mut timers = OfEntry::default();
+        let ids = |timers: &OfEntry| timers.as_slice().iter().map(|timer| timer.id.0).collect::<Vec<_>>();
+        for (push, remove, expected) in
+            [(1, 9, &[1][..]), (2, 9, &[1, 2]), (3, 2, &[1, 3]), (4, 1, &[3, 4]), (5, 3, &[4, 5]), (6, 6, &[4, 5])]
+        {
+            timers.push(timer(push));
+            timers.remove(TimerId(remove));
+            assert_eq!(ids(&timers), expected);
+        }
+        let mut one = OfEntry::default();
+        one.push(timer(7));
+        one.remove(TimerId(7));
+        assert!(one.as_mut_slice().is_empty());
     }
 }

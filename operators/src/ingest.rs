@@ -11,6 +11,7 @@ use std::sync::Arc;
 use base64::Engine;
 use serde::{Deserialize, Serialize};
 use smallvec::smallvec;
+use smol_str::SmolStr;
 use tidings_schemas::channel::{Channel, Op, Priority};
 use tidings_schemas::cloudevents;
 use tidings_schemas::event::InvalidEvent;
@@ -266,14 +267,14 @@ fn item(event: PlainEvent<'_>, id: EventId, accepted: Instant, rules: &Rules, pa
         Some(asked) if asked > rule.priority || rule.may_raise => asked,
         _ => rule.priority,
     };
-    let producer_id: Option<Arc<str>> = event.id.as_deref().map(Arc::from);
-    let producer_key = event.dedup_key.as_deref().map(Arc::from).or_else(|| producer_id.clone());
-    let template_id = event.template_id.as_deref().map(Arc::from).or_else(|| rule.template_id.clone());
+    let producer_id = event.id.as_deref().map(SmolStr::new);
+    let producer_key = event.dedup_key.as_deref().map(SmolStr::new).or_else(|| producer_id.clone());
+    let template_id = event.template_id.as_deref().map(SmolStr::new).or_else(|| rule.template_id.clone());
     let page = Page {
         user: (*event.user_id).into(),
-        tenant: (*event.tenant).into(),
-        event_type: (*event.event_type).into(),
-        category: Arc::clone(&rule.category),
+        tenant: SmolStr::new(&event.tenant),
+        event_type: SmolStr::new(&event.event_type),
+        category: rule.category.clone(),
         dedup_key: DedupKey::default(),
         producer_key,
         producer_id,
@@ -283,10 +284,10 @@ fn item(event: PlainEvent<'_>, id: EventId, accepted: Instant, rules: &Rules, pa
         event: id,
         intent: IntentId::default(),
         intent_by_id: IntentId::default(),
-        cancel_key: event.cancel_key.as_deref().map(Arc::from),
+        cancel_key: event.cancel_key.as_deref().map(SmolStr::new),
         actor: event.actor,
         subject: None,
-        content: Content { data: event.data.into(), template_id },
+        content: Content { data: (*event.data).into(), template_id },
         created_at: accepted,
         expires_at: event.expires_at,
     };
@@ -299,8 +300,8 @@ fn item(event: PlainEvent<'_>, id: EventId, accepted: Instant, rules: &Rules, pa
         object: event.object.map(Arc::new),
         members: smallvec![Arc::new(member)],
         folded: Folded::default(),
-        channels: event.channels.as_deref().map(Channels::from_slice).unwrap_or_default(),
-        fallback: Channels::from_slice(event.fallback_channels.as_ref().unwrap_or(&rule.fallback)),
+        channels: event.channels.unwrap_or_default(),
+        fallback: event.fallback_channels.unwrap_or_else(|| Channels::from_slice(&rule.fallback)),
         time: event.time.unwrap_or(accepted),
         created_at: accepted,
         ready_at: accepted,
@@ -328,15 +329,14 @@ fn name(item: &mut Item, id: EventId, expressed: Option<&str>, path: Path) {
     let by_id = page.producer_id.as_deref().unwrap_or(&absent);
     let value = expressed.or(page.producer_key.as_deref()).unwrap_or(by_id);
     let of_type = expressed.map(|_| &*page.event_type);
-    page.dedup_key = DedupKey::new(&page.tenant, item.op.as_str(), of_type, value);
-    // The dedup set is kept per user, so that the key need not name the user.
     let intent = IntentId::new(&page.tenant, &page.user, of_type, value);
+    page.dedup_key = DedupKey::new(intent, item.op.as_str());
     // Most events have one name, which is hashed once.
     let one_name = of_type.is_none() && value == by_id;
     let intent_by_id = if one_name { intent } else { IntentId::new(&page.tenant, &page.user, None, by_id) };
     item.notification = match (path, item.priority) {
         (Path::Critical, Priority::Critical) => NotificationId::critical(intent),
-        _ => NotificationId::new("validate", &page.user, b"", &mut [id]),
+        _ => NotificationId::of_one(id),
     };
     for member in &mut item.members {
         let member = Arc::make_mut(member);
@@ -351,7 +351,7 @@ fn parse_returned(record: &RawRecord) -> Result<Item, Refusal> {
         .map_err(|error| (Reason::InvalidEvent, format!("not a returned leg: {error}")))?;
     let leg = returned.leg;
     let data: Arc<str> = serde_json::to_string(&leg.data).unwrap_or_default().into();
-    let content = Content { data, template_id: leg.template_id.as_deref().map(Arc::from) };
+    let content = Content { data, template_id: leg.template_id.as_deref().map(SmolStr::new) };
     // The lane record names members and actors apart: who did what is not known any more, and not
     // needed, because a returned leg is never merged.
     let names = leg.actors.iter().map(Some).chain(std::iter::repeat(None));
@@ -361,7 +361,10 @@ fn parse_returned(record: &RawRecord) -> Result<Item, Refusal> {
             intent: IntentId::default(),
             intent_by_id: IntentId::default(),
             cancel_key: None,
-            actor: name.map(|name| tidings_schemas::event::Actor { id: name.clone(), name: Some(name.clone()) }),
+            actor: name.map(|name| tidings_schemas::event::Actor {
+                id: name.as_str().into(),
+                name: Some(name.as_str().into()),
+            }),
             subject: None,
             content: content.clone(),
             created_at: leg.created_at,
@@ -383,7 +386,7 @@ fn parse_returned(record: &RawRecord) -> Result<Item, Refusal> {
             tenant: leg.tenant.as_str().into(),
             event_type: leg.event_type.as_str().into(),
             category: leg.category.as_str().into(),
-            only_address: leg.only_address.as_deref().map(Arc::from),
+            only_address: leg.only_address.as_deref().map(SmolStr::new),
             ..Page::of(leg.user.as_str().into())
         }),
         op: Op::Notify,

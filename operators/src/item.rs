@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
+use smol_str::SmolStr;
 use tidings_schemas::channel::{Channel, Op, Priority};
 use tidings_schemas::event::{Actor, Event, Object};
 use tidings_schemas::ids::{DedupKey, EventId, GroupId, IdHasher, IntentId, LegId, NotificationId};
@@ -31,22 +32,50 @@ pub const MEMBERS_MAX: usize = 1024;
 /// Names that a text may show.
 pub const NAMES_MAX: usize = 3;
 
+/// Texts are read into the memory in which they stay, and not through another.
+mod texts {
+    use std::fmt;
+    use std::sync::Arc;
+
+    use serde::Deserializer;
+    use serde::de::{Error, Visitor};
+
+    struct Text;
+
+    impl Visitor<'_> for Text {
+        type Value = Arc<str>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a text")
+        }
+
+        fn visit_str<E: Error>(self, text: &str) -> Result<Arc<str>, E> {
+            Ok(text.into())
+        }
+    }
+
+    pub(super) fn one<'de, D: Deserializer<'de>>(text: D) -> Result<Arc<str>, D::Error> {
+        text.deserialize_str(Text)
+    }
+}
+
 /// What a member says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Content {
     /// Variables, a JSON object as text.
+    #[serde(deserialize_with = "texts::one")]
     pub data: Arc<str>,
     /// The template, where one was asked for.
-    pub template_id: Option<Arc<str>>,
+    pub template_id: Option<SmolStr>,
 }
 
 /// What an event is about.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Subject {
     /// Its type.
-    pub event_type: Arc<str>,
+    pub event_type: SmolStr,
     /// Its category.
-    pub category: Arc<str>,
+    pub category: SmolStr,
     /// To what it was done.
     pub object: Option<Arc<Object>>,
 }
@@ -72,7 +101,7 @@ pub struct Member {
     /// Its intent by the producer's own id: a cancel may name either.
     pub intent_by_id: IntentId,
     /// What a cancel may name.
-    pub cancel_key: Option<Arc<str>>,
+    pub cancel_key: Option<SmolStr>,
     /// Who did it.
     pub actor: Option<Actor>,
     /// What it is about, where its item's members are about several things: a retraction means this
@@ -97,8 +126,7 @@ pub struct Folded {
     pub hash: [u8; 16],
 }
 
-/// Channels in order. There are few enough to lie in the item itself.
-pub type Channels = SmallVec<[Channel; 8]>;
+pub use tidings_schemas::plain::Channels;
 
 /// Channels that may not be used, with reason.
 pub type Struck = SmallVec<[(Channel, Reason); 4]>;
@@ -110,21 +138,22 @@ pub type Members = SmallVec<[Arc<Member>; 1]>;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Page {
     /// Who is to be told.
+    #[serde(deserialize_with = "texts::one")]
     pub user: Arc<str>,
     /// The tenant.
-    pub tenant: Arc<str>,
+    pub tenant: SmolStr,
     /// The type.
-    pub event_type: Arc<str>,
+    pub event_type: SmolStr,
     /// Its category.
-    pub category: Arc<str>,
+    pub category: SmolStr,
     /// What makes two events the same wish.
     pub dedup_key: DedupKey,
     /// The producer's own key behind it, for a hand-over between the two paths.
-    pub producer_key: Option<Arc<str>>,
+    pub producer_key: Option<SmolStr>,
     /// The producer's own id, for the same: a cancel may name it beside a key.
-    pub producer_id: Option<Arc<str>>,
+    pub producer_id: Option<SmolStr>,
     /// Only to this address.
-    pub only_address: Option<Arc<str>>,
+    pub only_address: Option<SmolStr>,
 }
 
 /// What flows from operator to operator.
@@ -184,12 +213,11 @@ impl Page {
     /// A page that says nothing but whose it is.
     #[must_use]
     pub fn of(user: Arc<str>) -> Self {
-        let nothing: Arc<str> = Arc::from("");
         Self {
             user,
-            tenant: Arc::clone(&nothing),
-            event_type: Arc::clone(&nothing),
-            category: nothing,
+            tenant: SmolStr::default(),
+            event_type: SmolStr::default(),
+            category: SmolStr::default(),
             dedup_key: DedupKey::default(),
             producer_key: None,
             producer_id: None,
@@ -244,7 +272,7 @@ impl Item {
         let mut seen = BTreeSet::new();
         let actors = self.members.iter().filter_map(|member| member.actor.as_ref());
         let distinct = actors.filter(|actor| seen.insert(actor.id.as_str()));
-        distinct.take(NAMES_MAX).map(|actor| actor.name.clone().unwrap_or_else(|| actor.id.clone())).collect()
+        distinct.take(NAMES_MAX).map(|actor| actor.name.as_ref().unwrap_or(&actor.id).to_string()).collect()
     }
 
     /// The newest member: content comes from it.
@@ -327,7 +355,7 @@ impl Item {
     }
 
     fn subject(&self) -> Subject {
-        let (event_type, category) = (Arc::clone(&self.event_type), Arc::clone(&self.category));
+        let (event_type, category) = (self.event_type.clone(), self.category.clone());
         Subject { event_type, category, object: self.object.clone() }
     }
 
@@ -353,7 +381,7 @@ impl Item {
         self.object = newest.object.clone().filter(|_| together && known);
         if self.event_type != newest.event_type || self.category != newest.category {
             let page = Arc::make_mut(&mut self.page);
-            (page.event_type, page.category) = (Arc::clone(&newest.event_type), Arc::clone(&newest.category));
+            (page.event_type, page.category) = (newest.event_type.clone(), newest.category.clone());
         }
         if alike && known {
             self.members.iter_mut().for_each(|member| Arc::make_mut(member).subject = None);

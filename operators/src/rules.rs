@@ -10,6 +10,8 @@ use std::time::Duration;
 use tidings_schemas::channel::{Channel, ChannelSet, Priority};
 use tidings_schemas::policy::{CategoryPolicy, Limits, Overflow, Policies, QuietRule, QuietRules, TypePolicy};
 
+use smol_str::SmolStr;
+
 use crate::calendar::Calendar;
 use crate::when::ValueExpr;
 
@@ -17,7 +19,7 @@ use crate::when::ValueExpr;
 #[derive(Clone, Debug)]
 pub struct TypeRule {
     /// Its category.
-    pub category: Arc<str>,
+    pub category: SmolStr,
     /// Its priority.
     pub priority: Priority,
     /// Its channels in order of preference, where the policy says.
@@ -33,7 +35,7 @@ pub struct TypeRule {
     /// Whether a producer may raise the priority.
     pub may_raise: bool,
     /// The template, where the policy says.
-    pub template_id: Option<Arc<str>>,
+    pub template_id: Option<SmolStr>,
 }
 
 /// Policies and calendar of a cut.
@@ -149,6 +151,6 @@ fn rule(name: &str, policy: &TypePolicy, default: &TypePolicy) -> Result<TypeRul
         limits: policy.limits,
         overflow: policy.overflow,
         may_raise: policy.may_raise,
-        template_id: policy.template_id.as_deref().map(Arc::from),
+        template_id: policy.template_id.as_deref().map(SmolStr::new),
     })
 }

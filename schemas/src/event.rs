@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use smol_str::SmolStr;
 
 use crate::channel::{Channel, ChannelSet, Op, Priority};
 use crate::time::Instant;
@@ -24,10 +25,10 @@ pub const RECORD_BYTES_MAX: usize = 256 * 1024;
 #[serde(deny_unknown_fields)]
 pub struct Actor {
     /// Identity: *distinct* actors are counted by it.
-    pub id: String,
+    pub id: SmolStr,
     /// What texts call it; the id where absent.
     #[serde(default)]
-    pub name: Option<String>,
+    pub name: Option<SmolStr>,
 }
 
 /// What something was done to.
@@ -35,10 +36,10 @@ pub struct Actor {
 #[serde(deny_unknown_fields)]
 pub struct Object {
     /// Identity: windows are per object.
-    pub id: String,
+    pub id: SmolStr,
     /// What kind of thing it is.
     #[serde(default)]
-    pub kind: Option<String>,
+    pub kind: Option<SmolStr>,
 }
 
 /// An event as a producer writes it.

@@ -228,7 +228,7 @@ impl Teller<'_, '_> {
 
     pub(super) fn actor(&self, event: EventId) -> Option<String> {
         let actor = self.context.events.get(&event)?.actor.as_ref()?;
-        Some(actor.name.clone().unwrap_or_else(|| actor.id.clone()))
+        Some(actor.name.as_ref().unwrap_or(&actor.id).to_string())
     }
 }
 

@@ -369,7 +369,7 @@ fn end(told: &mut Told, rules: &Rules, known: &Known, now: Instant, thing: Thing
     told.fate(Unit::Leg(leg), Fate::Queued);
     told.set_out.push((leg, thing.members.iter().map(|member| member.event).collect(), thing.silent));
     let names = thing.actors().into_iter().take(3);
-    let actors = names.map(|actor| actor.name.clone().unwrap_or_else(|| actor.id.clone())).collect();
+    let actors = names.map(|actor| actor.name.as_ref().unwrap_or(&actor.id).to_string()).collect();
     told.lanes.push(LaneRecord {
         v: LANE_VERSION,
         notification: thing.notification,

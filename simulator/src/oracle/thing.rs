@@ -106,10 +106,11 @@ impl Thing {
         };
         let type_name = expressed.is_some().then_some(event.event_type.as_str());
         let value = expressed.as_deref().unwrap_or(&own);
-        let key = DedupKey::new(&event.tenant, event.op.as_str(), type_name, value);
+        let intent = IntentId::new(&event.tenant, &event.user_id, type_name, value);
+        let key = DedupKey::new(intent, event.op.as_str());
         let member = Member {
             event: id,
-            intent: IntentId::new(&event.tenant, &event.user_id, type_name, value),
+            intent,
             intent_by_id: IntentId::new(&event.tenant, &event.user_id, None, &by_id),
             cancel_key: event.cancel_key,
             actor: event.actor,
@@ -123,7 +124,7 @@ impl Thing {
         };
         Ok(Self {
             op: event.op,
-            notification: NotificationId::new("validate", &event.user_id, b"", &mut [id]),
+            notification: NotificationId::of_one(id),
             user: event.user_id,
             tenant: event.tenant,
             event_type: event.event_type,
@@ -162,7 +163,7 @@ impl Thing {
             intent: IntentId::default(),
             intent_by_id: IntentId::default(),
             cancel_key: None,
-            actor: names.next().map(|name| Actor { id: name.clone(), name: Some(name.clone()) }),
+            actor: names.next().map(|name| Actor { id: name.as_str().into(), name: Some(name.as_str().into()) }),
             event_type: leg.event_type.clone(),
             category: leg.category.clone(),
             object: leg.object.clone(),

@@ -66,7 +66,7 @@ mod tests {
             actors: vec!["bob".to_owned()],
             actors_count: 3,
             activities: 3,
-            object: Some(Object { id: "photo7".to_owned(), kind: Some("photo".to_owned()) }),
+            object: Some(Object { id: "photo7".into(), kind: Some("photo".into()) }),
             data: [("link".to_owned(), json!("myapp://photos/7"))].into(),
             ..leg(channel, Priority::Medium)
         }

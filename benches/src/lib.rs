@@ -10,6 +10,7 @@ pub mod workload;
 pub mod decide;
 pub mod instructions;
 pub mod p0_latency;
+pub mod record;
 pub mod through_log;
 
 pub mod restore;

@@ -22,7 +22,7 @@ pub(crate) fn demo(arguments: &[&str]) -> Result<ExitCode> {
 }
 
 /// Benches that measure real services; without a name all are run.
-const WITH_SERVICES: [&str; 2] = ["decide_kafka", "p0_latency"];
+const WITH_SERVICES: [&str; 3] = ["decide_kafka", "record", "p0_latency"];
 
 /// `cargo xtask bench [NAME] [--json]`
 pub(crate) fn bench(arguments: &[&str]) -> Result<ExitCode> {

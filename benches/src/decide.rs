@@ -10,6 +10,8 @@
 //! checkpoints, the last one is on the disk.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufWriter, Write as _};
 use std::path::Path as Folder;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,8 +20,8 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use tidings_operators::harness::dataflow::{Assigned, Command, Cut, Report, Transport, Waker, WorkerIo, start};
 use tidings_operators::harness::delta::{Delta, Pending};
-use tidings_operators::harness::feed::{Feed, RawRecord};
-use tidings_operators::harness::output::EpochOutput;
+use tidings_operators::harness::feed::{Feed, Lot, RawRecord};
+use tidings_operators::harness::output::{EpochOutput, To};
 use tidings_operators::ingest::Path;
 use tidings_pipeline::checkpoint::{Checkpoints, Manifest};
 use tidings_pipeline::runtime::clock::{Clock, SystemClock};
@@ -59,6 +61,16 @@ pub struct Run {
     pub images: u64,
 }
 
+/// What a run reads, and when.
+pub struct Input<'a> {
+    /// The first cut admits the side inputs, the others the events.
+    pub cuts: &'a [Arc<Cut>],
+    /// What is read of each partition.
+    pub feeds: Vec<(Lot, Box<dyn Feed>)>,
+    /// Where the records that go to lanes are written, a line each.
+    pub answers: Option<File>,
+}
+
 /// Gives records that lie in memory.
 struct InMemory {
     records: Arc<[RawRecord]>,
@@ -79,19 +91,34 @@ impl Feed for InMemory {
 /// # Errors
 /// When the engine or the store fails.
 pub fn run(setup: &Setup, workload: &Workload, workers: usize, checkpoints: Option<&Folder>) -> Result<Run> {
+    let feed = |(lot, records): (&Lot, &Arc<[RawRecord]>)| -> (Lot, Box<dyn Feed>) {
+        (*lot, Box::new(InMemory { records: Arc::clone(records), next: 0 }))
+    };
+    let feeds = workload.records.iter().map(feed).collect();
+    run_over(setup, Input { cuts: &workload.cuts, feeds, answers: None }, workers, checkpoints)
+}
+
+/// Runs what `input` gives on this many workers; with `checkpoints`, into that folder.
+///
+/// # Errors
+/// When the engine, a feed, the store or the file of answers fails.
+pub fn run_over(setup: &Setup, input: Input<'_>, workers: usize, checkpoints: Option<&Folder>) -> Result<Run> {
+    let Input { cuts, feeds, answers } = input;
     let checkpoints = checkpoints.map(Checkpoints::in_folder).transpose().map_err(|problem| anyhow!(problem))?;
     let (report, reports) = bounded(1024);
     let mut commands = Vec::new();
     let mut ios = Vec::new();
-    for worker in 0..workers {
+    let mut shares: Vec<Vec<(Lot, Box<dyn Feed>)>> = (0..workers).map(|_| Vec::new()).collect();
+    for (place, feed) in feeds.into_iter().enumerate() {
+        shares[place % workers].push(feed);
+    }
+    for share in shares {
         let (command, inbox) = bounded(OPEN_MAX + 2);
         commands.push(command);
-        let mine = workload.records.iter().enumerate().filter(|(place, _)| place % workers == worker);
-        let assigned = mine.map(|(_, (lot, records))| {
+        let assigned = share.into_iter().map(|(lot, feed)| {
             let source = &setup.sources[usize::from(lot.source)];
-            let feed = Box::new(InMemory { records: Arc::clone(records), next: 0 });
             let (rank, at_least_permille) = (source.rank, source.at_least_permille);
-            Assigned { lot: *lot, from: 0, feed, rank, at_least_permille }
+            Assigned { lot, from: 0, feed, rank, at_least_permille }
         });
         let chain = setup.wiring.chain(Path::Decide)?;
         ios.push(WorkerIo { chain, assigned: assigned.collect(), commands: inbox, reports: report.clone() });
@@ -105,12 +132,12 @@ pub fn run(setup: &Setup, workload: &Workload, workers: usize, checkpoints: Opti
     let clock = SystemClock::default();
     let host = Host { commands, wakers: BTreeMap::new(), reports, workers };
     let run = std::thread::scope(|scope| {
-        let egress = scope.spawn(move || encode(&said));
+        let egress = scope.spawn(move || encode(&said, answers));
         let keeper = checkpoints.as_ref().map(|checkpoints| scope.spawn(move || keeper(checkpoints, &kept, &wrote)));
         let keep = keeper.is_some().then_some(keep);
-        let driven = host.drive(workload, &clock, say, keep.as_ref(), &written);
+        let driven = host.drive(cuts, &clock, say, keep.as_ref(), &written);
         drop(keep);
-        let block_bytes = egress.join().map_err(|_| anyhow!("the encoding thread died"))?;
+        let block_bytes = egress.join().map_err(|_| anyhow!("the encoding thread died"))??;
         let checkpoint = match keeper {
             Some(keeper) => Some(keeper.join().map_err(|_| anyhow!("the keeper died"))??),
             None => None,
@@ -147,13 +174,22 @@ fn keeper(checkpoints: &Checkpoints, inbox: &Receiver<Keep>, wrote: &Sender<()>)
     Ok(manifest)
 }
 
-fn encode(said: &Receiver<EpochOutput>) -> u64 {
+fn encode(said: &Receiver<EpochOutput>, answers: Option<File>) -> Result<u64> {
     let mut bytes = 0;
+    let mut answers = answers.map(BufWriter::new);
     while let Ok(output) = said.recv() {
         let blocks = output.rows.blocks(Stage::Decide, output.epoch, PARTITIONS);
         bytes += blocks.iter().map(|(_, block)| block.len() as u64).sum::<u64>();
+        let Some(answers) = &mut answers else { continue };
+        for said in output.said.iter().filter(|said| matches!(said.to, To::Lane(..))) {
+            answers.write_all(&said.value)?;
+            answers.write_all(b"\n")?;
+        }
     }
-    bytes
+    if let Some(answers) = &mut answers {
+        answers.flush()?;
+    }
+    Ok(bytes)
 }
 
 struct Host {
@@ -167,7 +203,7 @@ impl Host {
     /// Releases every cut; returns when the clock started, and what was said.
     fn drive(
         mut self,
-        workload: &Workload,
+        cuts: &[Arc<Cut>],
         clock: &dyn Clock,
         say: Sender<EpochOutput>,
         keep: Option<&Sender<Keep>>,
@@ -175,7 +211,8 @@ impl Host {
     ) -> Result<(Duration, Run)> {
         let mut run =
             Run { elapsed: Duration::ZERO, hash: 0, said: 0, rows: 0, block_bytes: 0, checkpoint: None, images: 0 };
-        let mut cuts = workload.cuts.iter();
+        let last = cuts.len() as u64;
+        let mut cuts = cuts.iter();
         let mut open: BTreeMap<u64, (EpochOutput, usize)> = BTreeMap::new();
         let mut started = None;
         let first = cuts.next().context("a workload has cuts")?;
@@ -202,7 +239,7 @@ impl Host {
                 let delta = std::mem::take(&mut output.delta);
                 run.images += if started.is_some() { delta.len() as u64 } else { 0 };
                 if let Some(keep) = keep {
-                    let write = epoch % CHECKPOINT_EPOCHS == 1 || epoch == workload.cuts.len() as u64;
+                    let write = epoch % CHECKPOINT_EPOCHS == 1 || epoch == last;
                     let kept =
                         keep.send(Keep::Delta(delta)).is_ok() && (!write || keep.send(Keep::Write(epoch)).is_ok());
                     // Why it ended is what joining it says.

@@ -1,15 +1,18 @@
 //! `cargo xtask bench [NAME] [--json]`: runs the benches and prints their figures.
 
+use std::collections::BTreeMap;
 use std::io::Write as _;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, ValueEnum};
 use tidings_benches::figure::{Figure, Place, table};
+use tidings_benches::peers::{self, Flink};
 use tidings_benches::setup::Setup;
 use tidings_benches::workload::{Size, Workload};
-use tidings_benches::{decide, instructions, p0_latency, record, restore, through_log};
+use tidings_benches::{Services, decide, first_send, instructions, memory, p0_latency, record, restore, through_log};
 use tidings_pipeline::runtime::clock::{Clock, SystemClock};
 use tidings_sinks::log::Log;
 use tidings_sinks::log::embedded::EmbeddedLog;
@@ -46,13 +49,22 @@ struct Arguments {
     /// What `instructions` lets callgrind run.
     #[arg(long, hide = true)]
     counted: bool,
+    /// The same of `one_more_operator`: the chain with it.
+    #[arg(long, hide = true)]
+    one_more: bool,
+    /// What `memory` starts a process for.
+    #[arg(long, hide = true)]
+    kind: Option<memory::Kind>,
     /// A Kafka for `decide_kafka`, `host:port`. Topics of its own are made there, and kept for a day.
     #[arg(long, env = "TIDINGS_TEST_KAFKA")]
     kafka: Option<String>,
+    /// Where Maven built Flink's job, for `peers`.
+    #[arg(long, hide = true, env = "TIDINGS_PEERS_FLINK")]
+    flink: Option<PathBuf>,
     /// A Redis for `p0_latency`, which needs Kafka and ClickHouse, too.
     #[arg(long, env = "TIDINGS_TEST_REDIS")]
     redis: Option<String>,
-    /// A ClickHouse for `record` and `p0_latency`. A database of its own is made there, and dropped.
+    /// A ClickHouse for `p0_latency`. A database of its own is made there, and dropped.
     #[arg(long, env = "TIDINGS_TEST_CLICKHOUSE")]
     clickhouse: Option<String>,
 }
@@ -71,6 +83,11 @@ enum Bench {
     /// Instructions an event, by part, counted by callgrind; measured once, because every run counts the same.
     /// Its size is its own.
     Instructions,
+    /// Instructions an event that one more stateful operator in the chain costs, counted likewise: a second
+    /// `dedup` behind the first, which keeps a key of every event and hands it on.
+    OneMoreOperator,
+    /// Bytes of a worker's memory that a key of state takes, by operator; measured once. Its size is its own.
+    Memory,
     /// Seconds until a checkpoint stands in the workers' tables.
     Restore,
     /// Lifecycle rows into ClickHouse, and what a notification takes there. Its size is its own unless one is named.
@@ -78,6 +95,11 @@ enum Bench {
     /// Milliseconds from Kafka to the provider, with a flood of the lowest priority and without. Needs
     /// the binary `tidings` beside this one; measured once, whatever `--repetitions` says.
     P0Latency,
+    /// Seconds from a SIGKILL to the first send after it, with two million keys of state. Needs the binary `tidings`
+    /// beside this one.
+    FirstSend,
+    /// The same job on Flink, with state on the heap and in RocksDB: from files, and from Kafka where there is one.
+    Peers,
 }
 
 struct Session {
@@ -136,15 +158,20 @@ impl Session {
                     self.through_log("decide_kafka", &workload, *workers, |_| {
                         let (linger, patience) = (Duration::from_millis(5), Duration::from_secs(60));
                         let properties = Default::default();
-                        let params = KafkaParams { brokers: brokers.clone(), linger, patience, properties };
+                        let params =
+                            KafkaParams { brokers: brokers.clone(), linger, patience, instance: None, properties };
                         Ok(Arc::new(KafkaLog::open(params)?))
                     })
                 })
             }
             Bench::Instructions => self.instructions(),
+            Bench::OneMoreOperator => self.one_more_operator(),
+            Bench::Memory => self.memory(),
             Bench::Restore => self.restore(&self.workload()?, &workers),
             Bench::Record => self.record(),
             Bench::P0Latency => self.p0_latency(),
+            Bench::FirstSend => self.first_send(),
+            Bench::Peers => self.peers(),
         }
     }
 
@@ -238,6 +265,83 @@ impl Session {
         Ok(())
     }
 
+    fn one_more_operator(&mut self) -> Result<()> {
+        if std::process::Command::new("valgrind").arg("--version").output().is_err() {
+            let said = "one_more_operator was NOT measured: there is no valgrind (Debian: apt-get install valgrind)\n";
+            std::io::stderr().write_all(said.as_bytes())?;
+            return Ok(());
+        }
+        let workload = Workload::new(&self.setup, instructions::SIZE)?;
+        let more = self.setup.with_one_more()?;
+        if self.arguments.counted {
+            let setup = if self.arguments.one_more { &more } else { &self.setup };
+            return instructions::decide(setup, &workload).map(drop);
+        }
+        let (without, with) = (instructions::decide(&self.setup, &workload)?, instructions::decide(&more, &workload)?);
+        let same = (without.said, without.rows) == (with.said, with.rows);
+        ensure!(same && with.images > without.images, "one more operator decides otherwise: {without:?}, {with:?}");
+        let folder = tempfile::tempdir()?;
+        let per_event = |count: u64| count as f64 / workload.events as f64;
+        for part in [instructions::PARTS[1], instructions::PARTS[4]] {
+            let count = |more: bool| {
+                let mut program = std::process::Command::new(std::env::current_exe()?);
+                program.args(["one_more_operator", "--counted"]);
+                if more {
+                    program.arg("--one-more");
+                }
+                instructions::count(&mut program, part, folder.path())
+            };
+            let (with, without) = (count(true)?, count(false)?);
+            let name = format!("one more operator, {}", part.name);
+            self.figure(name, "per event", &[per_event(with) - per_event(without)], None)?;
+        }
+        let keys = per_event(with.images - without.images);
+        self.figure("one more operator, changed keys".to_owned(), "per event", &[keys], Some(with.hash))
+    }
+
+    fn memory(&mut self) -> Result<()> {
+        let keys = if self.arguments.quick { 50_000 } else { memory::KEYS };
+        if let Some(kind) = self.arguments.kind {
+            let bytes = memory::measure(kind, keys)?;
+            return Ok(writeln!(std::io::stdout(), "{bytes}")?);
+        }
+        for kind in memory::Kind::ALL {
+            let mut program = std::process::Command::new(std::env::current_exe()?);
+            program.args(["memory", "--kind", kind.name()]);
+            if self.arguments.quick {
+                program.arg("--quick");
+            }
+            let bytes = memory::measure_apart(&mut program)?;
+            self.figure(format!("memory, {}", kind.name()), "bytes/key", &[bytes], None)?;
+        }
+        Ok(())
+    }
+
+    /// The real services that are named, and what the environment calls `tidings`; says so where one is missing.
+    fn services(&self, bench: &str) -> Result<Option<(Services, PathBuf)>> {
+        let Arguments { kafka, redis, clickhouse, .. } = &self.arguments;
+        let (Some(kafka), Some(redis), Some(clickhouse)) = (kafka.clone(), redis.clone(), clickhouse.clone()) else {
+            let said = format!(
+                "{bench} was NOT measured: it needs Kafka, Redis and ClickHouse; `cargo xtask bench` starts them\n"
+            );
+            std::io::stderr().write_all(said.as_bytes())?;
+            return Ok(None);
+        };
+        let tidings = std::env::current_exe()?.with_file_name("tidings");
+        Ok(Some((Services { kafka, redis, clickhouse }, tidings)))
+    }
+
+    fn first_send(&mut self) -> Result<()> {
+        let Some((services, tidings)) = self.services("first_send")? else { return Ok(()) };
+        let mut size = if self.arguments.quick { first_send::Size::QUICK } else { first_send::Size::FULL };
+        size.keys = self.arguments.events.unwrap_or(size.keys);
+        let sends = first_send::run(&tidings, &services, size, self.arguments.workers.unwrap_or(2))?;
+        for (priority, seconds) in &sends {
+            self.figure(format!("first_send, {priority} after SIGKILL"), "s", seconds, None)?;
+        }
+        Ok(())
+    }
+
     fn record(&mut self) -> Result<()> {
         let Some(clickhouse) = self.arguments.clickhouse.clone() else {
             let said = "record was NOT measured: name a ClickHouse with --clickhouse or TIDINGS_TEST_CLICKHOUSE \
@@ -268,16 +372,9 @@ impl Session {
     }
 
     fn p0_latency(&mut self) -> Result<()> {
-        let Arguments { kafka, redis, clickhouse, quick, .. } = &self.arguments;
-        let (Some(kafka), Some(redis), Some(clickhouse)) = (kafka.clone(), redis.clone(), clickhouse.clone()) else {
-            let said = "p0_latency was NOT measured: it needs Kafka, Redis and ClickHouse; `cargo xtask bench` \
-                        starts them\n";
-            std::io::stderr().write_all(said.as_bytes())?;
-            return Ok(());
-        };
-        let size = if *quick { p0_latency::Size::QUICK } else { p0_latency::Size::FULL };
-        let services = p0_latency::Services { kafka, redis, clickhouse };
-        let tidings = std::env::current_exe()?.with_file_name("tidings");
+        let Some((services, tidings)) = self.services("p0_latency")? else { return Ok(()) };
+        let quick = self.arguments.quick;
+        let size = if quick { p0_latency::Size::QUICK } else { p0_latency::Size::FULL };
         let run = p0_latency::run(&tidings, &services, size, self.arguments.workers.unwrap_or(2))?;
         for (flood, latencies) in [("without a flood", &run.quiet), ("under a flood", &run.flooded)] {
             for (priority, millis) in &latencies.arrived {
@@ -291,6 +388,79 @@ impl Session {
         self.figure("p0_latency, critical unknown".to_owned(), "attempts", &[run.unknown as f64], None)?;
         let seconds = run.stopped_in.as_secs_f64();
         self.figure("p0_latency, stop under the flood".to_owned(), "s", &[seconds], None)
+    }
+
+    /// One round warms up and is not counted: the Java machine compiles what runs often. Within a round all run one after
+    /// the other, so that a busy neighbour is busy for each of them.
+    fn peers(&mut self) -> Result<()> {
+        let Some(built) = self.arguments.flink.clone() else {
+            let said = "peers was NOT measured: `cargo xtask bench peers` builds Flink's job first\n";
+            std::io::stderr().write_all(said.as_bytes())?;
+            return Ok(());
+        };
+        let mut size = if self.arguments.quick { peers::Size::QUICK } else { peers::Size::FULL };
+        size.events = self.arguments.events.unwrap_or(size.events);
+        size.users = self.arguments.users.unwrap_or(size.users);
+        let workers = self.arguments.workers.unwrap_or(2);
+        let setup = peers::setup()?;
+        let folder = tempfile::tempdir()?;
+        let made = peers::make(&setup, size, folder.path())?;
+        let mut flink = Flink::start(&built)?;
+        let mut rates: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+        let mut note = |round: u32, name: String, elapsed: Duration| {
+            if round > 0 {
+                rates.entry(name).or_default().push(per_second(size.events, elapsed));
+            }
+        };
+        let mut answer = None;
+        for round in 0..=self.repetitions() {
+            let own = tempfile::tempdir()?;
+            let (elapsed, ours) = peers::tidings_from_files(&setup, &made, workers, own.path())?;
+            answer = Some(peers::hash(&ours));
+            note(round, "peers, files, tidings".to_owned(), elapsed);
+            for state in [peers::State::Hashmap, peers::State::Rocksdb] {
+                let own = tempfile::tempdir()?;
+                let (elapsed, _) = flink.run(state, &peers::From::Files(&made.files), own.path(), workers)?;
+                peers::agree(&ours, &Flink::answers(own.path())?)?;
+                note(round, format!("peers, files, Flink {}", state.name()), elapsed);
+            }
+            let Some(brokers) = self.arguments.kafka.clone() else { continue };
+            let own = tempfile::tempdir()?;
+            let (linger, patience) = (Duration::from_millis(5), Duration::from_secs(60));
+            let properties = Default::default();
+            let params = KafkaParams { brokers: brokers.clone(), linger, patience, instance: None, properties };
+            let log: Arc<dyn Log> = Arc::new(KafkaLog::open(params)?);
+            let prefix = format!("peers-{}-{}-{round}", SystemClock::default().wall().0, std::process::id());
+            let run = through_log::run(&setup, &made.workload, workers, &log, &prefix, own.path())?;
+            note(round, "peers, Kafka, tidings".to_owned(), run.elapsed);
+            let topic = format!("{prefix}.events.medium");
+            for state in [peers::State::Hashmap, peers::State::Rocksdb] {
+                let own = tempfile::tempdir()?;
+                let from = peers::From::Kafka(&brokers, &topic);
+                let (elapsed, report) = flink.run(state, &from, own.path(), workers)?;
+                ensure!(
+                    (report.repeats, report.gathered) == (run.repeats, run.parked),
+                    "tidings knew {} events and gathered {}, Flink says {report:?}",
+                    run.repeats,
+                    run.parked
+                );
+                note(round, format!("peers, Kafka, Flink {}", state.name()), elapsed);
+            }
+        }
+        let ratios: Vec<(String, Vec<f64>)> = rates
+            .iter()
+            .filter_map(|(name, theirs)| {
+                let (job, peer) = name.split_once(", Flink ")?;
+                let ours = rates.get(&format!("{job}, tidings"))?;
+                let ratio = ours.iter().zip(theirs).map(|(ours, theirs)| ours / theirs).collect();
+                Some((format!("{job}, tidings against Flink {peer}"), ratio))
+            })
+            .collect();
+        for (name, values) in &rates {
+            let answer = answer.filter(|_| name.contains("files"));
+            self.figure(name.clone(), "events/s", values, answer)?;
+        }
+        ratios.iter().try_for_each(|(name, values)| self.figure(name.clone(), "times", values, None))
     }
 
     fn restore(&mut self, workload: &Workload, workers: &[usize]) -> Result<()> {

@@ -35,13 +35,13 @@ pub fn run(setup: &Setup, folder: &Folder, manifest: &Manifest, workers: usize) 
     let mut chains = Vec::new();
     for worker in 0..workers {
         let mut chain = setup.wiring.chain(Path::Decide)?;
-        let mine = state.iter().filter(|((_, key), _)| key.group.worker(workers) == worker);
+        let mine = state.of_worker(worker, workers);
         chain.restore(mine, setup.rules.hash)?;
         chains.push(chain);
     }
     let elapsed = clock.elapsed() - started;
 
-    let earliest = state.iter().flat_map(|(_, image)| &image.timers).map(|(_, at)| *at).min();
+    let earliest = state.iter().flat_map(|(_, image)| image.timers).map(|(_, at)| at).min();
     let restored = chains.iter().filter_map(Chain::next_timer).min();
     ensure!(earliest == restored, "the state's first timer is due at {earliest:?}, the workers' at {restored:?}");
     let mut hasher = IdHasher::new("bench.state");

@@ -52,12 +52,20 @@ impl Setup {
     /// # Errors
     /// When it is refused.
     pub fn example() -> Result<Self> {
+        Self::of("examples/topology.yaml", TOPOLOGY)
+    }
+
+    /// The topology that a file's text describes.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub fn of(file: &str, text: &str) -> Result<Self> {
         let calendar = Calendar::bundled();
         let (operators, providers) = (OperatorKinds::standard(), ProviderKinds::standard());
         let environment = FixedEnvironment::default();
         let loader =
             Loader { operators: &operators, providers: &providers, calendar: &calendar, environment: &environment };
-        let source = SourceText::new("examples/topology.yaml", TOPOLOGY);
+        let source = SourceText::new(file, text);
         let config = loader.check(source).map_err(|refused| anyhow!("{}", refused.render(false)))?.config;
 
         let mut sources = Vec::new();
@@ -114,6 +122,27 @@ impl Setup {
         let rules = Rules::new(&config.policies, provided, spread, calendar)?;
         let wiring = Wiring { sources: engine, operators: wired, more: &[] };
         Ok(Self { wiring, sources, rules: Arc::new(rules), topology: config.topology.canonical().into() })
+    }
+
+    /// The same with one more stateful operator: a second `dedup` behind the first, of which every event is new.
+    ///
+    /// # Errors
+    /// When there is no first.
+    pub fn with_one_more(&self) -> Result<Self> {
+        let mut more = self.clone();
+        let operators = &mut more.wiring.operators;
+        let place = operators.iter().position(|operator| operator.kind == "dedup").context("no `dedup`")?;
+        for operator in &mut operators[place + 1..] {
+            for input in &mut operator.inputs {
+                if let Input::Operator(number) = input {
+                    *number += usize::from(*number >= place);
+                }
+            }
+        }
+        let second =
+            Wired { id: "dedup_again".into(), inputs: vec![Input::Operator(place)], ..operators[place].clone() };
+        operators.insert(place + 1, second);
+        Ok(more)
     }
 
     /// The number of the source of this name.

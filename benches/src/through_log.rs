@@ -45,18 +45,28 @@ pub struct Run {
     pub filled_in: Duration,
     /// Epochs.
     pub epochs: u64,
+    /// Events that wait in a window, or did.
+    pub parked: u64,
+    /// Events that were known already.
+    pub repeats: u64,
 }
 
 /// Counts what the answer is checked by.
 #[derive(Default)]
 struct Count {
     created: AtomicU64,
+    parked: AtomicU64,
+    repeats: AtomicU64,
 }
 
 impl Observer for Count {
     fn rows(&self, rows: &[Row]) {
-        let created = rows.iter().filter(|row| row.unit == Unit::Event && row.states.contains(&State::Created));
-        self.created.fetch_add(created.count() as u64, Ordering::Relaxed);
+        let counts =
+            [(State::Created, &self.created), (State::Parked, &self.parked), (State::Deduplicated, &self.repeats)];
+        for (state, count) in counts {
+            let events = rows.iter().filter(|row| row.unit == Unit::Event && row.states.contains(&state));
+            count.fetch_add(events.count() as u64, Ordering::Relaxed);
+        }
     }
 }
 
@@ -113,7 +123,8 @@ pub fn run(
     })?;
     let created = load(&count.created);
     ensure!(created == workload.events, "{} events went in, the record has {created} of them", workload.events);
-    Ok(Run { elapsed: ended - started, filled_in, epochs: load(&status.epoch) })
+    let (parked, repeats) = (load(&count.parked), load(&count.repeats));
+    Ok(Run { elapsed: ended - started, filled_in, epochs: load(&status.epoch), parked, repeats })
 }
 
 fn plan(setup: &Setup, workload: &Workload, workers: usize, prefix: &str) -> Plan {

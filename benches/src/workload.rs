@@ -35,7 +35,7 @@ const SPAN: Duration = Duration::from_secs(3600);
 const TAIL_EPOCHS: u64 = 5;
 
 /// How far back a repeat reaches, in events.
-const REPEATS_WITHIN: usize = 4096;
+pub(crate) const REPEATS_WITHIN: usize = 4096;
 
 /// How much there is to do.
 #[derive(Clone, Copy, Debug)]
@@ -57,12 +57,19 @@ impl Size {
 
 /// A small generator with a seed.
 #[derive(Clone, Debug)]
-struct Dice(u64);
+pub(crate) struct Dice(pub(crate) u64);
 
 impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
+    pub(crate) fn roll(&mut self, sides: u64) -> u64 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % sides
+    }
+
+    /// A user by Zipf's law in whole numbers: every octave of ranks gets the same share.
+    pub(crate) fn user(&mut self, users: u64) -> u64 {
+        let octaves = u64::from((users / HEAD).ilog2());
+        let first = HEAD << self.roll(octaves);
+        first + self.roll(first)
     }
 }
 
@@ -91,7 +98,7 @@ const TYPES: [(u64, &str, &str); 8] = [
 ];
 const CHANNELS: [(u64, &str); 4] = [(500, "push"), (300, "email"), (150, "in_app"), (50, "sms")];
 const ZONES: [&str; 5] = ["Europe/Berlin", "America/New_York", "Asia/Kolkata", "Africa/Cairo", "America/Sao_Paulo"];
-const NAMES: [&str; 8] = [
+pub(crate) const NAMES: [&str; 8] = [
     "Ada Byron",
     "Bob Stone",
     "Chidi Anagonye",
@@ -128,13 +135,6 @@ impl Making {
         self.records.iter().map(|(lot, records)| (*lot, records.len() as u64)).collect()
     }
 
-    /// Zipf's law in whole numbers: every octave of ranks gets the same share.
-    fn user(&mut self, users: u64) -> u64 {
-        let octaves = u64::from((users / HEAD).ilog2());
-        let first = HEAD << self.dice.roll(octaves);
-        first + self.dice.roll(first)
-    }
-
     fn side_inputs(&mut self, setup: &Setup, users: u64, at: Instant) -> Result<()> {
         let (profiles, addresses) = (setup.source("profiles")?, setup.source("addresses")?);
         for number in 0..users {
@@ -169,7 +169,7 @@ impl Making {
     fn event(&mut self, number: u64, users: u64) -> (&'static str, String, Bytes) {
         let (_, event_type, source) = drawn(&TYPES, |entry| entry.0, self.dice.roll(1000));
         let (_, channel) = drawn(&CHANNELS, |entry| entry.0, self.dice.roll(1000));
-        let user = self.user(users);
+        let user = self.dice.user(users);
         let object = user * 4 + self.dice.roll(4);
         let actor = self.dice.roll(users);
         let name = NAMES[usize::try_from(actor % 8).unwrap_or(0)];
@@ -182,7 +182,7 @@ impl Making {
     }
 }
 
-fn name_of(user: u64) -> String {
+pub(crate) fn name_of(user: u64) -> String {
     format!("u{user:07}")
 }
 

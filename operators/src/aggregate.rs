@@ -13,6 +13,7 @@
 //! Keeps one item per (tenant, type, object) and window: at most `MEMBERS_MAX` members, the rest
 //! counted. A window keeps its deadline when a parameter changes.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use schemars::JsonSchema;
@@ -230,8 +231,11 @@ fn retract(cx: &mut Cx<'_, Aggregate>, control: &mut Item) {
     };
     for subkey in cx.subkeys() {
         let named = |item: &Item| item.members.iter().any(|member| control.names(item, member));
-        let Some(Some(item)) = cx.body(&subkey).filter(|body| body.as_deref().is_some_and(named)) else { continue };
-        let mut item = item.clone();
+        let Some(Some(item)) = cx.body(&subkey).filter(|body| body.as_deref().is_some_and(named)).map(Cow::into_owned)
+        else {
+            continue;
+        };
+        let mut item = item;
         let out = item.take_out(control);
         if out.is_empty() {
             continue;

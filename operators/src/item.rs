@@ -32,10 +32,38 @@ pub const MEMBERS_MAX: usize = 1024;
 /// Names that a text may show.
 pub const NAMES_MAX: usize = 3;
 
+/// Texts are read into the memory in which they stay, and not through another.
+mod texts {
+    use std::fmt;
+    use std::sync::Arc;
+
+    use serde::Deserializer;
+    use serde::de::{Error, Visitor};
+
+    struct Text;
+
+    impl Visitor<'_> for Text {
+        type Value = Arc<str>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a text")
+        }
+
+        fn visit_str<E: Error>(self, text: &str) -> Result<Arc<str>, E> {
+            Ok(text.into())
+        }
+    }
+
+    pub(super) fn one<'de, D: Deserializer<'de>>(text: D) -> Result<Arc<str>, D::Error> {
+        text.deserialize_str(Text)
+    }
+}
+
 /// What a member says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Content {
     /// Variables, a JSON object as text.
+    #[serde(deserialize_with = "texts::one")]
     pub data: Arc<str>,
     /// The template, where one was asked for.
     pub template_id: Option<SmolStr>,
@@ -110,6 +138,7 @@ pub type Members = SmallVec<[Arc<Member>; 1]>;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Page {
     /// Who is to be told.
+    #[serde(deserialize_with = "texts::one")]
     pub user: Arc<str>,
     /// The tenant.
     pub tenant: SmolStr,

@@ -9,6 +9,7 @@
 //! An entry has a *head*, written whenever it was touched, and a *body*, written only in the epoch
 //! that sets it: parked items are bodies, counters are heads.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use schemars::JsonSchema;
@@ -25,7 +26,7 @@ use crate::harness::drafts::{Call, Drafts};
 use crate::harness::ordinal::Ordinal;
 use crate::harness::profiles::Profiles;
 use crate::harness::stage::Flow;
-use crate::harness::table::{Table, UserKey};
+use crate::harness::table::{Table, UserKey, decode};
 use crate::ingest::Path;
 use crate::item::{Item, Member, Page, Subject};
 use crate::params::{Position, Report, SideInput};
@@ -34,7 +35,7 @@ use crate::rules::Rules;
 use crate::short::Short;
 
 /// What a subkey holds without an allocation: ids, and a few short words.
-const SUBKEY_INLINE_BYTES: usize = 39;
+const SUBKEY_INLINE_BYTES: usize = 38;
 
 /// What an operator keeps under one user: a byte string, compared by bytes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
@@ -64,6 +65,11 @@ impl Subkey {
             self.0.push(part.as_bytes());
         }
         self.0.push(&[0]);
+    }
+
+    /// The subkey of these bytes.
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Self {
+        Self(Short::from_slice(bytes))
     }
 
     /// The bytes.
@@ -118,6 +124,84 @@ pub(crate) fn newer_version(from: u8, reads: u8) -> String {
 impl State for () {}
 impl State for Option<Box<Item>> {}
 
+/// State that is parked: how it lies in memory meanwhile.
+pub trait Body: State {
+    /// What lies there.
+    type Kept: Keeps<Self>;
+}
+
+impl Body for () {
+    type Kept = ();
+}
+
+impl Body for Option<Box<Item>> {
+    type Kept = Sleeper<Self>;
+}
+
+/// Holds a body.
+pub trait Keeps<B: Body>: Send + 'static {
+    /// Holds `body`.
+    fn keep(body: B) -> Self;
+    /// The body.
+    fn take(self) -> B;
+    /// A look at it.
+    fn look(&self) -> Cow<'_, B>;
+    /// These are its bytes, written because a checkpoint is to hold them: they may be all that is kept.
+    fn sleep(&mut self, bytes: &[u8]);
+}
+
+impl Keeps<()> for () {
+    fn keep((): ()) {}
+    fn take(self) {}
+    fn look(&self) -> Cow<'_, ()> {
+        Cow::Borrowed(self)
+    }
+    fn sleep(&mut self, _: &[u8]) {}
+}
+
+/// Beyond this a body lies in memory as operators see it: one that gathers, event after event, would be read and
+/// written whole for each of them.
+const SLEEPS_BYTES_MAX: usize = 1024;
+
+/// A body that is kept as its bytes from the end of the epoch that set it until somebody asks for it: an item
+/// with all that it points at takes five times the room.
+#[derive(Debug)]
+pub enum Sleeper<B> {
+    /// As operators see it.
+    Awake(B),
+    /// As its bytes.
+    Asleep(Box<[u8]>),
+}
+
+impl<B: Body> Sleeper<B> {
+    fn wake(bytes: &[u8]) -> B {
+        decode(B::VERSION, bytes).expect("bytes that were written by this build, from a body")
+    }
+}
+
+impl<B: Body> Keeps<B> for Sleeper<B> {
+    fn keep(body: B) -> Self {
+        Self::Awake(body)
+    }
+    fn take(self) -> B {
+        match self {
+            Self::Awake(body) => body,
+            Self::Asleep(bytes) => Self::wake(&bytes),
+        }
+    }
+    fn look(&self) -> Cow<'_, B> {
+        match self {
+            Self::Awake(body) => Cow::Borrowed(body),
+            Self::Asleep(bytes) => Cow::Owned(Self::wake(bytes)),
+        }
+    }
+    fn sleep(&mut self, bytes: &[u8]) {
+        if bytes.len() <= SLEEPS_BYTES_MAX {
+            *self = Self::Asleep(bytes.into());
+        }
+    }
+}
+
 /// What is known about a user at the end of an epoch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Known {
@@ -149,7 +233,7 @@ pub trait Operator: Send + Sized + 'static {
     /// State per (user, subkey), written when touched.
     type Entry: State;
     /// State per (user, subkey), written when set.
-    type Body: State;
+    type Body: Body;
 
     /// Says what is wrong with parameters that could be read.
     fn check(params: &Self::Params, report: &mut Report<'_>) {
@@ -277,7 +361,6 @@ impl<'a> About<'a> {
 /// What the engine hands an operator, and takes from it, for one call.
 pub struct Cx<'a, O: Operator> {
     pub(crate) now: Instant,
-    pub(crate) epoch: u64,
     pub(crate) operator: &'a Arc<str>,
     pub(crate) user: UserKey<'a>,
     pub(crate) profiles: &'a Profiles,
@@ -374,7 +457,7 @@ impl<O: Operator> Cx<'_, O> {
 
     /// The body of an entry.
     #[must_use]
-    pub fn body(&self, subkey: &Subkey) -> Option<&O::Body> {
+    pub fn body(&self, subkey: &Subkey) -> Option<Cow<'_, O::Body>> {
         self.table.body(self.user, subkey)
     }
 
@@ -402,7 +485,7 @@ impl<O: Operator> Cx<'_, O> {
     /// Sets the entry's timer `id` to `at`, in place of an earlier one. What is due already fires in
     /// the next epoch.
     pub fn set_timer(&mut self, subkey: &Subkey, id: TimerId, at: Instant) {
-        self.table.set_timer(self.user, subkey, id, at, self.epoch);
+        self.table.set_timer(self.user, subkey, id, at);
     }
 
     /// Takes the entry's timer `id` back.

@@ -5,6 +5,8 @@
 //! membership is still what it was, and otherwise as a new notification, into which the first leg
 //! merges too. Retractions, cancellations and expiries take members out on the way.
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 use tidings_schemas::channel::Op;
 use tidings_schemas::ids::{GroupId, LegId};
@@ -123,8 +125,11 @@ pub(crate) fn retract<O: Places>(cx: &mut Cx<'_, O>, control: &mut Item) {
     for subkey in cx.subkeys() {
         let Some(place) = cx.entry(&subkey).and_then(O::place).cloned() else { continue };
         let named = |item: &Item| item.members.iter().any(|member| control.names(item, member));
-        let Some(Some(item)) = cx.body(&subkey).filter(|body| body.as_deref().is_some_and(named)) else { continue };
-        let (before, mut item) = (item.clone(), item.clone());
+        let Some(Some(item)) = cx.body(&subkey).filter(|body| body.as_deref().is_some_and(named)).map(Cow::into_owned)
+        else {
+            continue;
+        };
+        let (before, mut item) = (item.clone(), item);
         let out = item.take_out(control);
         if out.is_empty() {
             continue;

@@ -68,6 +68,11 @@ pub struct Level {
 }
 
 impl Level {
+    /// The rate that holds for this value of what it counts per first.
+    fn rate(&self, value: &str) -> Option<Rate> {
+        self.rates.get(value).or_else(|| self.rates.get(OTHER)).copied()
+    }
+
     fn check(&self, index: usize, report: &mut Report<'_>) {
         let at = |last: Step| [key("levels"), Step::Index(index), last];
         let Some(first) = self.per.first() else {
@@ -197,7 +202,41 @@ impl Places for RateLimit {
 
 /// The operator.
 pub struct RateLimit {
-    levels: Vec<Level>,
+    limits: Vec<Limit>,
+}
+
+/// A level, with what can be said of it before a leg comes.
+struct Limit {
+    level: Level,
+    /// Of a level whose rates are channels': the beginning of the counter's name, and the rate, by channel.
+    by_channel: Option<Vec<Option<(Subkey, Rate)>>>,
+}
+
+impl Limit {
+    fn new(level: Level) -> Self {
+        let by_channel = (level.per.first() == Some(&Per::Channel)).then(|| {
+            let of_channel =
+                |channel: &Channel| Some((counter(Per::Channel, channel.as_str()), level.rate(channel.as_str())?));
+            Channel::ALL.iter().map(of_channel).collect()
+        });
+        Self { level, by_channel }
+    }
+}
+
+/// The beginning of a counter's name: short, so that the usual ones need no memory of their own.
+fn counter(per: Per, value: &str) -> Subkey {
+    let mut counter = Subkey::of(&["l"]);
+    count_per(&mut counter, per, value);
+    counter
+}
+
+fn count_per(counter: &mut Subkey, per: Per, value: &str) {
+    counter.push(match per {
+        Per::Channel => "c",
+        Per::Type => "t",
+        Per::Category => "g",
+    });
+    counter.push(value);
 }
 
 /// A rate that holds for one leg, and where its sends are counted.
@@ -224,7 +263,7 @@ impl Operator for RateLimit {
     }
 
     fn new(params: RateLimitParams) -> Self {
-        Self { levels: params.levels }
+        Self { limits: params.levels.into_iter().map(Limit::new).collect() }
     }
 
     fn on_event(&self, cx: &mut Cx<'_, Self>, _: u8, mut item: Box<Item>) {
@@ -400,27 +439,20 @@ impl RateLimit {
     /// The rates that hold for `item` on `channel`.
     fn held(&self, cx: &Cx<'_, Self>, item: &Item, channel: Channel) -> AllHeld {
         let mut held = AllHeld::new();
-        for level in &self.levels {
-            let value = |per: &Per| match per {
+        for Limit { level, by_channel } in &self.limits {
+            let value = |per: Per| match per {
                 Per::Channel => channel.as_str(),
                 Per::Type => &*item.event_type,
                 Per::Category => &*item.category,
             };
-            let Some(rate) = level.per.first().and_then(|per| level.rates.get(value(per)).or(level.rates.get(OTHER)))
-            else {
-                continue;
+            let Some((first, others)) = level.per.split_first() else { continue };
+            let begun = match by_channel {
+                Some(channels) => channels.get(channel as usize).cloned().flatten(),
+                None => level.rate(value(*first)).map(|rate| (counter(*first, value(*first)), rate)),
             };
-            // Short, so that the usual ones need no memory of their own.
-            let mut counter = Subkey::of(&["l"]);
-            for per in &level.per {
-                counter.push(match per {
-                    Per::Channel => "c",
-                    Per::Type => "t",
-                    Per::Category => "g",
-                });
-                counter.push(value(per));
-            }
-            held.push(Held { counter, rate: *rate });
+            let Some((mut counter, rate)) = begun else { continue };
+            others.iter().for_each(|per| count_per(&mut counter, *per, value(*per)));
+            held.push(Held { counter, rate });
         }
         for cap in &cx.known().profile.caps {
             let fits = cap.category.as_deref().is_none_or(|category| category == &*item.category)

@@ -10,16 +10,18 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// A byte string. Compares by bytes.
 #[derive(Clone)]
-pub struct Short<const N: usize> {
-    inline: [u8; N],
-    length: u8,
-    /// All of them, once they are too many.
-    long: Option<Box<[u8]>>,
+pub struct Short<const N: usize>(Repr<N>);
+
+#[derive(Clone)]
+enum Repr<const N: usize> {
+    Inline { length: u8, bytes: [u8; N] },
+    Long(Box<[u8]>),
 }
 
 impl<const N: usize> Short<N> {
     /// A copy of these.
     #[must_use]
+    #[inline]
     pub fn from_slice(bytes: &[u8]) -> Self {
         let mut short = Self::default();
         short.push(bytes);
@@ -28,27 +30,28 @@ impl<const N: usize> Short<N> {
 
     /// Adds bytes at the end.
     #[inline]
-    pub fn push(&mut self, bytes: &[u8]) {
+    pub fn push(&mut self, more: &[u8]) {
         const { assert!(N <= u8::MAX as usize, "the length is one byte") };
-        let start = usize::from(self.length);
-        match self.inline.get_mut(start..start + bytes.len()) {
-            Some(place) if self.long.is_none() => {
-                place.copy_from_slice(bytes);
-                self.length += bytes.len() as u8;
+        if let Repr::Inline { length, bytes } = &mut self.0 {
+            let start = usize::from(*length);
+            if let Some(place) = bytes.get_mut(start..start + more.len()) {
+                place.copy_from_slice(more);
+                *length += more.len() as u8;
+                return;
             }
-            _ => self.lengthen(bytes),
         }
+        self.lengthen(more);
     }
 
     #[cold]
-    fn lengthen(&mut self, bytes: &[u8]) {
-        self.long = Some([&**self, bytes].concat().into());
+    fn lengthen(&mut self, more: &[u8]) {
+        self.0 = Repr::Long([&**self, more].concat().into());
     }
 }
 
 impl<const N: usize> Default for Short<N> {
     fn default() -> Self {
-        Self { inline: [0; N], length: 0, long: None }
+        Self(Repr::Inline { length: 0, bytes: [0; N] })
     }
 }
 
@@ -63,9 +66,9 @@ impl<const N: usize> Deref for Short<N> {
 
     #[inline]
     fn deref(&self) -> &[u8] {
-        match &self.long {
-            None => &self.inline[..usize::from(self.length)],
-            Some(long) => long,
+        match &self.0 {
+            Repr::Inline { length, bytes } => &bytes[..usize::from(*length)],
+            Repr::Long(bytes) => bytes,
         }
     }
 }

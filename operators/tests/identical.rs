@@ -199,7 +199,7 @@ fn run(
 }
 
 fn restore(chain: &mut Chain, state: &Delta, worker: usize, count: usize, rules: [u8; 32]) {
-    let mine = state.iter().filter(|((_, key), _)| key.group.worker(count) == worker);
+    let mine = state.of_worker(worker, count);
     if !state.is_empty() {
         chain.restore(mine, rules).unwrap();
     }
@@ -254,8 +254,7 @@ fn a_restore_onto_any_number_of_workers_goes_on_as_if_nothing_had_happened() {
         let middle = usize::try_from(EPOCHS / 3 + seed).unwrap();
         let mut state = Pending::default();
         reference[..middle].iter().for_each(|output| state.add(output.delta.clone()));
-        let mut state = state.into_delta();
-        state.retain(|_, image| !image.is_gone());
+        let state = state.into_delta().without_gone();
         let from = cuts[middle - 1].ends.clone();
         for count in [1, 3, 4] {
             let rest = run(count, Transport::Memory, &input, &cuts[middle..], &state, &from, 5);

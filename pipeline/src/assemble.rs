@@ -25,7 +25,7 @@ use tidings_schemas::policy::Policies;
 use tidings_schemas::topics::{RetryClass, RetryDelay};
 use tidings_schemas::units::Period;
 use tidings_sinks::log::embedded::EmbeddedLog;
-use tidings_sinks::log::kafka::{KafkaLog, KafkaParams};
+use tidings_sinks::log::kafka::{Instance, KafkaLog, KafkaParams};
 use tidings_sinks::log::{Clock, Log, LogError, Retention, TopicSpec};
 
 use crate::cutlog::Hash;
@@ -391,14 +391,15 @@ pub fn check_topics(log: &dyn Log, config: &Config) -> Result<(), TopicsError> {
 /// How long calls of a run wait for Kafka's brokers: longer than an election of a leader takes.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Opens the log that the deployment names. `linger`: how long a record may wait for company;
-/// `patience`: how long a call waits for brokers. `clock` stamps records of an embedded log; Kafka has
+/// Opens the log that the deployment names. `instance`: what the process is called in its groups; `linger`: how long a
+/// record may wait for company; `patience`: how long a call waits for brokers. `clock` stamps records of an embedded log; Kafka has
 /// its own.
 ///
 /// # Errors
 /// When it cannot be opened or its settings are refused.
 pub fn open_log(
     place: &LogPlace,
+    instance: Option<Arc<Instance>>,
     linger: Duration,
     patience: Duration,
     clock: Clock,
@@ -409,6 +410,7 @@ pub fn open_log(
             brokers: brokers.get().clone(),
             linger,
             patience,
+            instance,
             properties: properties.get().clone(),
         })?),
     })

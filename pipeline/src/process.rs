@@ -9,18 +9,21 @@
 //! # Invariants
 //! - A stage that ends by itself ends the process: whoever supervises it starts it again.
 //! - A stage in which somebody stands still ends the process as well (`watchdog.rs`).
+//! - Where decide is shared by several processes ([`crate::runtime::cluster`]), process 0 runs whatever stages it is
+//!   told to, and the others nothing but their workers.
 //! - Stop reaches the stages in the order in which work flows: sources first, the record last, so
 //!   that what was decided is delivered and recorded as far as it goes within the bound.
 
 mod deliver;
 mod give_way;
+mod instance;
 mod providers;
 mod tail;
 mod templates;
 mod watchdog;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -45,14 +48,17 @@ use tokio_util::sync::CancellationToken;
 
 use self::deliver::CriticalRuntime;
 pub use self::give_way::give_way;
+use self::instance::{Named, named};
 use self::watchdog::Watching;
 use crate::assemble::{self, RunSettings};
 use crate::checkpoint::Checkpoints;
 use crate::console::{Console, Emit, Health, Inbox, Parts as ConsoleParts};
 use crate::runtime::clock::{Clock, SystemClock};
+use crate::runtime::cluster::{self, Head, Share};
 use crate::runtime::coordinator::{self, Status, Surroundings};
 use crate::runtime::critical::{Critical, CriticalPlan, CriticalStatus, CriticalSurroundings};
 use crate::runtime::crumbs::Crumbs;
+use crate::runtime::plan::Plan;
 use crate::sources::file::FileFeeder;
 use crate::topology::{Config, Log as LogPlace, Place, Record as RecordPlace};
 
@@ -79,8 +85,12 @@ const FINISH_MAX: Duration = Duration::from_secs(20);
 pub struct Settings {
     /// Stages; all of them if empty.
     pub stages: Vec<Stage>,
-    /// How decide runs.
+    /// How decide runs. Its workers are those of all processes.
     pub run: RunSettings,
+    /// This process's share of decide, where several have one.
+    pub cluster: Option<Cluster>,
+    /// What this process is called in its groups, if it is not the machine's name and a number.
+    pub instance: Option<String>,
     /// Where the console and the control API listen; none serves neither.
     pub admin: Option<SocketAddr>,
     /// What time it is, for decisions and deliveries.
@@ -107,6 +117,15 @@ pub struct Settings {
     pub still_max: Duration,
     /// Whether a supervisor listens on stdout for signs of life.
     pub supervised: bool,
+}
+
+/// How a process finds the others.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    /// Which one it is, and where they are.
+    pub share: Share,
+    /// Where this one listens: `address:port`.
+    pub bind: String,
 }
 
 /// A stage of the pipeline.
@@ -157,6 +176,8 @@ pub struct Process {
     tasks: Tasks,
     record_stop: CancellationToken,
     watch_stop: Arc<AtomicBool>,
+    /// Its name is its own as long as this is there.
+    _named: Named,
     /// Last: what runs on it has ended by then.
     critical_runtime: CriticalRuntime,
 }
@@ -183,7 +204,15 @@ impl Process {
         let runs = |stage| settings.stages.is_empty() || settings.stages.contains(&stage);
         let stamp = Arc::clone(&settings.clock);
         let clock: SinkClock = Arc::new(move || stamp.wall());
-        let log = open(deployment.log.clone(), LINGER, Arc::clone(&clock)).await?;
+        let topics = config.topology.topics();
+        let named = match &deployment.log {
+            LogPlace::Kafka { .. } => {
+                named(settings.instance.as_deref(), &topics.group("process"), &std::env::temp_dir())
+            }
+            // It has one owner, which holds its lock.
+            LogPlace::Embedded { .. } => Named::default(),
+        };
+        let log = open(deployment.log.clone(), &named, LINGER, Arc::clone(&clock)).await?;
         let created = (settings.create_topics, Arc::clone(&log), assemble::topics(config), config.clone());
         let partitions = blocking(move || {
             let (create, log, topics, config) = created;
@@ -196,7 +225,6 @@ impl Process {
         .await?;
         let calendar = Calendar::bundled();
         let (plan, assembly) = assemble::plan(config, calendar, partitions.clone(), &settings.run)?;
-        let topics = config.topology.topics();
         let stop = Arc::new(AtomicBool::new(false));
         let mut tasks = Tasks::default();
 
@@ -254,16 +282,17 @@ impl Process {
         }
         let critical_runtime = CriticalRuntime::start()?;
         if runs(Stage::Deliver) {
-            let (settings, topics, log, clock, standing) = (&settings, &topics, &log, &clock, &standing);
-            let start = deliver::Start { config, settings, topics, log, clock, standing };
+            let (settings, topics, log, named) = (&settings, &topics, &log, &named);
+            let (clock, standing) = (&clock, &standing);
+            let start = deliver::Start { config, settings, topics, log, named, clock, standing };
             start.run(&critical_runtime, &mut tasks).await?;
         }
         let mut critical = None;
         if runs(Stage::Critical)
             && let Some(half) = &assembly.critical
         {
-            let own = critical_runtime.log(&log, &deployment.log, LINGER, &clock).await?;
-            let lanes = critical_runtime.log(&log, &deployment.log, Duration::ZERO, &clock).await?;
+            let own = critical_runtime.log(&log, &deployment.log, &named, LINGER, &clock).await?;
+            let lanes = critical_runtime.log(&log, &deployment.log, &named, Duration::ZERO, &clock).await?;
             let plan = CriticalPlan {
                 wiring: half.wiring.clone(),
                 sources: half.sources.clone(),
@@ -282,31 +311,13 @@ impl Process {
             critical = Some(Critical::start(plan, around)?);
         }
         if runs(Stage::Decide) {
-            feed_files(config, &settings.folder, &log, &stop, &mut threads)?;
-            let folder = settings.folder.join(&deployment.checkpoints.to);
-            let checkpoints = Checkpoints::in_folder(&folder);
-            let older = {
-                let (run, log) = (settings.run.clone(), Arc::clone(&log));
-                move |bytes: &[u8], calendar| {
-                    assemble::older(bytes, calendar, &*log, &run).map_err(|error| error.to_string())
-                }
-            };
-            let around = Surroundings {
-                crumbs: Some(Crumbs::in_folder(&folder)),
-                log: Arc::clone(&log),
-                checkpoints: checkpoints.map_err(|problem| anyhow!(problem))?,
-                clock: Arc::clone(&settings.clock),
-                stop: Arc::clone(&stop),
-                status: Arc::clone(&standing.decide),
-                observer: None,
-                older: Arc::new(older),
-                accept_divergence: settings.accept_divergence,
-                may_drop: settings.may_drop.clone(),
-            };
-            threads.push(("decide", spawn("decide", move || Ok(coordinator::run(&plan, &around)?))?));
+            let standing = (&standing.decide, &stop, &log);
+            let run = decide(config, &settings, plan, standing, &mut threads)?;
+            threads.push(("decide", spawn("decide", run)?));
         }
         let admin = serve(&console, settings.admin, &mut tasks).await?;
         Ok(Self {
+            _named: named,
             standing,
             console,
             admin,
@@ -412,6 +423,58 @@ impl Process {
     }
 }
 
+/// Decide, as a thread runs it: all of it, or one process's share.
+fn decide(
+    config: &Config,
+    settings: &Settings,
+    plan: Plan,
+    (status, stop, log): (&Arc<Status>, &Arc<AtomicBool>, &Arc<dyn Log>),
+    threads: &mut Vec<(&'static str, JoinHandle<anyhow::Result<()>>)>,
+) -> anyhow::Result<Box<dyn FnOnce() -> anyhow::Result<()> + Send>> {
+    let (log, clock) = (Arc::clone(log), Arc::clone(&settings.clock));
+    let (stop, status) = (Arc::clone(stop), Arc::clone(status));
+    let listen = |bind: &String| {
+        let listener = TcpListener::bind(bind);
+        listener.with_context(|| format!("other processes cannot be heard on {bind}; name another address with --bind"))
+    };
+    let head = match &settings.cluster {
+        Some(Cluster { share, bind }) if share.process > 0 => {
+            let (share, listener) = (share.clone(), listen(bind)?);
+            let around = cluster::Around { log, clock, stop, status };
+            return Ok(Box::new(move || Ok(cluster::serve(&share, &plan, &around, listener)?)));
+        }
+        Some(Cluster { share, bind }) => Some((share.clone(), listen(bind)?)),
+        None => None,
+    };
+    feed_files(config, &settings.folder, &log, &stop, threads)?;
+    let folder = settings.folder.join(&config.deployment.checkpoints.to);
+    let older = {
+        let (run, log) = (settings.run.clone(), Arc::clone(&log));
+        move |bytes: &[u8], calendar| assemble::older(bytes, calendar, &*log, &run).map_err(|error| error.to_string())
+    };
+    let checkpoints = Checkpoints::in_folder(&folder);
+    let around = Surroundings {
+        crumbs: Some(Crumbs::in_folder(&folder)),
+        log,
+        checkpoints: checkpoints.map_err(|problem| anyhow!(problem))?,
+        clock,
+        stop,
+        status,
+        observer: None,
+        older: Arc::new(older),
+        accept_divergence: settings.accept_divergence,
+        may_drop: settings.may_drop.clone(),
+    };
+    Ok(match head {
+        None => Box::new(move || Ok(coordinator::run(&plan, &around)?)),
+        // In decide's own thread, so that those that it starts give way as it does.
+        Some((share, listener)) => Box::new(move || {
+            let head = Head::open(share, &plan, listener)?;
+            Ok(coordinator::run_on(&plan, &around, || head.crew())?)
+        }),
+    })
+}
+
 /// Whether decide is among the stages that are run.
 fn decides(settings: &Settings) -> bool {
     settings.stages.is_empty() || settings.stages.contains(&Stage::Decide)
@@ -496,8 +559,9 @@ async fn blocking<T: Send + 'static>(body: impl FnOnce() -> anyhow::Result<T> + 
     tokio::task::spawn_blocking(body).await?
 }
 
-async fn open(place: LogPlace, linger: Duration, clock: SinkClock) -> anyhow::Result<Arc<dyn Log>> {
-    blocking(move || Ok(assemble::open_log(&place, linger, PATIENCE, clock)?)).await
+async fn open(place: LogPlace, named: &Named, linger: Duration, clock: SinkClock) -> anyhow::Result<Arc<dyn Log>> {
+    let instance = named.instance.clone();
+    blocking(move || Ok(assemble::open_log(&place, instance, linger, PATIENCE, clock)?)).await
 }
 
 /// Brings ClickHouse's schema up to date; while it is away the log keeps the rows.
@@ -630,8 +694,15 @@ impl Emit for Emitter {
 
 impl Health for Standing {
     fn not_ready(&self) -> Option<String> {
-        let waits = self.decides && !self.decide.ready.load(Ordering::Relaxed);
-        waits.then(|| "preferences are not loaded to their high watermark yet".to_owned())
+        if !self.decides || self.decide.ready.load(Ordering::Relaxed) {
+            return None;
+        }
+        let waits = self.decide.waits.lock().map(|waits| waits.clone()).unwrap_or_default();
+        Some(if waits.is_empty() {
+            "preferences are not loaded to their high watermark yet".to_owned()
+        } else {
+            format!("decide {waits}")
+        })
     }
 
     fn metrics(&self) -> String {
@@ -660,6 +731,8 @@ fn metrics(standing: &Standing) -> String {
     put("tidings_checkpoint_failures_total", "counter", "Checkpoints that could not be written.", "", failures);
     let set_aside = of(&decide.set_aside);
     put("tidings_set_aside_total", "counter", "Calls that killed their operator and are left out.", "", set_aside);
+    let generations = of(&decide.generations);
+    put("tidings_generations_total", "counter", "Generations of decide since the start.", "", generations);
     let critical = &standing.critical;
     put("tidings_critical_records_total", "counter", "Records of the critical path.", "", of(&critical.handled));
     let templates = &standing.templates;

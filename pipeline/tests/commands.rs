@@ -67,6 +67,37 @@ fn state_of_an_operator_that_is_there_is_not_dropped() {
 }
 
 #[test]
+fn shares_of_a_run_that_cannot_be_are_refused_before_anything_starts() {
+    let folder = folder();
+    let hosts = "--hosts=a:1,b:1";
+    for (arguments, code, words) in [
+        (&["--processes=2"][..], 64, "--hosts has 0 addresses, --processes says 2: name one for each, in order"),
+        (&["--processes=2", "--process=2", hosts], 64, "--process 2: numbers begin with 0, so that the last one is 1"),
+        (
+            &["--process=1"],
+            64,
+            "--process, --hosts and --bind are about several processes: say how many with --processes",
+        ),
+        (&["--processes=2", "--process=1", "--stage=deliver", hosts], 64, "a process other than 0 runs decide only"),
+        (
+            &["--processes=2", "--stage=deliver", hosts],
+            64,
+            "--processes is about decide, which is not among the stages",
+        ),
+        (
+            &["--processes=2", hosts],
+            78,
+            "an embedded log belongs to one process: with --processes the topology's log must be Kafka",
+        ),
+    ] {
+        let output = tidings(folder.path(), &[&["run", "-c", "small.yaml"], arguments].concat(), &[]);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(said.contains(words), "{arguments:?}: {said}");
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
+    }
+}
+
+#[test]
 fn every_command_says_what_its_golden_file_says() {
     let folder = folder();
     for (name, arguments) in [

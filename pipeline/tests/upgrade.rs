@@ -143,8 +143,7 @@ fn night() -> (u64, Delta, Vec<String>) {
     let (_, later, number) = run(&mut chain, instant(EVENING), instant(NIGHT));
     state.add(later.into_delta());
     let (lines, ..) = run(&mut chain, instant(NIGHT), instant(NOON));
-    let mut state = state.into_delta();
-    state.retain(|_, image| !image.is_gone());
+    let state = state.into_delta().without_gone();
     (number, state, lines)
 }
 
@@ -199,7 +198,7 @@ fn state_of_every_version_is_restored_and_decides_as_it_did() {
         let mut said = Vec::new();
         for worker in 0..3 {
             let mut chain = wiring().chain(Path::Decide).unwrap();
-            let mine = restored.iter().filter(|((_, key), _)| key.group.worker(3) == worker);
+            let mine = restored.of_worker(worker, 3);
             chain.restore(mine, manifest.rules).unwrap_or_else(|error| panic!("version {version}: {error}"));
             said.extend(run(&mut chain, manifest.now, instant(NOON)).0);
         }
@@ -335,8 +334,8 @@ fn an_operator_reads_what_its_older_version_wrote() {
     let tallies: Vec<(u8, TallyV2)> = now
         .iter()
         .filter(|((operator, _), _)| **operator == *"tally")
-        .map(|(_, image)| image.head.as_ref().unwrap())
-        .map(|(version, bytes)| (*version, postcard::from_bytes(bytes).unwrap()))
+        .map(|(_, image)| image.head.unwrap())
+        .map(|(version, bytes)| (version, postcard::from_bytes(&bytes).unwrap()))
         .collect();
     let expected = (2, TallyV2 { name: "old+".to_owned(), count: 3 });
     assert_eq!(tallies, [expected.clone(), expected]);

@@ -104,6 +104,11 @@ impl Rows {
         self.places.iter().map(|place| self.of_place(place))
     }
 
+    /// Each row's place and bytes, in order.
+    pub fn each(&self) -> impl Iterator<Item = (&Place, &[u8])> {
+        self.places.iter().map(|place| (&place.1, self.of_place(place)))
+    }
+
     /// The blocks of these rows by partition, of `partitions`: none larger than the log takes.
     #[must_use]
     pub fn blocks(&self, stage: Stage, epoch: u64, partitions: u32) -> Vec<(u32, Bytes)> {

@@ -62,7 +62,7 @@ pub fn all(simulation: &Simulation) -> Verdict {
     identical_output(&seen)?;
     consent(simulation, &seen)?;
     lost(&seen, &fates)?;
-    conservation(&fates)?;
+    conservation(&seen, &fates)?;
     if !simulation.options.deliver.runs {
         return Ok(());
     }
@@ -170,8 +170,14 @@ impl Seen {
 
     /// What was said of a unit and of what it became part of, in order, in a few words each.
     fn about<'a>(&'a self, row: &'a Row) -> impl Iterator<Item = String> + 'a {
-        let same = |it: &&Row| it.event == row.event || (row.unit == Unit::Leg && it.leg == row.leg);
-        let mut rows: Vec<&Row> = self.rows.values().filter(same).collect();
+        let same = |it: &Row| it.event == row.event || (row.unit == Unit::Leg && it.leg == row.leg);
+        // With what came together with it, one way or the other.
+        let mut others: BTreeSet<String> =
+            self.rows.values().filter(|it| same(it)).map(|it| it.caused_by.clone()).collect();
+        others.remove("");
+        others.insert(row.event.to_string());
+        let near = |it: &&Row| same(it) || others.contains(&it.caused_by) || others.contains(&it.event.to_string());
+        let mut rows: Vec<&Row> = self.rows.values().filter(near).collect();
         rows.sort_by_key(|row| (row.epoch, row.at));
         rows.into_iter().map(|row| {
             let Row { epoch, at, unit, event, leg, states, operator, until, reason, caused_by, .. } = row;
@@ -426,10 +432,17 @@ fn lost(seen: &Seen, fates: &Fates) -> Verdict {
 }
 
 /// The sums of events and of legs close.
-fn conservation(fates: &Fates) -> Verdict {
+fn conservation(seen: &Seen, fates: &Fates) -> Verdict {
     for sum in fates.sums() {
         if !sum.adds_up() || sum.unaccounted > 0 {
-            return broken("conservation", format!("{sum:?}"));
+            let fate = |row: &Row| match row.unit {
+                Unit::Event => fates.event(row.event),
+                Unit::Leg => fates.leg(row.leg),
+                Unit::Delivery => fates.delivery(row.delivery),
+            };
+            let odd = |row: &&Row| row.unit == sum.unit && matches!(fate(row), None | Some(Fate::Unaccounted));
+            let about: Vec<String> = seen.rows.values().find(odd).into_iter().flat_map(|row| seen.about(row)).collect();
+            return broken("conservation", format!("{sum:?}\n{}", about.join("\n")));
         }
     }
     Ok(())

@@ -44,8 +44,17 @@ use crate::record::Record;
 use crate::store::ProcessStore;
 use crate::workload::{ADDRESSES, Batch, EVENTS, PROFILES, RETURNED, START, batches};
 
-/// Steps after which a world that has not ended never will.
-const STEPS_MAX: u64 = 400_000;
+/// Steps in a row in which nothing became durable and nobody could wait for time to pass: the longest replay of what
+/// is drawn, with slow parts, takes a tenth of them. What turns in a circle and writes nothing is found by it.
+const STILL_MAX: u64 = 400_000;
+
+/// How long after the world's last hour decide may take to stop, once it looks up from its longest wait: the
+/// supervisor's longest pause, a replay and the last checkpoint, some times over. What turns in a circle and writes is
+/// found by it.
+const STOPPED_WITHIN: Duration = Duration::from_secs(2 * 3_600);
+
+/// No world comes near: it only ends what neither of the others sees.
+const STEPS_MAX: u64 = 50_000_000;
 
 /// A process that ends within this time has the supervisor wait longer before it starts the next one.
 const SHORT_LIFE: Duration = Duration::from_secs(600);
@@ -165,6 +174,9 @@ pub struct Simulation {
     /// Processes in a row whose life was short.
     failed: u32,
     steps: u64,
+    /// Durable writes, and the step at which there was last a new one or time was let pass.
+    wrote: u64,
+    moved_at: u64,
     healed: bool,
     end: Instant,
     /// The last process was told to stop.
@@ -252,6 +264,8 @@ impl Simulation {
             damaged: 0,
             failed: 0,
             steps: 0,
+            wrote: 0,
+            moved_at: 0,
             healed: false,
             stopping: None,
             done: false,
@@ -378,9 +392,7 @@ impl Simulation {
         let mut idle = 0;
         while !self.done {
             self.steps += 1;
-            if self.steps > STEPS_MAX {
-                return Err(self.stuck("it goes on for ever"));
-            }
+            self.goes_on()?;
             let pace = self.world.nature().rng.below(400);
             self.world.time.pass(Duration::from_micros(pace));
             self.feed();
@@ -433,6 +445,23 @@ impl Simulation {
             }
         }
         self.deliver_all()
+    }
+
+    /// Whether it comes to something: what is slow is not stuck.
+    fn goes_on(&mut self) -> Result<(), Broken> {
+        let writes = self.world.nature().writes;
+        if writes != self.wrote {
+            (self.wrote, self.moved_at) = (writes, self.steps);
+        }
+        let late = || self.world.time.truth() > self.end.after(self.options.idle_max + STOPPED_WITHIN);
+        if self.steps - self.moved_at > STILL_MAX {
+            return Err(self.stuck(&format!("{STILL_MAX} steps came to nothing")));
+        }
+        // Time is looked at now and then: what is late stays so.
+        if self.steps > STEPS_MAX || self.steps.is_multiple_of(1_000) && late() {
+            return Err(self.stuck("it goes on for ever"));
+        }
+        Ok(())
     }
 
     /// Lets deliver go on for a while, at most so long.
@@ -639,12 +668,14 @@ impl Simulation {
             return;
         }
         if nature.strikes("kill", killed) {
+            let newest = nature.begun.keys().next_back().copied();
             drop(nature);
             let process = self.processes.remove(place);
             process.life.end();
             self.world.trace(|| format!("p{} is killed", process.life.number));
-            // What rots is noticed at a start.
-            if self.world.nature().rng.chance(damaged) {
+            // What rots is noticed at a start: whoever goes on would name it in further checkpoints, and then both
+            // that are kept hang on one object, which nothing survives.
+            if self.world.nature().rng.chance(damaged) && process.life.generation() == newest {
                 self.damage();
             }
         } else if nature.strikes("freeze", frozen) {
@@ -766,6 +797,7 @@ impl Simulation {
     /// Nothing can be done now: time passes until something can.
     fn skip(&mut self) -> Result<(), Broken> {
         let now = self.now();
+        self.moved_at = self.steps;
         let of_process = |process: &Process| {
             let frozen = (process.frozen_until > now).then_some(process.frozen_until);
             let stalled = process.stalled.map(|(_, until)| until).filter(|until| *until > now);

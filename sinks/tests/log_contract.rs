@@ -4,6 +4,7 @@
 //! Kafka is asked where `TIDINGS_TEST_KAFKA` names a broker (`host:port`); without it those tests say
 //! on stderr that they were skipped. CI always sets it.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write as _};
 use std::net::TcpListener;
@@ -19,7 +20,7 @@ use rdkafka::config::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use tidings_schemas::time::Instant;
 use tidings_sinks::log::embedded::EmbeddedLog;
-use tidings_sinks::log::kafka::{KafkaLog, KafkaParams};
+use tidings_sinks::log::kafka::{Instance, KafkaLog, KafkaParams};
 use tidings_sinks::log::memory::MemoryLog;
 use tidings_sinks::log::{
     Append, Assignment, Batch, Clock, Commit, GroupReader, Log, LogError, RECORD_BYTES_MAX, Reader, Record, Retention,
@@ -144,9 +145,11 @@ impl Ears {
         found.iter().map(|(_, record)| text(record)).collect()
     }
 
+    #[expect(clippy::disallowed_methods, reason = "who waits for the end of a session has failed")]
     fn hear_until(&self, member: &mut dyn GroupReader, count: usize) -> Vec<String> {
-        let mut heard = Vec::new();
+        let (mut heard, began) = (Vec::new(), std::time::Instant::now());
         while heard.len() < count {
+            assert!(began.elapsed() < LONG, "heard {heard:?} only");
             heard.extend(self.hear(member, LONG));
         }
         heard
@@ -502,6 +505,14 @@ macro_rules! contract {
                 }
             })*
         }
+        /// Members with names, and sessions longer than a test waits: nobody's partitions may wait for an end of session.
+        mod kafka_named {
+            $(#[test] fn $scenario() {
+                if let Some(world) = super::kafka_named(stringify!($scenario), "one") {
+                    super::$scenario(&world);
+                }
+            })*
+        }
     };
 }
 
@@ -534,7 +545,7 @@ fn skipped(scenario: &str, variable: &str) {
 
 fn kafka_params(brokers: String) -> KafkaParams {
     let properties = BTreeMap::from([("heartbeat.interval.ms".to_owned(), "300".to_owned())]);
-    KafkaParams { brokers, linger: Duration::ZERO, patience: Duration::from_secs(20), properties }
+    KafkaParams { brokers, linger: Duration::ZERO, patience: Duration::from_secs(20), instance: None, properties }
 }
 
 /// What the environment says of the real services.
@@ -547,12 +558,22 @@ fn kafka(scenario: &str) -> Option<World> {
     kafka_with(scenario, &[])
 }
 
+fn kafka_named(scenario: &str, name: &str) -> Option<World> {
+    // Twice as long as `LONG`.
+    kafka_of(scenario, Some(name), &[("session.timeout.ms", "60000")])
+}
+
 fn kafka_with(scenario: &str, properties: &[(&str, &str)]) -> Option<World> {
+    kafka_of(scenario, None, properties)
+}
+
+fn kafka_of(scenario: &str, name: Option<&str>, properties: &[(&str, &str)]) -> Option<World> {
     let Some(brokers) = given("TIDINGS_TEST_KAFKA") else {
         skipped(scenario, "TIDINGS_TEST_KAFKA");
         return None;
     };
     let mut params = kafka_params(brokers);
+    params.instance = name.map(|name| Arc::new(Instance::new(name.to_owned())));
     params.properties.extend(properties.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
     Some(World::new(|_| Arc::new(KafkaLog::open(params).unwrap())))
 }
@@ -627,19 +648,18 @@ fn a_full_queue_holds_the_caller_back() {
     assert_eq!(texts(&*world.log, &partition, 0), words.join(" "));
 }
 
+/// Two processes of one name: what a restart after a crash looks like to the broker, and to a zombie.
 #[test]
-fn a_member_whose_place_was_taken_commits_nothing() {
-    let Some(world) = kafka_with("a_member_whose_place_was_taken_commits_nothing", &[("group.instance.id", "one")])
-    else {
-        return;
-    };
+fn who_comes_back_under_a_name_has_its_partitions_at_once_and_the_one_before_commits_nothing() {
+    let scenario = "who_comes_back_under_a_name_has_its_partitions_at_once_and_the_one_before_commits_nothing";
+    let (Some(world), Some(after)) = (kafka_named(scenario, "one"), kafka_named(scenario, "one")) else { return };
     let (topic, group) = (world.topic("t", 1), world.group());
     let partition = at(&topic, 0);
     append(&*world.log, &partition, &["a"]);
     let (old_ears, new_ears) = (Arc::new(Ears::default()), Arc::new(Ears::default()));
     let mut old = world.log.join(&group, std::slice::from_ref(&topic), old_ears.clone()).unwrap();
     assert_eq!(old_ears.hear_until(&mut *old, 1).join(" "), "a");
-    let mut new = world.log.join(&group, std::slice::from_ref(&topic), new_ears.clone()).unwrap();
+    let mut new = after.log.join(&group, std::slice::from_ref(&topic), new_ears.clone()).unwrap();
     assert_eq!(new_ears.hear_until(&mut *new, 1).join(" "), "a");
     let fenced = LogError::Fenced(group.clone());
     let commit = Commit { offset: 1, metadata: String::new() };
@@ -656,6 +676,15 @@ fn a_member_whose_place_was_taken_commits_nothing() {
     assert_eq!(world.log.committed(&group, &partition).unwrap(), None);
     append(&*world.log, &partition, &["b"]);
     assert_eq!(new_ears.hear_until(&mut *new, 1).join(" "), "b");
+
+    // The one before was told that somebody else has its name: it comes again without, and throws nobody out.
+    let mut again = world.log.join(&group, std::slice::from_ref(&topic), old_ears.clone()).unwrap();
+    let rounds = Cell::new(0);
+    let heard = settle(&mut [(&mut *again, &old_ears), (&mut *new, &new_ears)], || {
+        rounds.set(rounds.get() + 1);
+        rounds.get() > 20 && old_ears.owned().len() + new_ears.owned().len() == 1
+    });
+    assert_eq!(heard, Vec::<String>::new());
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! Becoming it (exec) instead of starting it means that Ctrl-C, the terminal and the exit code are the program's own.
 
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result};
@@ -22,7 +23,10 @@ pub(crate) fn demo(arguments: &[&str]) -> Result<ExitCode> {
 }
 
 /// Benches that measure real services; without a name all are run.
-const WITH_SERVICES: [&str; 3] = ["decide_kafka", "record", "p0_latency"];
+const WITH_SERVICES: [&str; 5] = ["decide_kafka", "record", "first_send", "p0_latency", PEERS];
+
+/// The comparison; it runs only where it is named, because it needs Maven and a Java compiler.
+const PEERS: &str = "peers";
 
 /// `cargo xtask bench [NAME] [--json]`
 pub(crate) fn bench(arguments: &[&str]) -> Result<ExitCode> {
@@ -33,6 +37,9 @@ pub(crate) fn bench(arguments: &[&str]) -> Result<ExitCode> {
     let mut command = Command::new(workspace.target.join("release/tidings-benches"));
     command.args(arguments);
     let named = arguments.iter().find(|argument| !argument.starts_with("--"));
+    if named == Some(&PEERS) {
+        command.env("TIDINGS_PEERS_FLINK", flink(&workspace)?);
+    }
     if services::named_by_environment() || named.is_some_and(|name| !WITH_SERVICES.contains(name)) {
         return become_it(&mut command);
     }
@@ -49,6 +56,19 @@ pub(crate) fn bench(arguments: &[&str]) -> Result<ExitCode> {
     let down = services.down(true);
     measured.and(down)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Builds Flink's job of the comparison; says where it lies.
+fn flink(workspace: &Workspace) -> Result<PathBuf> {
+    packages::ensure(packages::PEERS, "building Flink's job")?;
+    let job = workspace.root.join("benches/peers/flink");
+    let built = workspace.target.join("peers/flink");
+    let into = format!("-Dbuilt={}", built.display());
+    run(Command::new("mvn")
+        .args(["--quiet", "--batch-mode", &into, "package"])
+        .current_dir(job)
+        .stdout(std::io::stderr()))?;
+    Ok(built)
 }
 
 /// `cargo xtask sim …`
@@ -76,8 +96,9 @@ pub(crate) fn simulator(profile: Profile) -> Result<Command> {
     let features = ["--features", "deliberate-bugs"];
     run(cargo().args(["build", "--package", "tidings-simulator"]).args(features).args(flag))?;
     let mut command = Command::new(Workspace::load()?.target.join(folder).join("tidings-simulator"));
-    let commit = Command::new("git").args(["rev-parse", "--short", "HEAD"]).output();
-    if let Ok(commit) = commit {
+    // In full: seeds are drawn from it, and how short a short one is depends on the clone.
+    let commit = Command::new("git").args(["rev-parse", "HEAD"]).output();
+    if let Some(commit) = commit.ok().filter(|commit| commit.status.success()) {
         command.env("TIDINGS_COMMIT", String::from_utf8_lossy(&commit.stdout).trim());
     }
     Ok(command)

@@ -52,6 +52,9 @@ pub(crate) const SERVICES: &[Package] = &[
     program("redis-server", "redis-server"),
 ];
 
+/// What the peers of `cargo xtask bench peers` need.
+pub(crate) const PEERS: &[Package] = &[program("default-jdk-headless", "javac"), program("maven", "mvn")];
+
 /// Installs what is missing of `packages`, or refuses with the line to run.
 pub(crate) fn ensure(packages: &[Package], purpose: &str) -> Result<()> {
     let missing: Vec<&str> =

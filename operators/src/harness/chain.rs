@@ -21,7 +21,7 @@ use tidings_schemas::reason::Reason;
 use tidings_schemas::time::Instant;
 
 use super::aside::{Crumb, Crumbs, PORT_ASIDE, Skip, set_aside, skip_at};
-use super::delta::Delta;
+use super::delta::{Delta, Key};
 use super::drafts::Drafts;
 use super::dropped::{DropCount, Dropped, MayDrop};
 use super::feed::Lot;
@@ -31,7 +31,7 @@ use super::profiles::{PROFILES, Profiles};
 use super::pulse::Pulse;
 use super::saying::Saying;
 use super::stage::{Env, Flow, Outbox, Stage};
-use super::table::{Image, StateKey, UserKey};
+use super::table::{Image, UserKey};
 use crate::ingest::{Arrived, Body, Path};
 use crate::keyed::{Cause, Known, PORT_CRITICAL, PORT_HIGH};
 use crate::lanes;
@@ -95,8 +95,6 @@ pub struct Chain {
     inboxes: Vec<Vec<Flow>>,
     /// The same of what an operator says.
     flows: Vec<Flow>,
-    /// How much the last epoch changed.
-    images: usize,
     pulse: Pulse,
 }
 
@@ -116,7 +114,6 @@ impl Chain {
             crumbs: None,
             inboxes,
             flows: Vec::new(),
-            images: 0,
             pulse: Pulse::default(),
         }
     }
@@ -132,11 +129,7 @@ impl Chain {
     ///
     /// # Errors
     /// When an image belongs to no operator of this chain, or its bytes do not fit.
-    pub fn restore<'a>(
-        &mut self,
-        images: impl Iterator<Item = (&'a (Arc<str>, StateKey), &'a Image)>,
-        rules: [u8; 32],
-    ) -> Result<(), RestoreError> {
+    pub fn restore(&mut self, images: impl Iterator<Item = (Key, Image)>, rules: [u8; 32]) -> Result<(), RestoreError> {
         self.restore_but(images, rules, &MayDrop::default())
     }
 
@@ -145,9 +138,9 @@ impl Chain {
     ///
     /// # Errors
     /// As there.
-    pub fn restore_but<'a>(
+    pub fn restore_but(
         &mut self,
-        images: impl Iterator<Item = (&'a (Arc<str>, StateKey), &'a Image)>,
+        images: impl Iterator<Item = (Key, Image)>,
         rules: [u8; 32],
         may_drop: &MayDrop,
     ) -> Result<(), RestoreError> {
@@ -155,13 +148,13 @@ impl Chain {
         for ((operator, key), image) in images {
             let fits =
                 |problem| RestoreError::Bytes { operator: operator.to_string(), user: key.user.to_string(), problem };
-            if **operator == *PROFILES {
-                self.profiles.restore(key, image).map_err(fits)?;
+            if *operator == *PROFILES {
+                self.profiles.restore(&key, &image).map_err(fits)?;
                 continue;
             }
-            match self.nodes.iter_mut().find(|node| node.id == *operator) {
-                Some(node) => node.stage.restore(key, image).map_err(fits)?,
-                None if may_drop.allows(operator) => self.dropped.take(operator, key, image).map_err(fits)?,
+            match self.nodes.iter_mut().find(|node| node.id == operator) {
+                Some(node) => node.stage.restore(&key, &image).map_err(fits)?,
+                None if may_drop.allows(&operator) => self.dropped.take(&operator, &key, &image).map_err(fits)?,
                 None => return Err(RestoreError::NoOperator(operator.to_string())),
             }
         }
@@ -214,27 +207,19 @@ impl Chain {
         let ((rows, of_rows), (said, of_said)) = (drafts.finish(), saying.finish());
         (self.drafts, self.saying) = (drafts, saying);
         let (digest, next_timer) = (of_rows.wrapping_add(of_said), self.next_timer());
-        let mut delta = dropped;
-        delta.join(self.delta());
+        let delta = self.delta(dropped);
         EpochOutput { epoch, now, said, rows, digest, next_timer, delta, ..EpochOutput::default() }
     }
 
-    /// What the epoch changed. Images come in order.
-    fn delta(&mut self) -> Delta {
-        let mut images = Vec::with_capacity(self.images);
-        let mut nodes: Vec<_> = self.nodes.iter_mut().collect();
-        nodes.sort_by(|one, two| one.id.cmp(&two.id));
-        for node in nodes {
-            let Node { id, stage, .. } = node;
-            stage.drain_dirty(&mut |key, image| images.push(((Arc::clone(id), key), image)));
+    /// What the epoch changed.
+    fn delta(&mut self, mut delta: Delta) -> Delta {
+        for Node { id, stage, .. } in &mut self.nodes {
+            let (images, page) = stage.drain_dirty();
+            delta.push(id, images, page);
         }
-        let id: Arc<str> = Arc::from(PROFILES);
-        let others = images.len();
-        self.profiles.drain_dirty(|key, image| images.push(((Arc::clone(&id), key), image)));
-        // They come by user, whatever the key group.
-        images[others..].sort_unstable_by(|(one, _), (two, _)| one.cmp(two));
-        self.images = images.len();
-        Delta::in_order(images)
+        let (images, page) = self.profiles.drain_dirty();
+        delta.push(&Arc::from(PROFILES), images, page);
+        delta
     }
 
     /// Runs one record by itself, outside of all epochs, upon what the caller knows of its user: how

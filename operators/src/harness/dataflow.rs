@@ -1,13 +1,16 @@
-//! The engine on timely: sources, one exchange, the chain. The only file that knows timely's API; what
-//! a worker does at each end of the exchange is [`super::worker`]'s.
+//! The engine on timely: sources, one exchange, the chain. This file and [`super::cluster`], which connects several
+//! processes, are the only ones that know timely's API; what a worker does at each end of the exchange is
+//! [`super::worker`]'s.
 //!
 //! Step numbers are those of the module above. Traps met, each with its way out: `for_each` keeps
 //! every sender's order and `for_each_stamp` does not; initial capabilities sit at the minimum time
 //! and must be let go; a record without a time may arrive behind the frontier, so none is ever sent.
 
+use std::any::Any;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -20,6 +23,7 @@ use timely::{CommunicationConfig, Config, WorkerConfig};
 
 use super::aside::{Crumbs, Killed, Skip};
 use super::chain::{Block, Chain};
+use super::cluster::{self, Ending};
 use super::feed::{Extent, Feed, Lot};
 use super::output::EpochOutput;
 use super::worker::{Epochs, Intake, Step};
@@ -111,15 +115,31 @@ pub enum Transport {
 /// Workers under way.
 pub struct Running {
     guards: timely::communication::WorkerGuards<()>,
+    /// Where others of theirs live in other processes: how they end, and timely's threads.
+    others: Option<(Arc<Ending>, Box<dyn Any + Send>)>,
 }
 
 impl Running {
-    /// Waits until all workers have ended.
+    pub(super) fn of_several(
+        guards: timely::communication::WorkerGuards<()>,
+        ending: Arc<Ending>,
+        threads: Box<dyn Any + Send>,
+    ) -> Self {
+        Self { guards, others: Some((ending, threads)) }
+    }
+
+    /// Waits until all workers have ended. Where some live in other processes, it ends those of this one: nobody
+    /// knows whether the others will.
     ///
     /// # Errors
     /// When a worker died: what it said.
     pub fn join(self) -> Result<(), String> {
-        self.guards.join().into_iter().collect()
+        if let Some((ending, _)) = &self.others {
+            ending.abort();
+        }
+        let ended: Result<(), String> = self.guards.join().into_iter().collect();
+        let closed = self.others.map_or(Ok(()), |(ending, threads)| cluster::close(&ending, threads));
+        ended.and(closed)
     }
 }
 
@@ -140,12 +160,13 @@ pub fn start(workers: Vec<WorkerIo>, sources: Vec<Source>, transport: Transport)
         let io = workers.lock().ok().and_then(|mut workers| workers.get_mut(index).and_then(Option::take));
         // Timely calls this once per index, so that the worker's part is there.
         let Some(io) = io else { return };
-        run(worker, io, Arc::clone(&sources));
+        run(worker, io, Arc::clone(&sources), &AtomicBool::new(false));
     })?;
-    Ok(Running { guards })
+    Ok(Running { guards, others: None })
 }
 
-fn run(worker: &mut timely::worker::Worker, io: WorkerIo, sources: Arc<[Source]>) {
+/// A worker, until its dataflow is done; with `abort` it gives it up where it stands.
+pub(super) fn run(worker: &mut timely::worker::Worker, io: WorkerIo, sources: Arc<[Source]>, abort: &AtomicBool) {
     let (index, peers) = (worker.index(), worker.peers());
     let WorkerIo { chain, assigned, commands, reports } = io;
     let pulse = chain.pulse();
@@ -202,6 +223,9 @@ fn run(worker: &mut timely::worker::Worker, io: WorkerIo, sources: Arc<[Source]>
     });
     while worker.has_dataflows() {
         pulse.beat();
+        if abort.load(Ordering::Relaxed) {
+            return worker.installed_dataflows().into_iter().for_each(|dataflow| worker.drop_dataflow(dataflow));
+        }
         worker.step_or_park(Some(PARK));
     }
 }

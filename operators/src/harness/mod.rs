@@ -33,6 +33,7 @@
 pub mod aside;
 pub(crate) mod buffers;
 pub mod chain;
+pub mod cluster;
 pub mod dataflow;
 pub mod delta;
 pub(crate) mod drafts;

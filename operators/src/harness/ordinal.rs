@@ -18,7 +18,7 @@ use crate::short::Short;
 pub struct Ordinal(Short<INLINE_BYTES>);
 
 /// What an ordinal holds without an allocation; a longer one costs one.
-const INLINE_BYTES: usize = 79;
+const INLINE_BYTES: usize = 78;
 /// A record's own ordinal: class, source, partition, offset.
 const RECORD_BYTES: usize = 1 + 2 + 4 + 8;
 /// One hop: operator, port, index.

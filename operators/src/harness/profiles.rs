@@ -6,10 +6,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use hashbrown::HashTable;
 use tidings_schemas::ids::key_group;
 use tidings_schemas::profile::{Address, Profile};
 
+use super::delta::put_image;
 use super::table::{HeadBytes, Image, StateKey, UserKey};
 use crate::keyed::{Known, newer_version};
 
@@ -94,22 +96,23 @@ impl Profiles {
         self.changed.iter().filter(differs).map(|(user, old)| (Arc::clone(user), old.clone())).collect()
     }
 
-    pub(crate) fn drain_dirty(&mut self, mut image: impl FnMut(StateKey, Image)) {
-        for (user, _) in std::mem::take(&mut self.changed) {
-            let of_user = UserKey::of(&user);
+    /// Images of whom this epoch changed, and how many.
+    pub(crate) fn drain_dirty(&mut self) -> (usize, Bytes) {
+        let (mut page, changed) = (Vec::new(), std::mem::take(&mut self.changed));
+        for user in changed.keys() {
+            let of_user = UserKey::of(user);
             let known = self.find(of_user).filter(|known| **known != Known::default());
-            let head = known.map(|known| {
-                let parts = (&*known.profile, &*known.reachability);
-                (VERSION, HeadBytes::from_slice(&postcard::to_stdvec(&parts).unwrap_or_default()))
-            });
+            let head = known.map(|known| postcard::to_stdvec(&(&*known.profile, &*known.reachability)));
             if head.is_none()
                 && let Ok(found) = self.users.find_entry(UserKey::hash(of_user.placement), |other| other.is(of_user))
             {
                 found.remove();
             }
-            let group = key_group(of_user.placement);
-            image(StateKey { group, user, subkey: None }, Image { head, body: Some(None), ..Image::default() });
+            let head = head.map(|head| (VERSION, HeadBytes::from_slice(&head.unwrap_or_default())));
+            let key = StateKey { group: key_group(of_user.placement), user: Arc::clone(user), subkey: None };
+            put_image(&mut page, &key, &Image { head, body: Some(None), ..Image::default() });
         }
+        (changed.len(), page.into())
     }
 
     pub(crate) fn restore(&mut self, key: &StateKey, image: &Image) -> Result<(), String> {

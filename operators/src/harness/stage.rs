@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use tidings_schemas::time::Instant;
 
 use super::aside::{Crumb, Crumbs, PORT_ASIDE, Skip, parked, skip_at};
@@ -62,8 +63,8 @@ pub(crate) trait Stage: Send {
     fn on_rules(&mut self, env: &Env<'_>, out: &mut Outbox<'_>);
     /// The earliest deadline.
     fn next_timer(&self) -> Option<Instant>;
-    /// Images of what the epoch touched.
-    fn drain_dirty(&mut self, image: &mut dyn FnMut(StateKey, Image));
+    /// Images of what the epoch touched, and how many.
+    fn drain_dirty(&mut self) -> (usize, Bytes);
     /// Puts an image back.
     fn restore(&mut self, key: &StateKey, image: &Image) -> Result<(), String>;
 }
@@ -93,7 +94,6 @@ impl<O: Operator> Keyed<O> {
     ) {
         let mut cx = Cx {
             now: env.now,
-            epoch: env.epoch,
             operator: &self.id,
             user,
             profiles: env.profiles,
@@ -182,7 +182,7 @@ impl<O: Operator> Stage for Keyed<O> {
 
     fn on_timers(&mut self, env: &Env<'_>, out: &mut Outbox<'_>) {
         for due in self.table.due(env.now, DUE_PER_GROUP_MAX) {
-            if !self.table.fires(&due, env.epoch) {
+            if !self.table.fires(&due) {
                 continue;
             }
             let Due { at, user, subkey, id, .. } = due;
@@ -221,8 +221,8 @@ impl<O: Operator> Stage for Keyed<O> {
         self.table.next_timer()
     }
 
-    fn drain_dirty(&mut self, image: &mut dyn FnMut(StateKey, Image)) {
-        self.table.drain_dirty(image);
+    fn drain_dirty(&mut self) -> (usize, Bytes) {
+        self.table.drain_dirty()
     }
 
     fn restore(&mut self, key: &StateKey, image: &Image) -> Result<(), String> {

@@ -3,12 +3,13 @@
 //! An entry is found by the hash of its user and subkey: a call for one of a user's ten thousand keys
 //! touches none of the others, and a hot user makes no table big. A user lists its entries, for
 //! operators that walk them. What an epoch touched is marked where it lies;
-//! `Table::drain_dirty` turns the marks into images.
+//! `Table::drain_dirty` writes its images.
 
+use std::borrow::Cow;
 use std::cell::Cell;
-use std::cmp::Ordering;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use hashbrown::HashTable;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
@@ -16,10 +17,11 @@ use tidings_schemas::deliberate::{self, Bug};
 use tidings_schemas::ids::{KeyGroup, key_group, placement};
 use tidings_schemas::time::Instant;
 
+use super::buffers::Buffers;
+use super::delta::{put_body_kept, put_body_set, put_key, put_state, put_timers};
 use super::slab::{Place, Slab, Tag};
-use super::spread::Spread;
-use super::timers::{Due, Timer, Timers};
-use crate::keyed::{Operator, State, Subkey, TimerId};
+use super::timers::{Due, OfEntry, Timer, Timers};
+use crate::keyed::{Body, Keeps, Operator, State, Subkey, TimerId};
 use crate::short::Short;
 
 /// Sub-tables of one index: growing one moves a 256th of all keys, and stalls for as long.
@@ -43,78 +45,106 @@ impl<'a> UserKey<'a> {
         placement.wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }
 
-    fn entry_hash(self, subkey: &Subkey) -> u64 {
-        xxhash_rust::xxh3::xxh3_64_with_seed(subkey.bytes(), self.placement)
+    fn entry_hash(placement: u64, subkey: &[u8]) -> u64 {
+        xxhash_rust::xxh3::xxh3_64_with_seed(subkey, placement)
     }
 }
+
+/// How an operator's bodies lie here.
+type Kept<O> = <<O as Operator>::Body as Body>::Kept;
+
+/// What most names and keys fit into, in place.
+type Name = Short<22>;
 
 /// One entry of one user.
 struct Entry<O: Operator> {
     user: Place,
-    placement: u64,
-    subkey: Subkey,
     /// Its place among the user's entries.
     number: u32,
+    subkey: Name,
+    timers: OfEntry,
     head: Option<O::Entry>,
-    body: Option<O::Body>,
-    timers: SmallVec<[Timer; 1]>,
+    body: Option<Kept<O>>,
     dirty: bool,
     body_dirty: bool,
 }
 
 impl<O: Operator> Entry<O> {
     fn is_gone(&self) -> bool {
-        self.head.is_none() && self.body.is_none() && self.timers.is_empty()
+        self.head.is_none() && self.body.is_none() && self.timers.as_slice().is_empty()
     }
 
     fn timer(&self, id: TimerId) -> Option<&Timer> {
-        self.timers.iter().find(|timer| timer.id == id)
+        self.timers.as_slice().iter().find(|timer| timer.id == id)
     }
 
     fn timer_mut(&mut self, id: TimerId) -> Option<&mut Timer> {
-        self.timers.iter_mut().find(|timer| timer.id == id)
+        self.timers.as_mut_slice().iter_mut().find(|timer| timer.id == id)
     }
 }
 
-/// A user with state.
+/// A user with state. The name lies here: to compare it takes no look elsewhere.
 struct User<O: Operator> {
-    name: Arc<str>,
+    name: Name,
     placement: u64,
+    entries: SmallVec<[Place; 4]>,
     state: Option<O::User>,
     dirty: bool,
-    entries: SmallVec<[Place; 4]>,
 }
 
-/// From hashes to places.
-struct Index(Vec<HashTable<Place>>);
+impl<O: Operator> User<O> {
+    fn is(&self, user: UserKey<'_>) -> bool {
+        self.placement == user.placement && *self.name == *user.name.as_bytes()
+    }
+
+    fn name(&self) -> &str {
+        std::str::from_utf8(&self.name).unwrap_or_default()
+    }
+}
+
+/// From hashes to places. What is in it knows its hash's lower half: so growing looks at no entry, and of
+/// two that hash to one place, seldom both are looked at.
+struct Index(Vec<HashTable<(u32, Place)>>);
 
 impl Index {
     fn new() -> Self {
         Self((0..SUB_TABLES).map(|_| HashTable::new()).collect())
     }
 
-    /// The sub-tables' own bits are the lowest and the highest.
+    /// The sub-tables' own bits are others than those that decide which it is.
     const fn sub(hash: u64) -> usize {
-        (hash >> 32) as usize % SUB_TABLES
+        (hash >> 56) as usize % SUB_TABLES
+    }
+
+    const fn lower(hash: u64) -> u32 {
+        hash as u32
+    }
+
+    const fn spread(lower: u32) -> u64 {
+        (lower as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }
 
     fn find(&self, hash: u64, is: impl Fn(Place) -> bool) -> Option<Place> {
-        self.0[Self::sub(hash)].find(hash, |place| is(*place)).copied()
+        let lower = Self::lower(hash);
+        let found = self.0[Self::sub(hash)].find(Self::spread(lower), |(own, place)| *own == lower && is(*place));
+        found.map(|(_, place)| *place)
     }
 
-    fn insert(&mut self, hash: u64, place: Place, rehash: impl Fn(Place) -> u64) {
-        self.0[Self::sub(hash)].insert_unique(hash, place, |place| rehash(*place));
+    fn insert(&mut self, hash: u64, place: Place) {
+        let lower = Self::lower(hash);
+        self.0[Self::sub(hash)].insert_unique(Self::spread(lower), (lower, place), |(lower, _)| Self::spread(*lower));
     }
 
     fn remove(&mut self, hash: u64, place: Place) {
-        if let Ok(found) = self.0[Self::sub(hash)].find_entry(hash, |other| *other == place) {
+        let lower = Self::lower(hash);
+        if let Ok(found) = self.0[Self::sub(hash)].find_entry(Self::spread(lower), |(_, other)| *other == place) {
             found.remove();
         }
     }
 }
 
 /// A head's bytes: most are few.
-pub type HeadBytes = Short<47>;
+pub type HeadBytes = Short<46>;
 
 /// What a key was at an epoch's end.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -133,15 +163,6 @@ impl Image {
     pub fn is_gone(&self) -> bool {
         self.head.is_none() && self.timers.is_empty() && !matches!(self.body, Some(Some(_)))
     }
-
-    /// This image upon the `older` one: a body that was not set stays.
-    #[must_use]
-    pub fn upon(mut self, older: Option<Self>) -> Self {
-        if self.body.is_none() {
-            self.body = older.and_then(|older| older.body);
-        }
-        self
-    }
 }
 
 /// A key within an operator's state: key group, user, and the subkey (none for the user's own).
@@ -155,16 +176,6 @@ pub struct StateKey {
     pub subkey: Option<Subkey>,
 }
 
-/// A user, or one of its entries, that the epoch touched; with what decides its place in key order.
-#[derive(Clone, Copy)]
-struct Touched {
-    group: KeyGroup,
-    /// The beginning of the user's name.
-    first: u64,
-    user: Place,
-    entry: Option<Place>,
-}
-
 /// The state of one operator on one worker.
 pub(crate) struct Table<O: Operator> {
     user_index: Index,
@@ -175,9 +186,9 @@ pub(crate) struct Table<O: Operator> {
     dirty_users: Vec<Place>,
     /// Entries touched in this epoch, each once.
     dirty: Vec<Place>,
-    /// Room for putting them in order.
-    touched: Vec<Touched>,
-    spread: Spread<Touched>,
+    /// Images of what was touched, and those of earlier epochs.
+    page: Vec<u8>,
+    pages: Buffers,
     timers: Timers,
     /// The entry that was found last: a call asks for one several times.
     last: Cell<Place>,
@@ -192,33 +203,28 @@ impl<O: Operator> Table<O> {
             entries: Slab::default(),
             dirty_users: Vec::new(),
             dirty: Vec::new(),
-            touched: Vec::new(),
-            spread: Spread::default(),
+            page: Vec::new(),
+            pages: Buffers::default(),
             timers: Timers::default(),
             last: Cell::new(0),
         }
     }
 
     fn find_user(&self, user: UserKey<'_>) -> Option<Place> {
-        let is = |place| {
-            let is = |known: &User<O>| known.placement == user.placement && known.name == *user.name;
-            self.users.get(place).is_some_and(is)
-        };
+        let is = |place| self.users.get(place).is_some_and(|known| known.is(user));
         self.user_index.find(UserKey::hash(user.placement), is)
     }
 
     fn find(&self, user: UserKey<'_>, subkey: &Subkey) -> Option<Place> {
-        let of_user = |place| self.users.get(place).is_some_and(|known| known.name == *user.name);
+        let of_user = |place| self.users.get(place).is_some_and(|known| known.is(user));
         let is = |place| {
-            let is = |entry: &Entry<O>| {
-                entry.placement == user.placement && entry.subkey.bytes() == subkey.bytes() && of_user(entry.user)
-            };
+            let is = |entry: &Entry<O>| *entry.subkey == *subkey.bytes() && of_user(entry.user);
             self.entries.get(place).is_some_and(is)
         };
         if is(self.last.get()) {
             return Some(self.last.get());
         }
-        let found = self.entry_index.find(user.entry_hash(subkey), is);
+        let found = self.entry_index.find(UserKey::entry_hash(user.placement, subkey.bytes()), is);
         found.into_iter().for_each(|place| self.last.set(place));
         found
     }
@@ -231,11 +237,9 @@ impl<O: Operator> Table<O> {
         if let Some(place) = self.find_user(user) {
             return place;
         }
-        let (name, entries) = (Arc::clone(user.name), SmallVec::new());
+        let (name, entries) = (Name::from_slice(user.name.as_bytes()), SmallVec::new());
         let place = self.users.insert(User { name, placement: user.placement, state: None, dirty: false, entries });
-        let users = &self.users;
-        let rehash = |place| users.get(place).map_or(0, |user| UserKey::hash(user.placement));
-        self.user_index.insert(UserKey::hash(user.placement), place, rehash);
+        self.user_index.insert(UserKey::hash(user.placement), place);
         place
     }
 
@@ -247,25 +251,19 @@ impl<O: Operator> Table<O> {
         let siblings = self.users.get(of).map_or(0, |user| user.entries.len());
         let place = self.entries.insert(Entry {
             user: of,
-            placement: user.placement,
-            subkey: subkey.clone(),
             // As many as places: fewer than four billion.
             number: u32::try_from(siblings).unwrap_or(u32::MAX),
+            subkey: Name::from_slice(subkey.bytes()),
+            timers: OfEntry::default(),
             head: None,
             body: None,
-            timers: SmallVec::new(),
             dirty: false,
             body_dirty: false,
         });
         if let Some(user) = self.users.get_mut(of) {
             user.entries.push(place);
         }
-        let entries = &self.entries;
-        let rehash = |place| {
-            let hash = |entry: &Entry<O>| xxhash_rust::xxh3::xxh3_64_with_seed(entry.subkey.bytes(), entry.placement);
-            entries.get(place).map_or(0, hash)
-        };
-        self.entry_index.insert(user.entry_hash(subkey), place, rehash);
+        self.entry_index.insert(UserKey::entry_hash(user.placement, subkey.bytes()), place);
         self.last.set(place);
         place
     }
@@ -320,8 +318,8 @@ impl<O: Operator> Table<O> {
         self.touch(user, subkey).1.head.get_or_insert_default()
     }
 
-    pub(crate) fn body(&self, user: UserKey<'_>, subkey: &Subkey) -> Option<&O::Body> {
-        self.entry(user, subkey)?.body.as_ref()
+    pub(crate) fn body(&self, user: UserKey<'_>, subkey: &Subkey) -> Option<Cow<'_, O::Body>> {
+        self.entry(user, subkey)?.body.as_ref().map(Keeps::look)
     }
 
     /// Takes the body out of an entry, which stays. Costs nothing where there is none.
@@ -330,12 +328,12 @@ impl<O: Operator> Table<O> {
         self.entries.get(place)?.body.as_ref()?;
         let entry = self.mark(place)?;
         entry.body_dirty = true;
-        entry.body.take()
+        entry.body.take().map(Keeps::take)
     }
 
     pub(crate) fn set_body(&mut self, user: UserKey<'_>, subkey: &Subkey, body: O::Body) {
         let (_, entry) = self.touch(user, subkey);
-        entry.body = Some(body);
+        entry.body = Some(Keeps::keep(body));
         entry.body_dirty = true;
     }
 
@@ -343,9 +341,9 @@ impl<O: Operator> Table<O> {
     pub(crate) fn remove(&mut self, user: UserKey<'_>, subkey: &Subkey) -> Option<(O::Entry, O::Body)> {
         let place = self.find(user, subkey)?;
         let entry = self.mark(place)?;
-        entry.timers.clear();
+        entry.timers = OfEntry::default();
         entry.body_dirty = true;
-        match (entry.head.take(), entry.body.take()) {
+        match (entry.head.take(), entry.body.take().map(Keeps::take)) {
             (None, None) => None,
             (head, body) => Some((head.unwrap_or_default(), body.unwrap_or_default())),
         }
@@ -355,7 +353,8 @@ impl<O: Operator> Table<O> {
     pub(crate) fn subkeys(&self, user: UserKey<'_>) -> Vec<Subkey> {
         let places = self.find_user(user).and_then(|place| self.users.get(place)).map(|user| &*user.entries);
         let entries = places.unwrap_or_default().iter().filter_map(|place| self.entries.get(*place));
-        let mut subkeys: Vec<_> = entries.filter(|entry| !entry.is_gone()).map(|entry| entry.subkey.clone()).collect();
+        let there = entries.filter(|entry| !entry.is_gone());
+        let mut subkeys: Vec<_> = there.map(|entry| Subkey::from_bytes(&entry.subkey)).collect();
         subkeys.sort_unstable();
         subkeys
     }
@@ -366,7 +365,7 @@ impl<O: Operator> Table<O> {
 
     /// Users with state, in order.
     pub(crate) fn user_names(&self) -> Vec<Arc<str>> {
-        let mut names: Vec<_> = self.users.iter().map(|user| Arc::clone(&user.name)).collect();
+        let mut names: Vec<_> = self.users.iter().map(|user| Arc::from(user.name())).collect();
         names.sort_unstable();
         names
     }
@@ -375,19 +374,19 @@ impl<O: Operator> Table<O> {
         self.entry(user, subkey)?.timer(id).map(|timer| timer.at)
     }
 
-    pub(crate) fn set_timer(&mut self, user: UserKey<'_>, subkey: &Subkey, id: TimerId, at: Instant, epoch: u64) {
+    pub(crate) fn set_timer(&mut self, user: UserKey<'_>, subkey: &Subkey, id: TimerId, at: Instant) {
         let (place, entry) = self.touch(user, subkey);
         let listed = match entry.timer_mut(id) {
             Some(timer) => {
-                (timer.at, timer.set_in) = (at, epoch);
-                let listed = timer.listed.is_some_and(|listed| listed <= at);
+                (timer.at, timer.is_fresh) = (at, true);
+                let listed = timer.is_listed && timer.listed <= at;
                 if !listed {
-                    timer.listed = Some(at);
+                    (timer.listed, timer.is_listed) = (at, true);
                 }
                 listed
             }
             None => {
-                entry.timers.push(Timer { id, at, set_in: epoch, listed: Some(at) });
+                entry.timers.push(Timer { at, listed: at, id, is_listed: true, is_fresh: true });
                 false
             }
         };
@@ -401,7 +400,7 @@ impl<O: Operator> Table<O> {
         if self.entries.get(place).is_some_and(|entry| entry.timer(id).is_some())
             && let Some(entry) = self.mark(place)
         {
-            entry.timers.retain(|timer| timer.id != id);
+            entry.timers.remove(id);
         }
     }
 
@@ -416,8 +415,8 @@ impl<O: Operator> Table<O> {
                     && let Some(entry) = self.entries.get(tag.place)
                     && let Some(user) = self.users.get(entry.user)
                 {
-                    let (user, subkey) = (Arc::clone(&user.name), entry.subkey.clone());
-                    due.push(Due { group: key_group(entry.placement), at, user, subkey, id, entry: tag });
+                    let (group, subkey) = (key_group(user.placement), Subkey::from_bytes(&entry.subkey));
+                    due.push(Due { group, at, user: user.name().into(), subkey, id, entry: tag });
                 }
             }
         }
@@ -435,7 +434,7 @@ impl<O: Operator> Table<O> {
         self.timers.overdue = overdue;
         for Due { entry, id, .. } in &due {
             if let Some(timer) = self.entries.tagged_mut(*entry).and_then(|entry| entry.timer_mut(*id)) {
-                timer.listed = None;
+                timer.is_listed = false;
             }
         }
         due
@@ -444,12 +443,12 @@ impl<O: Operator> Table<O> {
     /// Whether the timer that the list of `at` names is due then. One that was moved to later goes into its list.
     fn stands(&mut self, at: Instant, tag: Tag, id: TimerId) -> bool {
         let Some(timer) = self.entries.tagged_mut(tag).and_then(|entry| entry.timer_mut(id)) else { return false };
-        if timer.listed != Some(at) {
+        if !timer.is_listed || timer.listed != at {
             return false;
         }
         let moved = timer.at;
         if moved > at {
-            timer.listed = Some(moved);
+            timer.listed = moved;
             self.timers.list(moved, tag, id);
         }
         moved == at
@@ -457,12 +456,12 @@ impl<O: Operator> Table<O> {
 
     /// Whether a due timer fires now. Not if it was set in this epoch: then in the next; nor if a call
     /// of this wave moved it or took it back.
-    pub(crate) fn fires(&mut self, due: &Due, epoch: u64) -> bool {
+    pub(crate) fn fires(&mut self, due: &Due) -> bool {
         let timer = self.entries.tagged_mut(due.entry).and_then(|entry| entry.timer_mut(due.id));
         let Some(timer) = timer.filter(|timer| timer.at == due.at) else { return false };
-        if timer.set_in == epoch {
-            if timer.listed.is_none() {
-                timer.listed = Some(due.at);
+        if timer.is_fresh {
+            if !timer.is_listed {
+                (timer.listed, timer.is_listed) = (due.at, true);
                 self.timers.list(due.at, due.entry, due.id);
             }
             return false;
@@ -498,76 +497,70 @@ impl<O: Operator> Table<O> {
         self.timers.next = [next, waits].into_iter().flatten().min();
     }
 
-    /// Images of all that this epoch touched, in key order; the marks are taken off.
-    pub(crate) fn drain_dirty(&mut self, mut image: impl FnMut(StateKey, Image)) {
-        let mut encoder = Encoder::default();
-        self.put_in_order();
-        let mut touched = std::mem::take(&mut self.touched);
-        if deliberate::has(Bug::ForgottenDirtyKey) && touched.len() > 1 {
-            touched.pop();
+    /// Images of all that this epoch touched, and how many; the marks are taken off.
+    pub(crate) fn drain_dirty(&mut self) -> (usize, Bytes) {
+        if deliberate::has(Bug::ForgottenDirtyKey) && self.dirty.len() > 1 {
+            self.dirty.pop();
         }
-        for Touched { group, user, entry, .. } in touched.drain(..) {
-            let Some(known) = self.users.get_mut(user) else { continue };
-            let name = Arc::clone(&known.name);
-            let Some(place) = entry else {
-                known.dirty = false;
-                let head =
-                    known.state.as_ref().map(|state| (O::User::VERSION, HeadBytes::from_slice(encoder.encode(state))));
-                let out = Image { head, body: Some(None), ..Image::default() };
-                image(StateKey { group, user: name, subkey: None }, out);
-                self.drop_user_if_gone(user);
-                continue;
-            };
+        let mut images = 0;
+        let (mut dirty_users, mut dirty) = (std::mem::take(&mut self.dirty_users), std::mem::take(&mut self.dirty));
+        for place in dirty_users.drain(..) {
+            let Some(user) = self.users.get_mut(place) else { continue };
+            user.dirty = false;
+            images += 1;
+            let page = &mut self.page;
+            put_key(page, key_group(user.placement), &user.name, None);
+            put_state(
+                page,
+                O::User::VERSION,
+                user.state.as_ref().map(|state| |page: &mut Vec<u8>| encode(state, page)),
+            );
+            put_body_set(page);
+            put_state(page, 0, None::<fn(&mut Vec<u8>)>);
+            put_timers(page, [].into_iter());
+            self.drop_user_if_gone(place);
+        }
+        for place in dirty.drain(..) {
             let Some(entry) = self.entries.get_mut(place) else { continue };
+            let Some(user) = self.users.get(entry.user) else { continue };
             entry.dirty = false;
+            images += 1;
             // Of what is gone the image says so, whatever went last: an older one may have a body.
-            let set = std::mem::take(&mut entry.body_dirty) || entry.is_gone();
-            let out = Image {
-                head: entry.head.as_ref().map(|head| (O::Entry::VERSION, HeadBytes::from_slice(encoder.encode(head)))),
-                body: set.then(|| entry.body.as_ref().map(|body| (O::Body::VERSION, encoder.encode(body).to_vec()))),
-                timers: entry.timers.iter().map(|timer| (timer.id, timer.at)).collect(),
-            };
-            image(StateKey { group, user: name, subkey: Some(entry.subkey.clone()) }, out);
-            if entry.is_gone() {
+            let gone = entry.is_gone();
+            let set = std::mem::take(&mut entry.body_dirty) || gone;
+            let page = &mut self.page;
+            put_key(page, key_group(user.placement), &user.name, Some(&entry.subkey));
+            put_state(page, O::Entry::VERSION, entry.head.as_ref().map(|head| |page: &mut Vec<u8>| encode(head, page)));
+            if set {
+                put_body_set(page);
+                let body = entry.body.as_mut().map(|body| {
+                    |page: &mut Vec<u8>| {
+                        let start = page.len();
+                        encode(&*body.look(), page);
+                        body.sleep(&page[start..]);
+                    }
+                });
+                put_state(page, O::Body::VERSION, body);
+            } else {
+                put_body_kept(page);
+            }
+            put_timers(page, entry.timers.as_slice().iter().map(|timer| (timer.id, timer.at)));
+            entry.timers.as_mut_slice().iter_mut().for_each(|timer| timer.is_fresh = false);
+            if gone {
+                let user = entry.user;
                 self.drop_entry(place);
                 self.drop_user_if_gone(user);
             }
         }
-        self.touched = touched;
+        (self.dirty_users, self.dirty) = (dirty_users, dirty);
         self.look_ahead();
-    }
-
-    /// Puts what this epoch touched in key order: users, and entries with theirs.
-    fn put_in_order(&mut self) {
-        let users = self.dirty_users.drain(..).map(|user| (user, None));
-        let entries = self.dirty.drain(..);
-        let entries = entries.filter_map(|place| Some((self.entries.get(place)?.user, Some(place))));
-        let touched = users.chain(entries).filter_map(|(user, entry)| {
-            let known = self.users.get(user)?;
-            // Nearly every comparison ends in these bytes, without a look at the name.
-            let (mut first, name) = ([0; 8], known.name.as_bytes());
-            let length = name.len().min(8);
-            first[..length].copy_from_slice(&name[..length]);
-            Some(Touched { group: key_group(known.placement), first: u64::from_be_bytes(first), user, entry })
-        });
-        self.touched.clear();
-        self.touched.extend(touched);
-        let name = |user| self.users.get(user).map(|user| &*user.name);
-        let subkey = |entry: Option<Place>| entry.and_then(|place| self.entries.get(place)).map(|entry| &entry.subkey);
-        let by_key = |one: &Touched, two: &Touched| {
-            let same = one.user == two.user;
-            let same_user = || if same { Ordering::Equal } else { name(one.user).cmp(&name(two.user)) };
-            let users = (one.group, one.first).cmp(&(two.group, two.first)).then_with(same_user);
-            users.then_with(|| subkey(one.entry).cmp(&subkey(two.entry)))
-        };
-        self.spread.sort(&mut self.touched, |touched| usize::from(touched.group.0), by_key);
+        (images, self.pages.exchange(&mut self.page))
     }
 
     fn drop_entry(&mut self, place: Place) {
         let Some(entry) = self.entries.remove(place) else { return };
-        let hash = xxhash_rust::xxh3::xxh3_64_with_seed(entry.subkey.bytes(), entry.placement);
-        self.entry_index.remove(hash, place);
         let Some(user) = self.users.get_mut(entry.user) else { return };
+        self.entry_index.remove(UserKey::entry_hash(user.placement, &entry.subkey), place);
         let number = entry.number as usize;
         user.entries.swap_remove(number);
         if let Some(moved) = user.entries.get(number).and_then(|moved| self.entries.get_mut(*moved)) {
@@ -598,16 +591,22 @@ impl<O: Operator> Table<O> {
         };
         let head = head.map(|(version, bytes)| decode(*version, bytes)).transpose()?;
         let body = match &image.body {
-            Some(Some((version, bytes))) => Some(decode(*version, bytes)?),
+            Some(Some((version, bytes))) => {
+                let mut body: Kept<O> = Keeps::keep(decode(*version, bytes)?);
+                if *version == O::Body::VERSION {
+                    body.sleep(bytes);
+                }
+                Some(body)
+            }
             Some(None) | None => None,
         };
         let place = self.make(user, subkey);
         let tag = self.entries.tag(place);
         let Some(entry) = self.entries.get_mut(place) else { return Ok(()) };
         (entry.head, entry.body) = (head, body);
-        entry.timers.clear();
+        entry.timers = OfEntry::default();
         for (id, at) in &image.timers {
-            entry.timers.push(Timer { id: *id, at: *at, set_in: 0, listed: Some(*at) });
+            entry.timers.push(Timer { at: *at, listed: *at, id: *id, is_listed: true, is_fresh: false });
             if !deliberate::has(Bug::TimerLostOnRestore) {
                 self.timers.list(*at, tag, *id);
                 self.timers.next = Some(self.timers.next.map_or(*at, |next| next.min(*at)));
@@ -616,10 +615,6 @@ impl<O: Operator> Table<O> {
         Ok(())
     }
 }
-
-/// Writes states one after the other, with one memory for all of them.
-#[derive(Default)]
-struct Encoder(Vec<u8>);
 
 /// Bytes that are appended as they come.
 struct Append<'a>(&'a mut Vec<u8>);
@@ -642,14 +637,12 @@ impl postcard::ser_flavors::Flavor for Append<'_> {
     }
 }
 
-impl Encoder {
-    fn encode<S: State>(&mut self, state: &S) -> &[u8] {
-        self.0.clear();
-        // Serialising into memory fails only for types that do not know their length; none of ours.
-        if postcard::serialize_with_flavor(state, Append(&mut self.0)).is_err() {
-            self.0.clear();
-        }
-        &self.0
+/// Appends a state's bytes.
+fn encode<S: State>(state: &S, bytes: &mut Vec<u8>) {
+    let start = bytes.len();
+    // Serialising into memory fails only for types that do not know their length; none of ours.
+    if postcard::serialize_with_flavor(state, Append(bytes)).is_err() {
+        bytes.truncate(start);
     }
 }
 
@@ -668,16 +661,22 @@ mod tests {
 
     const ID: TimerId = TimerId(0);
 
-    /// Fires what is due at `now` in `epoch`; the keys, in order.
-    fn fired(table: &mut Table<Dedup>, epoch: u64, now: i64, per_group: usize) -> String {
+    /// Fires what is due at `now` in the next epoch; the keys, in order.
+    fn fired(table: &mut Table<Dedup>, now: i64, per_group: usize) -> String {
+        table.drain_dirty();
+        fires(table, now, per_group)
+    }
+
+    /// The same in the epoch that is under way.
+    fn fires(table: &mut Table<Dedup>, now: i64, per_group: usize) -> String {
         let mut keys = String::new();
         for due in table.due(Instant(now), per_group) {
-            if table.fires(&due, epoch) {
+            if table.fires(&due) {
                 table.clear_timer(UserKey::of(&due.user), &due.subkey, due.id);
                 keys.push_str(std::str::from_utf8(due.subkey.bytes()).unwrap().trim_end_matches('\0'));
             }
         }
-        table.drain_dirty(|_, _| ());
+        table.drain_dirty();
         keys
     }
 
@@ -686,17 +685,17 @@ mod tests {
         let (mut table, name) = (Table::<Dedup>::new(), Arc::from("u1"));
         let user = UserKey::of(&name);
         for (key, at) in [("a", 10), ("b", 10), ("c", 20), ("d", 30), ("e", 40), ("a", 25), ("d", 15), ("e", 12)] {
-            table.set_timer(user, &Subkey::of(&[key]), ID, Instant(at), 1);
+            table.set_timer(user, &Subkey::of(&[key]), ID, Instant(at));
         }
         table.clear_timer(user, &Subkey::of(&["b"]), ID);
-        table.set_timer(user, &Subkey::of(&["e"]), ID, Instant(40), 1);
-        assert_eq!(fired(&mut table, 2, 9, 9), "");
+        table.set_timer(user, &Subkey::of(&["e"]), ID, Instant(40));
+        assert_eq!(fired(&mut table, 9, 9), "");
         assert_eq!(table.next_timer(), Some(Instant(15)), "neither what was moved nor what was taken back");
-        assert_eq!(fired(&mut table, 3, 15, 9), "d");
-        assert_eq!(fired(&mut table, 4, 30, 9), "ca");
+        assert_eq!(fired(&mut table, 15, 9), "d");
+        assert_eq!(fired(&mut table, 30, 9), "ca");
         assert_eq!(table.next_timer(), Some(Instant(40)));
-        assert_eq!(fired(&mut table, 5, 99, 9), "e");
-        assert_eq!((fired(&mut table, 6, 99, 9).as_str(), table.next_timer()), ("", None));
+        assert_eq!(fired(&mut table, 99, 9), "e");
+        assert_eq!((fired(&mut table, 99, 9).as_str(), table.next_timer()), ("", None));
         assert!(!table.has_entries(user), "what is empty is forgotten");
     }
 
@@ -704,12 +703,13 @@ mod tests {
     fn an_entry_that_was_only_a_timer_is_gone_once_that_is_taken_back() {
         let (mut table, name) = (Table::<Dedup>::new(), Arc::from("u1"));
         let (user, key) = (UserKey::of(&name), Subkey::of(&["a"]));
-        table.set_timer(user, &key, ID, Instant(10), 1);
+        table.set_timer(user, &key, ID, Instant(10));
         let mut state = super::super::delta::Pending::default();
         let mut drain = |table: &mut Table<Dedup>| {
-            let mut images = Vec::new();
-            table.drain_dirty(|key, image| images.push(((Arc::from("o"), key), image)));
-            state.add(images.into_iter().collect());
+            let (images, page) = table.drain_dirty();
+            let mut delta = super::super::delta::Delta::new();
+            delta.push(&Arc::from("o"), images, page);
+            state.add(delta);
             state.delta().iter().map(|(_, image)| image.is_gone()).collect::<Vec<_>>()
         };
         assert_eq!(drain(&mut table), [false]);
@@ -721,10 +721,10 @@ mod tests {
     #[test]
     fn a_timer_set_for_the_past_fires_in_the_next_epoch() {
         let (mut table, name) = (Table::<Dedup>::new(), Arc::from("u1"));
-        table.set_timer(UserKey::of(&name), &Subkey::of(&["a"]), ID, Instant(5), 7);
-        assert_eq!(fired(&mut table, 7, 10, 9), "");
+        table.set_timer(UserKey::of(&name), &Subkey::of(&["a"]), ID, Instant(5));
+        assert_eq!(fires(&mut table, 10, 9), "");
         assert_eq!(table.next_timer(), Some(Instant(5)));
-        assert_eq!((fired(&mut table, 8, 10, 9), fired(&mut table, 9, 10, 9)), ("a".to_owned(), String::new()));
+        assert_eq!((fired(&mut table, 10, 9), fired(&mut table, 10, 9)), ("a".to_owned(), String::new()));
     }
 
     #[test]
@@ -732,16 +732,16 @@ mod tests {
         let (mut table, name) = (Table::<Dedup>::new(), Arc::from("u1"));
         let user = UserKey::of(&name);
         for key in ["f", "e", "d", "c", "b", "a"] {
-            table.set_timer(user, &Subkey::of(&[key]), ID, Instant(5), 1);
+            table.set_timer(user, &Subkey::of(&[key]), ID, Instant(5));
         }
-        assert_eq!(fired(&mut table, 2, 10, 2), "ab");
+        assert_eq!(fired(&mut table, 10, 2), "ab");
         assert_eq!(table.next_timer(), Some(Instant(5)));
         table.clear_timer(user, &Subkey::of(&["c"]), ID);
-        table.set_timer(user, &Subkey::of(&["d"]), ID, Instant(11), 2);
-        table.set_timer(user, &Subkey::of(&["z"]), ID, Instant(4), 2);
-        assert_eq!(fired(&mut table, 3, 10, 2), "ze");
-        assert_eq!(fired(&mut table, 4, 10, 2), "f");
-        assert_eq!(fired(&mut table, 5, 11, 2), "d");
+        table.set_timer(user, &Subkey::of(&["d"]), ID, Instant(11));
+        table.set_timer(user, &Subkey::of(&["z"]), ID, Instant(4));
+        assert_eq!(fired(&mut table, 10, 2), "ze");
+        assert_eq!(fired(&mut table, 10, 2), "f");
+        assert_eq!(fired(&mut table, 11, 2), "d");
         assert_eq!(table.next_timer(), None);
     }
 }

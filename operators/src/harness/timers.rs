@@ -17,12 +17,61 @@ use crate::keyed::{Subkey, TimerId};
 /// A timer as its entry knows it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Timer {
-    pub(crate) id: TimerId,
     pub(crate) at: Instant,
-    /// The epoch in which it was set.
-    pub(crate) set_in: u64,
-    /// In whose list it stands; never later than `at`. None while it is being fired.
-    pub(crate) listed: Option<Instant>,
+    /// In whose list it stands, unless it is being fired; never later than `at`.
+    pub(crate) listed: Instant,
+    pub(crate) id: TimerId,
+    pub(crate) is_listed: bool,
+    /// Whether this epoch set it.
+    pub(crate) is_fresh: bool,
+}
+
+/// The timers of an entry: nearly every one has one, or none.
+#[derive(Clone, Debug)]
+pub(crate) enum OfEntry {
+    /// At most one.
+    One(Option<Timer>),
+    /// More.
+    Many(Box<[Timer]>),
+}
+
+impl Default for OfEntry {
+    fn default() -> Self {
+        Self::One(None)
+    }
+}
+
+impl OfEntry {
+    pub(crate) fn as_slice(&self) -> &[Timer] {
+        match self {
+            Self::One(timer) => timer.as_slice(),
+            Self::Many(timers) => timers,
+        }
+    }
+
+    pub(crate) fn as_mut_slice(&mut self) -> &mut [Timer] {
+        match self {
+            Self::One(timer) => timer.as_mut_slice(),
+            Self::Many(timers) => timers,
+        }
+    }
+
+    pub(crate) fn push(&mut self, timer: Timer) {
+        match self {
+            Self::One(one) => match one.take() {
+                None => *one = Some(timer),
+                Some(first) => *self = Self::Many(Box::new([first, timer])),
+            },
+            Self::Many(timers) => *timers = timers.iter().copied().chain([timer]).collect(),
+        }
+    }
+
+    pub(crate) fn remove(&mut self, id: TimerId) {
+        match self {
+            Self::One(timer) => drop(timer.take_if(|timer| timer.id == id)),
+            Self::Many(timers) => *timers = timers.iter().copied().filter(|timer| timer.id != id).collect(),
+        }
+    }
 }
 
 /// A timer that is due. They fire in this order.
@@ -59,5 +108,29 @@ impl Timers {
     /// Puts a list back of which something still stands.
     pub(crate) fn put_back(&mut self, at: Instant, mut list: Vec<(Tag, TimerId)>) {
         self.lists.entry(at).or_default().append(&mut list);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_with_one_timer_or_none_keeps_no_list() {
+        assert_eq!(size_of::<OfEntry>(), 24);
+        let timer = |id| Timer { at: Instant(1), listed: Instant(1), id: TimerId(id), is_listed: true, is_fresh: true };
+        let mut timers = OfEntry::default();
+        let ids = |timers: &OfEntry| timers.as_slice().iter().map(|timer| timer.id.0).collect::<Vec<_>>();
+        for (push, remove, expected) in
+            [(1, 9, &[1][..]), (2, 9, &[1, 2]), (3, 2, &[1, 3]), (4, 1, &[3, 4]), (5, 3, &[4, 5]), (6, 6, &[4, 5])]
+        {
+            timers.push(timer(push));
+            timers.remove(TimerId(remove));
+            assert_eq!(ids(&timers), expected);
+        }
+        let mut one = OfEntry::default();
+        one.push(timer(7));
+        one.remove(TimerId(7));
+        assert!(one.as_mut_slice().is_empty());
     }
 }

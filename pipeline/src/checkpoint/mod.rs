@@ -45,8 +45,7 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 use serde::{Deserialize, Serialize};
 use tidings_operators::harness::delta::{Delta, Pending};
-use tidings_operators::harness::table::{Image, StateKey};
-use tidings_schemas::codec::{frame, unframe};
+use tidings_schemas::codec::{frame, frame_with, unframe};
 use tidings_schemas::time::Instant;
 
 use crate::cutlog::Hash;
@@ -254,7 +253,7 @@ impl Checkpoints {
         let mut images = images.into_delta();
         if first == 0 {
             // Nothing lies below: what is gone leaves no trace.
-            images.retain(|_, image| !image.is_gone());
+            images = images.without_gone();
         }
         let into = format!("chunks/{generation:020}-{epoch:020}-merged");
         self.put(&into, encode(&images))?;
@@ -274,9 +273,7 @@ impl Checkpoints {
     /// # Errors
     /// When a chunk cannot be read.
     pub fn state(&self, manifest: &Manifest) -> Result<Delta, CheckpointError> {
-        let mut state = self.merged(&manifest.chunks)?;
-        state.retain(|_, image| !image.is_gone());
-        Ok(state)
+        Ok(self.merged(&manifest.chunks)?.without_gone())
     }
 
     fn merged(&self, chunks: &[String]) -> Result<Delta, CheckpointError> {
@@ -288,8 +285,10 @@ impl Checkpoints {
     }
 
     fn chunk(&self, name: &str) -> Result<Delta, CheckpointError> {
-        let images: Vec<(Arc<str>, StateKey, Image)> = self.decode(name)?;
-        Ok(images.into_iter().map(|(operator, key, image)| ((operator, key), image)).collect())
+        let bytes = self.get(name)?;
+        let damaged = |problem: String| CheckpointError::Damaged { name: name.to_owned(), problem };
+        let body = unframe(VERSION, &bytes).map_err(|error| damaged(error.to_string()))?;
+        Delta::from_chunk(body).map_err(damaged)
     }
 
     fn size(&self, name: &str) -> Result<u64, CheckpointError> {
@@ -363,14 +362,13 @@ fn blob_name(hash: &Hash) -> String {
 }
 
 fn encode(delta: &Delta) -> Vec<u8> {
-    let images: Vec<(&Arc<str>, &StateKey, &Image)> =
-        delta.iter().map(|((operator, key), image)| (operator, key, image)).collect();
-    frame(VERSION, &postcard::to_stdvec(&images).unwrap_or_default())
+    frame_with(VERSION, delta.chunk_bytes(), |chunk| delta.put_chunk(chunk))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tidings_operators::harness::table::{Image, StateKey};
     use tidings_schemas::ids::KeyGroup;
 
     fn key(user: &str) -> (Arc<str>, StateKey) {
@@ -407,7 +405,7 @@ mod tests {
         assert_eq!(checkpoints.merge(0, 41, &manifest.chunks, || false).unwrap(), None, "a stop is heard");
         let state = checkpoints.state(&manifest).unwrap();
         let head = |image: &Image| image.head.as_ref().map(|(version, bytes)| (*version, bytes.to_vec()));
-        let heads: Vec<_> = state.iter().map(|((_, key), image)| (key.user.to_string(), head(image))).collect();
+        let heads: Vec<_> = state.iter().map(|((_, key), image)| (key.user.to_string(), head(&image))).collect();
         let expected =
             [("u0", 39), ("u1", 40), ("u2", 38)].map(|(user, byte)| (user.to_owned(), Some((1, vec![byte]))));
         assert_eq!(heads, expected);

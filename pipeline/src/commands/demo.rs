@@ -119,6 +119,8 @@ impl Demo {
                 idle_max: Duration::from_secs(1),
                 checkpoint_every: Duration::from_secs(5),
             },
+            cluster: None,
+            instance: None,
             admin: Some(self.admin),
             clock: Arc::clone(&clock) as Arc<dyn Clock>,
             speed: self.speed,

@@ -29,6 +29,7 @@ use clap::{Parser, Subcommand};
 use tidings_operators::calendar::Calendar;
 use tidings_pipeline::assemble::{AssembleError, TopicsError};
 use tidings_pipeline::explain::record::OlderError;
+use tidings_pipeline::runtime::cluster::MemberError;
 use tidings_pipeline::topology::{LoadError, Loaded, Loader, OperatorKinds, ProcessEnvironment, ProviderKinds};
 use tidings_sinks::log::LogError;
 use tidings_sinks::record::history::HistoryError;
@@ -129,6 +130,8 @@ fn exit_of(error: &anyhow::Error) -> Exit {
             Some(of_log(error))
         } else if let Some(OlderError::ClickHouse(HistoryError::Unreachable { .. })) = cause.downcast_ref() {
             Some(Exit::Unreachable)
+        } else if let Some(MemberError::Refused(_)) = cause.downcast_ref() {
+            Some(Exit::Configuration)
         } else if cause.is::<TopicsError>() || cause.is::<LoadError>() || cause.is::<AssembleError>() {
             Some(Exit::Configuration)
         } else {

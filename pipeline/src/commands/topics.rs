@@ -47,7 +47,7 @@ impl Topics {
         };
         let config = shell.load(&which.config, &Calendar::bundled())?.config;
         let clock = SystemClock::default();
-        let log = open_log(&config.deployment.log, Duration::ZERO, PATIENCE, Arc::new(move || clock.wall()))?;
+        let log = open_log(&config.deployment.log, None, Duration::ZERO, PATIENCE, Arc::new(move || clock.wall()))?;
         let created = if create { create_missing(&*log, &config)? } else { Vec::new() };
         let weak = log.weaknesses(&topics(&config))?;
         if shell.json {

@@ -25,6 +25,7 @@ use tidings_sinks::retry::Schedule;
 use tidings_sinks::tasks::Tasks;
 use tokio::runtime::{Handle, Runtime};
 
+use super::instance::Named;
 use super::providers::{self, Built};
 use super::templates::{LOOK_EVERY, Stores};
 use super::{PATIENCE, Settings, Standing};
@@ -59,14 +60,16 @@ impl CriticalRuntime {
         &self,
         shared: &Arc<dyn Log>,
         place: &LogPlace,
+        instance: &Named,
         linger: Duration,
         clock: &SinkClock,
     ) -> anyhow::Result<Arc<dyn Log>> {
         if matches!(place, LogPlace::Embedded { .. }) {
             return Ok(Arc::clone(shared));
         }
-        let (place, clock) = (place.clone(), Arc::clone(clock));
-        let opened = self.handle()?.spawn_blocking(move || assemble::open_log(&place, linger, PATIENCE, clock));
+        let (place, instance, clock) = (place.clone(), instance.instance.clone(), Arc::clone(clock));
+        let opened =
+            self.handle()?.spawn_blocking(move || assemble::open_log(&place, instance, linger, PATIENCE, clock));
         Ok(opened.await??)
     }
 }
@@ -86,6 +89,7 @@ pub(super) struct Start<'a> {
     pub(super) settings: &'a Settings,
     pub(super) topics: &'a Topics,
     pub(super) log: &'a Arc<dyn Log>,
+    pub(super) named: &'a Named,
     pub(super) clock: &'a SinkClock,
     pub(super) standing: &'a Standing,
 }
@@ -138,7 +142,7 @@ impl Start<'_> {
             runtime: runtime.handle()?.clone(),
             lines: critical,
             // Without a linger: what is in doubt is said before the call.
-            log: runtime.log(self.log, &deployment.log, Duration::ZERO, self.clock).await?,
+            log: runtime.log(self.log, &deployment.log, self.named, Duration::ZERO, self.clock).await?,
             ledger: match &deployment.ledger {
                 Store::Embedded { .. } => Arc::clone(&bulk.ledger),
                 Store::Redis(_) => self.ledger(&nonce)?,

@@ -3,8 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::poll_fn;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -12,19 +12,18 @@ use crossbeam_channel::{Receiver, Select, Sender, bounded};
 use tidings_operators::calendar::Calendar;
 use tidings_operators::harness::aside::Killed;
 use tidings_operators::harness::chain::RestoreError;
-use tidings_operators::harness::dataflow::{Assigned, Command, Cut, Report, WorkerIo};
+use tidings_operators::harness::dataflow::{Command, Cut, Report};
 use tidings_operators::harness::dropped::{DropCount, MayDrop};
 use tidings_operators::harness::feed::{Extent, Lot};
 use tidings_operators::harness::output::EpochOutput;
 use tidings_operators::harness::pulse::Pulse;
-use tidings_operators::ingest::Path;
 use tidings_schemas::deliberate::{self, Bug};
 use tidings_schemas::lifecycle::Row;
 use tidings_schemas::time::Instant;
 use tidings_sinks::log::{Log, LogError, TopicPartition};
 
 use super::clock::Clock;
-use super::crew::{Crew, Next, Part, Threads, WakerSlot, hear};
+use super::crew::{Crew, Ground, Manned, Next, Part, Post, Threads, ToRead, WakerSlot, hear};
 use super::crumbs::{Careful, Crumbs, Last};
 use super::egress::{Egress, PresentError, Say, Spoken, present};
 use super::keeper::{Keep, Keeper, Kept, Merger};
@@ -88,6 +87,8 @@ pub struct Status {
     pub checkpoint: AtomicU64,
     /// Epochs that were replayed at the start.
     pub replayed: AtomicU64,
+    /// Generations that began.
+    pub generations: AtomicU64,
     /// Source records that were cut.
     pub records: AtomicU64,
     /// Profiles are loaded, decisions are made.
@@ -96,8 +97,16 @@ pub struct Status {
     pub set_aside: AtomicU64,
     /// Checkpoints that could not be written.
     pub checkpoint_failures: AtomicU64,
+    /// Whom it waits for before it can begin; empty if for nobody.
+    pub waits: Mutex<String>,
     /// The steps of the generation that runs.
     pub pulses: Pulses,
+}
+
+impl Status {
+    pub(crate) fn wait_for(&self, whom: &str) {
+        whom.clone_into(&mut self.waits.lock().unwrap_or_else(PoisonError::into_inner));
+    }
 }
 
 /// What a run needs beside its plan.
@@ -190,6 +199,14 @@ pub enum DecideError {
     /// A worker or thread ended.
     #[error("{0}")]
     Worker(String),
+    /// Another process of this run is gone: the next generation begins once it is there again.
+    #[error("{why}")]
+    Lost {
+        /// Which, and how.
+        why: String,
+        /// Whether epochs were replayed that may kill.
+        careful: bool,
+    },
 }
 
 /// Calls that may kill their operators within [`SET_ASIDE_WITHIN`] and be left out. Each costs a start from
@@ -214,7 +231,15 @@ impl From<SourcesError> for DecideError {
 /// # Errors
 /// When the run cannot start or go on; nothing is lost by it.
 pub fn run(plan: &Plan, around: &Surroundings) -> Result<(), DecideError> {
-    let mut decide = std::pin::pin!(decide(plan, around, || Box::new(Threads::default())));
+    run_on(plan, around, || Box::new(Threads::default()))
+}
+
+/// The same, on threads of several processes: those that `hire` knows.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_on(plan: &Plan, around: &Surroundings, hire: impl Fn() -> Box<dyn Crew>) -> Result<(), DecideError> {
+    let mut decide = std::pin::pin!(decide(plan, around, hire));
     loop {
         // Threads block where they wait, so that this is over the first time.
         if let Poll::Ready(ended) = decide.as_mut().poll(&mut Context::from_waker(std::task::Waker::noop())) {
@@ -245,7 +270,17 @@ pub async fn decide(plan: &Plan, around: &Surroundings, hire: impl Fn() -> Box<d
         }
         match ended {
             Ok(Ended::Stopped) => return Ok(()),
-            Ok(Ended::Drained) => {}
+            Ok(Ended::Left) if around.stop.load(Ordering::Relaxed) => return Ok(()),
+            Ok(Ended::Drained | Ended::Left) => {}
+            Err(DecideError::Lost { why, careful }) => {
+                around.status.ready.store(false, Ordering::Relaxed);
+                tracing::warn!(why, "the generation is over; the next one begins once all processes are there");
+                if around.stop.load(Ordering::Relaxed) {
+                    return Ok(());
+                }
+                // Whether it died of a call, only a death of this process can tell.
+                care.alone = careful;
+            }
             Err(DecideError::SetAside(killed)) => {
                 around.status.ready.store(false, Ordering::Relaxed);
                 around.status.set_aside.fetch_add(1, Ordering::Relaxed);
@@ -279,6 +314,8 @@ enum Ended {
     Stopped,
     /// It replayed what it was for: cuts of an older topology, or of a process that died.
     Drained,
+    /// Another process of this run wanted to leave.
+    Left,
 }
 
 /// One generation, from its begin to its end.
@@ -288,6 +325,9 @@ async fn generation(
     mut crew: Box<dyn Crew>,
     care: Care,
 ) -> Result<Ended, DecideError> {
+    if !care.alone && !crew.gather(around)? {
+        return Ok(Ended::Stopped);
+    }
     let nonce = nonce(&*around.clock);
     let cutlog = CutLog::begin(Arc::clone(&around.log), &plan.outlets.topics.cuts(), nonce)?;
     poll_fn(|_| crew.pause()).await;
@@ -310,10 +350,17 @@ async fn generation(
     }
     if care.alone {
         plan.workers = 1;
+    } else if older.is_some() {
+        // Processes agree on this topology, not on an older one: what it decided is drained by this process.
+        plan.workers = crew.here(plan.workers);
     }
     let drain = care.alone || older.is_some();
-    Generation::begin(&plan, around, crew, cutlog, begun)?.with(care).run(drain).await?;
-    Ok(if drain { Ended::Drained } else { Ended::Stopped })
+    let is_left = Generation::begin(&plan, around, crew, cutlog, begun)?.with(care).run(drain).await?;
+    Ok(match (drain, is_left) {
+        (true, _) => Ended::Drained,
+        (false, true) => Ended::Left,
+        (false, false) => Ended::Stopped,
+    })
 }
 
 /// What killed, in words.
@@ -430,13 +477,14 @@ impl<'a> Generation<'a> {
         let topology = around.checkpoints.put_blob(&plan.topology)?;
         let calendar = around.checkpoints.put_blob(plan.rules.calendar.bytes())?;
         let generation = cutlog.generation();
+        around.status.generations.fetch_add(1, Ordering::Relaxed);
         let manifest = start.checkpoint.as_ref().map(|(_, manifest)| manifest.clone()).unwrap_or_default();
         let last = start.last;
         let present = present(&*around.log, &plan.outlets, &start.marks, start.said_through, last)?;
 
         let (report, reports) = bounded(1024);
         let wakers: Vec<WakerSlot> = (0..plan.workers).map(|_| Arc::default()).collect();
-        let mut assigned: Vec<Vec<Assigned>> = (0..plan.workers).map(|_| Vec::new()).collect();
+        let mut lots: Vec<Vec<ToRead>> = (0..plan.workers).map(|_| Vec::new()).collect();
         let mut ends = BTreeMap::new();
         let mut place = 0;
         for (number, source) in plan.sources.iter().enumerate() {
@@ -448,12 +496,10 @@ impl<'a> Generation<'a> {
                     Some(end) => end,
                     None => around.log.range(&at)?.start,
                 };
-                let worker = place % plan.workers;
-                let feed = crew.feed(&around.log, at, from, Arc::clone(&wakers[worker]))?;
                 // Side inputs before all: a start waits for them while events fill the read-ahead.
                 let rank = if source.side_input { 0 } else { source.rank.saturating_add(1) };
                 let at_least_permille = source.at_least_permille;
-                assigned[worker].push(Assigned { lot, from, feed, rank, at_least_permille });
+                lots[place % plan.workers].push(ToRead { lot, at, from, rank, at_least_permille });
                 ends.insert(lot, from);
                 place += 1;
             }
@@ -461,34 +507,25 @@ impl<'a> Generation<'a> {
         // Cuts of this very topology upon this state: what it lacks was dropped by whoever made them.
         let again = start.cuts.first().is_some_and(|cut| cut.topology == topology);
         let may_drop = if again { MayDrop::Again } else { MayDrop::Named(around.may_drop.clone()) };
-        let mut dropped: BTreeMap<Arc<str>, DropCount> = BTreeMap::new();
         let mut commands = Vec::new();
-        let mut workers = Vec::new();
-        let pulse = Pulse::default();
-        let mut pulses = vec![("the coordinator".to_owned(), pulse.clone())];
-        for (worker, assigned) in assigned.into_iter().enumerate() {
-            let mut chain = plan.wiring.chain(Path::Decide).map_err(|error| DecideError::Worker(error.to_string()))?;
-            if start.checkpoint.is_some() {
-                let mine = start.state.iter().filter(|((_, key), _)| key.group.worker(plan.workers) == worker);
-                chain.restore_but(mine, manifest.rules, &may_drop)?;
-                for (operator, count) in chain.dropped() {
-                    let sum = dropped.entry(operator).or_default();
-                    sum.entries += count.entries;
-                    sum.parked += count.parked;
-                }
-            }
-            pulses.push((format!("worker {worker}"), chain.pulse()));
+        let mut posts = Vec::new();
+        for (number, lots) in lots.into_iter().enumerate() {
             let (command, inbox) = command_channel();
             commands.push(command);
-            workers.push(WorkerIo { chain, assigned, commands: inbox, reports: report.clone() });
+            let (reports, waker) = (report.clone(), Arc::clone(&wakers[number]));
+            posts.push(Post { number, lots, commands: inbox, reports, waker });
         }
         drop(report);
+        let state = start.checkpoint.is_some().then_some((&start.state, manifest.rules));
+        let (log, wiring, peers, transport) = (&around.log, &plan.wiring, plan.workers, plan.transport);
+        let ground = Ground { generation, log, wiring, peers, state, may_drop: &may_drop, transport };
+        let Manned { pulses: workers, dropped } = crew.man(posts, &ground)?;
         start.state.clear();
         for (operator, DropCount { entries, parked }) in dropped {
             tracing::warn!(%operator, entries, parked, "state is dropped; what was parked in it is recorded as lost");
         }
-        let sources = plan.wiring.sources.clone();
-        crew.workers(workers, &wakers, sources, plan.transport).map_err(DecideError::Worker)?;
+        let pulse = Pulse::default();
+        let pulses = [("the coordinator".to_owned(), pulse.clone())].into_iter().chain(workers);
 
         let (entries, inbox) = bounded(8);
         let (outbox, logged) = bounded(8);
@@ -587,7 +624,8 @@ impl<'a> Generation<'a> {
 
     /// Replays, reads side inputs to their end, and then runs until it is told to stop; with `drain`
     /// only until a checkpoint stands at the end of the log.
-    async fn run(mut self, drain: bool) -> Result<(), DecideError> {
+    /// Says whether it ended because another process wants to leave.
+    async fn run(mut self, drain: bool) -> Result<bool, DecideError> {
         self.leave_condemned_out().await?;
         self.replay().await?;
         if !drain {
@@ -595,10 +633,11 @@ impl<'a> Generation<'a> {
         }
         self.checkpoint_now().await?;
         if drain {
-            return self.stop().await;
+            self.stop().await?;
+            return Ok(false);
         }
         self.around.status.ready.store(true, Ordering::Relaxed);
-        while !self.around.stop.load(Ordering::Relaxed) {
+        while !self.around.stop.load(Ordering::Relaxed) && !self.crew.is_left() {
             if self.may_cut() && self.should_cut() {
                 let now = self.stream_time()?;
                 self.cut(now, |_| true);
@@ -607,7 +646,9 @@ impl<'a> Generation<'a> {
             self.periodic();
         }
         self.around.status.ready.store(false, Ordering::Relaxed);
-        self.stop().await
+        let is_left = self.crew.is_left();
+        self.stop().await?;
+        Ok(is_left)
     }
 
     /// What two processes died of is left out, if it is still to come. Does not return then.
@@ -877,6 +918,9 @@ impl<'a> Generation<'a> {
             self.crew.wait(&mut channels, span)
         })
         .await;
+        if let Some(why) = self.crew.lost() {
+            return Err(DecideError::Lost { why, careful: self.careful.is_some() });
+        }
         while let Some(report) = heard(&self.reports, "the workers")? {
             self.on_report(report)?;
         }
@@ -1193,7 +1237,7 @@ fn compare(output: &EpochOutput, expected: &BTreeMap<Lot, Extent>, digest: Optio
 }
 
 /// Commands are few: at most the open epochs and a stop.
-fn command_channel() -> (Sender<Command>, Receiver<Command>) {
+pub(crate) fn command_channel() -> (Sender<Command>, Receiver<Command>) {
     bounded(usize::try_from(OPEN_MAX).unwrap_or(2) + 2)
 }
 

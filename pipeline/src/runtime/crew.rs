@@ -4,19 +4,29 @@
 //! per step. So the same code runs on threads, which block, and in the simulator, where one thread
 //! steps the parts of several generations in an order that a seed draws.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Select, TryRecvError};
-use tidings_operators::harness::dataflow::{Running, Transport, Waker, WorkerIo, start as start_workers};
-use tidings_operators::harness::feed::Feed;
-use tidings_operators::ingest::Source;
+use crossbeam_channel::{Receiver, RecvTimeoutError, Select, Sender, TryRecvError};
+use tidings_operators::harness::cluster::{Seat, start_in};
+use tidings_operators::harness::dataflow::{
+    Assigned, Command, Report, Running, Transport, Waker, WorkerIo, start as start_workers,
+};
+use tidings_operators::harness::delta::Delta;
+use tidings_operators::harness::dropped::{DropCount, MayDrop};
+use tidings_operators::harness::feed::{Feed, Lot};
+use tidings_operators::harness::pulse::Pulse;
+use tidings_operators::ingest::{Path, Source};
+use tidings_operators::registry::Wiring;
 use tidings_sinks::log::{Log, LogError, TopicPartition};
 
+use super::coordinator::{DecideError, Surroundings};
 use super::feeds::Readers;
+use crate::cutlog::Hash;
 
 /// How long a thread waits for a message before it looks again. What ends it is its channel's end,
 /// so that this is only for a channel whose end is never let go.
@@ -59,8 +69,132 @@ pub(crate) fn hear<T>(inbox: &Receiver<T>, patience: Duration) -> Result<T, Next
 /// Where workers' wakers are put once they run.
 pub type WakerSlot = Arc<OnceLock<Waker>>;
 
+/// A partition that a worker is to read.
+#[derive(Clone, Debug)]
+pub struct ToRead {
+    /// Its number.
+    pub lot: Lot,
+    /// Its name.
+    pub at: TopicPartition,
+    /// The first offset that was not cut yet.
+    pub from: u64,
+    /// Sources of a smaller rank are read first …
+    pub rank: u8,
+    /// … but this share of the read-ahead is this partition's in any case, in thousandths.
+    pub at_least_permille: u16,
+}
+
+/// What one worker of a generation is to do, wherever it lives.
+pub struct Post {
+    /// The worker's number.
+    pub number: usize,
+    /// What it reads.
+    pub lots: Vec<ToRead>,
+    /// From the coordinator. Every worker is told the same.
+    pub commands: Receiver<Command>,
+    /// To the coordinator.
+    pub reports: Sender<Report>,
+    /// Where its waker is put.
+    pub waker: WakerSlot,
+}
+
+/// What the workers of a generation start from.
+pub struct Ground<'a> {
+    /// The generation.
+    pub generation: u64,
+    /// Where sources are read.
+    pub log: &'a Arc<dyn Log>,
+    /// Operators and sources.
+    pub wiring: &'a Wiring,
+    /// How many workers there are.
+    pub peers: usize,
+    /// The state of all of them, and the rules under which it was written; none where nothing was decided yet.
+    pub state: Option<(&'a Delta, Hash)>,
+    /// Whose state may be dropped.
+    pub may_drop: &'a MayDrop,
+    /// How workers of one process talk.
+    pub transport: Transport,
+}
+
+/// Workers that are at their posts.
+#[derive(Default)]
+pub struct Manned {
+    /// Those of them whom this process watches.
+    pub pulses: Vec<(String, Pulse)>,
+    /// State that was dropped, by operator.
+    pub dropped: BTreeMap<Arc<str>, DropCount>,
+}
+
+/// Feeds and restored chains for posts of this process.
+///
+/// # Errors
+/// When a partition cannot be read, or the state does not fit.
+pub(crate) fn prepare(
+    crew: &mut (impl Crew + ?Sized),
+    posts: Vec<Post>,
+    ground: &Ground<'_>,
+) -> Result<(Vec<WorkerIo>, Vec<WakerSlot>, Manned), DecideError> {
+    let (mut workers, mut wakers, mut manned) = (Vec::new(), Vec::new(), Manned::default());
+    for Post { number, lots, commands, reports, waker } in posts {
+        let mut assigned = Vec::with_capacity(lots.len());
+        for ToRead { lot, at, from, rank, at_least_permille } in lots {
+            let feed = crew.feed(ground.log, at, from, Arc::clone(&waker))?;
+            assigned.push(Assigned { lot, from, feed, rank, at_least_permille });
+        }
+        let chain = ground.wiring.chain(Path::Decide);
+        let mut chain = chain.map_err(|error| DecideError::Worker(error.to_string()))?;
+        if let Some((state, rules)) = ground.state {
+            chain.restore_but(state.of_worker(number, ground.peers), rules, ground.may_drop)?;
+            for (operator, count) in chain.dropped() {
+                let sum = manned.dropped.entry(operator).or_default();
+                sum.entries += count.entries;
+                sum.parked += count.parked;
+            }
+        }
+        manned.pulses.push((format!("worker {number}"), chain.pulse()));
+        workers.push(WorkerIo { chain, assigned, commands, reports });
+        wakers.push(waker);
+    }
+    Ok((workers, wakers, manned))
+}
+
 /// Everything of one generation but its coordinator. Dropping it ends all of it.
 pub trait Crew {
+    /// Waits until everybody is there whom a generation of all workers needs; says whether it came to that, and not
+    /// to a stop.
+    ///
+    /// # Errors
+    /// When it will never be.
+    fn gather(&mut self, _: &Surroundings) -> Result<bool, DecideError> {
+        Ok(true)
+    }
+
+    /// How many of so many workers live in this process.
+    fn here(&self, workers: usize) -> usize {
+        workers
+    }
+
+    /// Starts a worker for each post.
+    ///
+    /// # Errors
+    /// When one of them cannot be started.
+    fn man(&mut self, posts: Vec<Post>, ground: &Ground<'_>) -> Result<Manned, DecideError> {
+        let (workers, wakers, manned) = prepare(self, posts, ground)?;
+        let sources = ground.wiring.sources.clone();
+        self.workers(workers, &wakers, sources, ground.transport).map_err(DecideError::Worker)?;
+        Ok(manned)
+    }
+
+    /// Why this generation cannot go on, because of somebody elsewhere.
+    fn lost(&self) -> Option<String> {
+        None
+    }
+
+    /// Whether somebody elsewhere wants to leave in good order.
+    fn is_left(&self) -> bool {
+        false
+    }
+
     /// Reads `partition` from `from` on; wakes the worker in `waker` when something is there.
     ///
     /// # Errors
@@ -109,6 +243,21 @@ pub(crate) struct Threads {
     joins: Vec<JoinHandle<()>>,
     readers: Readers,
     ended: Arc<AtomicBool>,
+}
+
+impl Threads {
+    /// Starts workers among those of other processes.
+    pub(crate) fn seated(
+        &mut self,
+        workers: Vec<WorkerIo>,
+        wakers: &[WakerSlot],
+        sources: Vec<Source>,
+        seat: Seat,
+    ) -> Result<(), String> {
+        self.wakers = wakers.to_vec();
+        self.running = Some(start_in(workers, sources, seat)?);
+        Ok(())
+    }
 }
 
 impl Crew for Threads {

@@ -38,6 +38,7 @@
 //! the log keeps the input.
 
 pub mod clock;
+pub mod cluster;
 pub mod coordinator;
 pub mod crew;
 pub mod critical;

@@ -7,6 +7,7 @@
 
 #[path = "../real/checks.rs"]
 mod checks;
+mod cluster;
 mod frozen;
 mod main_job;
 mod mistakes;

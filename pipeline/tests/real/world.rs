@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read, Write as _};
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -91,7 +92,9 @@ impl World {
         let name = format!("e2e_{}_{}_{number}", now().0, std::process::id());
         let (linger, patience) = (Duration::from_millis(5), Duration::from_secs(30));
         let brokers = services.kafka.clone();
-        let log = KafkaLog::open(KafkaParams { brokers, linger, patience, properties: BTreeMap::new() }).unwrap();
+        let log =
+            KafkaLog::open(KafkaParams { brokers, linger, patience, instance: None, properties: BTreeMap::new() })
+                .unwrap();
         let mut world = Self {
             folder: tempfile::tempdir().unwrap(),
             topics: Topics::new(&name),
@@ -191,19 +194,21 @@ impl World {
 
     /// `tidings run` on two workers.
     pub(crate) fn run_command(&self) -> Command {
-        self.tidings(&[
-            "run",
-            "--log",
-            "warn,tidings_pipeline::process=info",
-            "-c",
-            "topology.yaml",
-            "--workers",
-            "2",
-            "--admin",
-            "127.0.0.1:0",
-            "--ca",
-            "keys/ca.pem",
-        ])
+        self.run_with(&["--workers", "2"])
+    }
+
+    /// `tidings run` as one of two processes with one worker each. `hosts` is where both are, as this one sees it, and
+    /// `bind` where it listens.
+    pub(crate) fn share_command(&self, process: &str, hosts: &[SocketAddr; 2], bind: SocketAddr) -> Command {
+        let hosts = hosts.map(|host| host.to_string()).join(",");
+        let bind = bind.to_string();
+        self.run_with(&["--processes", "2", "--process", process, "--hosts", &hosts, "--bind", &bind])
+    }
+
+    fn run_with(&self, more: &[&str]) -> Command {
+        let log = "warn,tidings_pipeline::process=info,tidings_pipeline::runtime=info";
+        let run = ["run", "--log", log, "-c", "topology.yaml", "--admin", "127.0.0.1:0", "--ca", "keys/ca.pem"];
+        self.tidings(&[&run, more].concat())
     }
 
     /// Appends as producers do, to the partition of each record's user.
@@ -313,6 +318,11 @@ impl Drop for World {
     fn drop(&mut self) {
         let _ = self.http.post(&self.services.clickhouse, &format!("DROP DATABASE {} SYNC", self.database));
     }
+}
+
+/// An address of this machine where nobody listens.
+pub(crate) fn free_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
 /// A child that does not outlive its test.

@@ -5,9 +5,12 @@
 //! end everything that was ever said is compared with a plain recomputation along the logged cuts:
 //! byte for byte, nothing missing, nothing else, nothing twice.
 
+mod cluster;
 mod deaths;
 mod dying;
 mod poison;
+#[path = "../real/proxy.rs"]
+mod proxy;
 mod world;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -25,6 +25,7 @@ use tidings_pipeline::checkpoint::Checkpoints;
 use tidings_pipeline::cutlog::{self, Entry};
 use tidings_pipeline::runtime::clock::{Clock, ScaledClock};
 use tidings_pipeline::runtime::coordinator::{DecideError, Status, Surroundings, run};
+use tidings_pipeline::runtime::crumbs::Crumbs;
 use tidings_pipeline::runtime::egress::Outlets;
 use tidings_pipeline::runtime::plan::{Plan, SourcePlan};
 use tidings_schemas::block::{Block as RowBlock, Kind};
@@ -37,6 +38,7 @@ use tidings_schemas::topics::Topics;
 use tidings_sinks::log::memory::{CrashPoint, MemoryLog};
 use tidings_sinks::log::{Append, Log, Record, Retention, TopicPartition, TopicSpec};
 
+use crate::cluster::{Cluster, Processes};
 use crate::dying::{Death, DyingLog, DyingStore, Life, Witness};
 use crate::poison;
 
@@ -72,6 +74,12 @@ pub(crate) struct World {
     may_drop: BTreeSet<String>,
     /// Whether an operator that some events kill stands in the chain.
     poisoned: bool,
+    /// Runs to come are several processes.
+    pub(crate) cluster: Option<Cluster>,
+    /// Epochs that the last run replayed.
+    pub(crate) replayed: u64,
+    /// Where a process that dies of a call leaves word.
+    pub(crate) crumbs: Option<Crumbs>,
 }
 
 /// The wiring with an operator that some events kill.
@@ -173,6 +181,9 @@ impl World {
             gone: &[],
             may_drop: BTreeSet::new(),
             poisoned: false,
+            cluster: None,
+            replayed: 0,
+            crumbs: None,
         }
     }
 
@@ -286,7 +297,7 @@ impl World {
     fn surroundings(&self, life: &Arc<Life>) -> Surroundings {
         let store = DyingStore { store: Arc::clone(&self.store) as Arc<dyn ObjectStore>, life: Arc::clone(life) };
         Surroundings {
-            crumbs: None,
+            crumbs: self.crumbs.clone(),
             log: Arc::new(DyingLog { log: Arc::clone(&self.witnessed), life: Arc::clone(life) }),
             checkpoints: Checkpoints::new(Arc::new(store)).unwrap(),
             clock: Arc::clone(&self.clock) as Arc<dyn Clock>,
@@ -319,12 +330,19 @@ impl World {
         let around = self.surroundings(&life);
         let plan = self.plan(workers, self.wired());
         let (stop, status) = (Arc::clone(&around.stop), Arc::clone(&around.status));
-        let process = std::thread::spawn(move || run(&plan, &around));
+        let (process, mut processes) = match &self.cluster {
+            None => (std::thread::spawn(move || run(&plan, &around)), None),
+            Some(cluster) => {
+                let (others, process) = Processes::start(cluster, plan, around, Arc::clone(&self.witnessed));
+                (process, Some(others))
+            }
+        };
         let noon = NOON.parse().unwrap();
         let mut over = None;
         while !life.is_dead() && !process.is_finished() {
             let epoch = status.epoch.load(Ordering::Relaxed);
-            if !status.ready.load(Ordering::Relaxed) || !self.caught_up() {
+            let disturbed = processes.as_mut().is_some_and(|others| others.disturb(self.fed, &status));
+            if disturbed || !status.ready.load(Ordering::Relaxed) || !self.caught_up() {
                 // Ask again.
             } else if self.slices_max == Some(self.fed) {
                 stop.store(true, Ordering::Relaxed);
@@ -337,6 +355,10 @@ impl World {
             std::thread::sleep(Duration::from_millis(2));
         }
         let ended = process.join().unwrap();
+        if let Some(others) = processes {
+            others.end();
+        }
+        self.replayed = status.replayed.load(Ordering::Relaxed);
         (life.is_dead(), ended)
     }
 
@@ -364,6 +386,14 @@ impl World {
                 self.log.range(&at).unwrap().end == cut
             })
         })
+    }
+
+    /// How many generations began.
+    pub(crate) fn generations(&self) -> usize {
+        let cuts = self.cuts.lock().unwrap();
+        let is_begin =
+            |(offset, bytes): (&u64, &Vec<u8>)| matches!(Entry::decode(*offset, bytes), Ok(Entry::Begin { .. }));
+        cuts.iter().filter(|entry| is_begin(*entry)).count()
     }
 
     fn counted(&self) -> cutlog::Counted {
@@ -509,8 +539,7 @@ impl World {
                 let wiring = without(self.gone);
                 topology = blake3::hash(&topology_bytes(&wiring));
                 chain = wiring.chain(Path::Decide).unwrap();
-                let mut restored = state.delta().clone();
-                restored.retain(|_, image| !image.is_gone());
+                let restored = state.delta().without_gone();
                 chain.restore_but(restored.iter(), self.rules.hash, &MayDrop::Again).unwrap();
             }
             chain.leave_out(&skips);

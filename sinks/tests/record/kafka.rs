@@ -21,7 +21,7 @@ fn from_kafka_into_clickhouse_through_two_deaths_and_a_handover() {
     let (linger, patience) = (Duration::ZERO, Duration::from_secs(10));
     // A member that died is missed after six seconds, not after the default of 45.
     let properties = BTreeMap::from([("session.timeout.ms".to_owned(), "6000".to_owned())]);
-    let log = KafkaLog::open(KafkaParams { brokers, linger, patience, properties }).unwrap();
+    let log = KafkaLog::open(KafkaParams { brokers, linger, patience, instance: None, properties }).unwrap();
     let named = |what: &str| format!("{}.{what}", database.params.database);
     let params = RecordParams { topic: named("lifecycle"), dlq: named("dlq"), group: named("record"), ..params() };
     let spec = |name: &str, partitions| TopicSpec {

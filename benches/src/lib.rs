@@ -15,6 +15,7 @@ pub mod first_send;
 pub mod memory;
 pub mod p0_latency;
 pub mod peers;
+pub mod record;
 pub mod through_log;
 
 pub mod restore;

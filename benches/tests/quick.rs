@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use tidings_benches::setup::Setup;
 use tidings_benches::workload::{Size, Workload};
-use tidings_benches::{Services, decide, first_send, instructions, memory, p0_latency, peers, restore, through_log};
+use tidings_benches::{
+    Services, decide, first_send, instructions, memory, p0_latency, peers, record, restore, through_log,
+};
 use tidings_pipeline::runtime::clock::{Clock, SystemClock};
 use tidings_schemas::time::Instant;
 use tidings_sinks::log::Log;
@@ -69,6 +71,25 @@ fn the_whole_stage_gives_every_event_its_row() {
         let log: Arc<dyn Log> = Arc::new(MemoryLog::new(Arc::new(move || clock.wall())).unwrap());
         through_log::run(&setup, &workload, workers, &log, "bench", folder.path()).unwrap();
     }
+}
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "where the real services are comes from outside")]
+fn every_row_is_in_the_record_once() {
+    let Ok(clickhouse) = std::env::var("TIDINGS_TEST_CLICKHOUSE") else {
+        let said = "SKIPPED every_row_is_in_the_record_once: set TIDINGS_TEST_CLICKHOUSE";
+        let _ = writeln!(std::io::stderr(), "{said}");
+        return;
+    };
+    let (setup, workload) = quick();
+    let decided = record::decide(&setup, &workload).unwrap();
+    assert_eq!(decided.rows, decide::run(&setup, &workload, 1, None).unwrap().rows);
+    // The run itself refuses a row that is missing or there twice, and an epoch that is not complete.
+    let run = record::run(&decided, &clickhouse).unwrap();
+    assert_eq!(run.rows, decided.rows);
+    assert!(run.notifications > workload.events / 2, "{run:?}");
+    let columns: u64 = run.columns.iter().map(|(_, bytes)| bytes).sum();
+    assert!(columns > 0 && columns <= run.disk_bytes, "{run:?}");
 }
 
 /// Flink's answers are compared with tidings' in the bench itself, where there is a Java; here with a count by hand.

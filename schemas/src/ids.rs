@@ -114,6 +114,12 @@ impl IdHasher {
     pub fn finish_trusted(&self) -> [u8; 16] {
         xxhash_rust::xxh3::xxh3_128(self.fields()).to_le_bytes()
     }
+
+    /// 64 bits of XXH3: what tells the rows of one notification apart.
+    #[must_use]
+    pub(crate) fn finish_half(&self) -> [u8; 8] {
+        xxhash_rust::xxh3::xxh3_64(self.fields()).to_le_bytes()
+    }
 }
 
 /// Four bytes as eight lower-case hex digits, all at once.
@@ -329,7 +335,8 @@ id!(
     GroupId, "g_"
 );
 id!(
-    /// One line of the record, named by what it says.
+    /// One line of the record, named by what it says. Its second half is zero: a row need only be told apart
+    /// from others of its notification, and there are several of them to a notification.
     RowId, "r_"
 );
 

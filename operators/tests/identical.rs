@@ -155,14 +155,16 @@ enum Meet {
 /// Starts workers in so many processes, as many in each.
 fn start_over(processes: usize, mut workers: Vec<WorkerIo>) -> Vec<Running> {
     let each = workers.len() / processes;
-    let mut links: Vec<Vec<Option<TcpStream>>> =
-        (0..processes).map(|_| (0..processes).map(|_| None).collect()).collect();
+    let mut links: Vec<Vec<Option<TcpStream>>> = Vec::new();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    for one in 0..processes {
-        for two in 0..one {
-            links[one][two] = Some(TcpStream::connect(listener.local_addr().unwrap()).unwrap());
-            links[two][one] = Some(listener.accept().unwrap().0);
+    for _ in 0..processes {
+        let mut own = Vec::new();
+        for others in &mut links {
+            own.push(Some(TcpStream::connect(listener.local_addr().unwrap()).unwrap()));
+            others.push(Some(listener.accept().unwrap().0));
         }
+        own.push(None);
+        links.push(own);
     }
     let start = |(process, links)| {
         // Whoever ends first closes its side.

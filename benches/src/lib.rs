@@ -8,10 +8,14 @@ pub mod setup;
 pub mod workload;
 
 pub mod decide;
+mod installation;
 pub mod instructions;
+pub use installation::Services;
+pub mod first_send;
 pub mod memory;
 pub mod p0_latency;
 pub mod peers;
+pub mod record;
 pub mod through_log;
 
 pub mod restore;

@@ -12,7 +12,7 @@ use tidings_benches::figure::{Figure, Place, table};
 use tidings_benches::peers::{self, Flink};
 use tidings_benches::setup::Setup;
 use tidings_benches::workload::{Size, Workload};
-use tidings_benches::{decide, instructions, memory, p0_latency, restore, through_log};
+use tidings_benches::{Services, decide, first_send, instructions, memory, p0_latency, record, restore, through_log};
 use tidings_pipeline::runtime::clock::{Clock, SystemClock};
 use tidings_sinks::log::Log;
 use tidings_sinks::log::embedded::EmbeddedLog;
@@ -90,9 +90,14 @@ enum Bench {
     Memory,
     /// Seconds until a checkpoint stands in the workers' tables.
     Restore,
+    /// Lifecycle rows into ClickHouse, and what a notification takes there. Its size is its own unless one is named.
+    Record,
     /// Milliseconds from Kafka to the provider, with a flood of the lowest priority and without. Needs
     /// the binary `tidings` beside this one; measured once, whatever `--repetitions` says.
     P0Latency,
+    /// Seconds from a SIGKILL to the first send after it, with two million keys of state. Needs the binary `tidings`
+    /// beside this one.
+    FirstSend,
     /// The same job on Flink, with state on the heap and in RocksDB: from files, and from Kafka where there is one.
     Peers,
 }
@@ -163,7 +168,9 @@ impl Session {
             Bench::OneMoreOperator => self.one_more_operator(),
             Bench::Memory => self.memory(),
             Bench::Restore => self.restore(&self.workload()?, &workers),
+            Bench::Record => self.record(),
             Bench::P0Latency => self.p0_latency(),
+            Bench::FirstSend => self.first_send(),
             Bench::Peers => self.peers(),
         }
     }
@@ -310,17 +317,64 @@ impl Session {
         Ok(())
     }
 
-    fn p0_latency(&mut self) -> Result<()> {
-        let Arguments { kafka, redis, clickhouse, quick, .. } = &self.arguments;
+    /// The real services that are named, and what the environment calls `tidings`; says so where one is missing.
+    fn services(&self, bench: &str) -> Result<Option<(Services, PathBuf)>> {
+        let Arguments { kafka, redis, clickhouse, .. } = &self.arguments;
         let (Some(kafka), Some(redis), Some(clickhouse)) = (kafka.clone(), redis.clone(), clickhouse.clone()) else {
-            let said = "p0_latency was NOT measured: it needs Kafka, Redis and ClickHouse; `cargo xtask bench` \
-                        starts them\n";
+            let said = format!(
+                "{bench} was NOT measured: it needs Kafka, Redis and ClickHouse; `cargo xtask bench` starts them\n"
+            );
+            std::io::stderr().write_all(said.as_bytes())?;
+            return Ok(None);
+        };
+        let tidings = std::env::current_exe()?.with_file_name("tidings");
+        Ok(Some((Services { kafka, redis, clickhouse }, tidings)))
+    }
+
+    fn first_send(&mut self) -> Result<()> {
+        let Some((services, tidings)) = self.services("first_send")? else { return Ok(()) };
+        let mut size = if self.arguments.quick { first_send::Size::QUICK } else { first_send::Size::FULL };
+        size.keys = self.arguments.events.unwrap_or(size.keys);
+        let sends = first_send::run(&tidings, &services, size, self.arguments.workers.unwrap_or(2))?;
+        for (priority, seconds) in &sends {
+            self.figure(format!("first_send, {priority} after SIGKILL"), "s", seconds, None)?;
+        }
+        Ok(())
+    }
+
+    fn record(&mut self) -> Result<()> {
+        let Some(clickhouse) = self.arguments.clickhouse.clone() else {
+            let said = "record was NOT measured: name a ClickHouse with --clickhouse or TIDINGS_TEST_CLICKHOUSE \
+                        (cargo xtask services up starts one)\n";
             std::io::stderr().write_all(said.as_bytes())?;
             return Ok(());
         };
-        let size = if *quick { p0_latency::Size::QUICK } else { p0_latency::Size::FULL };
-        let services = p0_latency::Services { kafka, redis, clickhouse };
-        let tidings = std::env::current_exe()?.with_file_name("tidings");
+        let Arguments { quick, events, users, .. } = self.arguments;
+        let mut size = if quick { Size::QUICK } else { record::FULL };
+        size.events = events.unwrap_or(size.events);
+        size.users = users.unwrap_or(size.users);
+        let decided = record::decide(&self.setup, &Workload::new(&self.setup, size)?)?;
+        let runs = (0..self.repetitions()).map(|_| record::run(&decided, &clickhouse)).collect::<Result<Vec<_>>>()?;
+        let written: Vec<_> = runs.iter().map(|run| per_second(run.rows, run.elapsed)).collect();
+        self.figure("record, rows into ClickHouse".to_owned(), "rows/s", &written, None)?;
+        let each = |run: &record::Run, bytes: u64| bytes as f64 / run.notifications as f64;
+        let on_disk: Vec<_> = runs.iter().map(|run| each(run, run.disk_bytes)).collect();
+        self.figure("record, on disk".to_owned(), "bytes/notification", &on_disk, None)?;
+        // Where they go: how parts are merged does not change that much.
+        for (name, bytes) in
+            runs.last().iter().flat_map(|run| run.columns.iter().map(|(name, bytes)| (name, each(run, *bytes))))
+        {
+            if bytes >= 1.0 {
+                self.figure(format!("record, on disk: {name}"), "bytes/notification", &[bytes], None)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn p0_latency(&mut self) -> Result<()> {
+        let Some((services, tidings)) = self.services("p0_latency")? else { return Ok(()) };
+        let quick = self.arguments.quick;
+        let size = if quick { p0_latency::Size::QUICK } else { p0_latency::Size::FULL };
         let run = p0_latency::run(&tidings, &services, size, self.arguments.workers.unwrap_or(2))?;
         for (flood, latencies) in [("without a flood", &run.quiet), ("under a flood", &run.flooded)] {
             for (priority, millis) in &latencies.arrived {

@@ -2,12 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tidings_benches::setup::Setup;
 use tidings_benches::workload::{Size, Workload};
-use tidings_benches::{decide, instructions, memory, p0_latency, peers, restore, through_log};
+use tidings_benches::{
+    Services, decide, first_send, instructions, memory, p0_latency, peers, record, restore, through_log,
+};
 use tidings_pipeline::runtime::clock::{Clock, SystemClock};
 use tidings_schemas::time::Instant;
 use tidings_sinks::log::Log;
@@ -70,6 +73,25 @@ fn the_whole_stage_gives_every_event_its_row() {
     }
 }
 
+#[test]
+#[expect(clippy::disallowed_methods, reason = "where the real services are comes from outside")]
+fn every_row_is_in_the_record_once() {
+    let Ok(clickhouse) = std::env::var("TIDINGS_TEST_CLICKHOUSE") else {
+        let said = "SKIPPED every_row_is_in_the_record_once: set TIDINGS_TEST_CLICKHOUSE";
+        let _ = writeln!(std::io::stderr(), "{said}");
+        return;
+    };
+    let (setup, workload) = quick();
+    let decided = record::decide(&setup, &workload).unwrap();
+    assert_eq!(decided.rows, decide::run(&setup, &workload, 1, None).unwrap().rows);
+    // The run itself refuses a row that is missing or there twice, and an epoch that is not complete.
+    let run = record::run(&decided, &clickhouse).unwrap();
+    assert_eq!(run.rows, decided.rows);
+    assert!(run.notifications > workload.events / 2, "{run:?}");
+    let columns: u64 = run.columns.iter().map(|(_, bytes)| bytes).sum();
+    assert!(columns > 0 && columns <= run.disk_bytes, "{run:?}");
+}
+
 /// Flink's answers are compared with tidings' in the bench itself, where there is a Java; here with a count by hand.
 #[test]
 fn the_peers_job_says_what_counting_by_hand_says() {
@@ -105,20 +127,34 @@ fn the_peers_job_says_what_counting_by_hand_says() {
     assert!(counted.iter().any(|(.., actors)| *actors > 5), "no group is worth a sentence");
 }
 
-#[test]
+/// Where the real services and the binary are; without them says so, past the harness's capture: a run without services
+/// must not look like one with them.
 #[expect(clippy::disallowed_methods, reason = "where the real services are comes from outside")]
-fn every_probe_arrives_once_under_a_flood() {
+fn installed(test: &str) -> Option<(Services, PathBuf)> {
     let given = |name: &str| std::env::var(name).ok();
     let binary = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("tidings");
     let named = (given("TIDINGS_TEST_KAFKA"), given("TIDINGS_TEST_REDIS"), given("TIDINGS_TEST_CLICKHOUSE"));
     let (true, (Some(kafka), Some(redis), Some(clickhouse))) = (binary.is_file(), named) else {
-        // Past the harness's capture: a run without services must not look like one with them.
-        let said = "SKIPPED every_probe_arrives_once_under_a_flood: set TIDINGS_TEST_KAFKA, TIDINGS_TEST_REDIS and \
-                    TIDINGS_TEST_CLICKHOUSE, and build the binary `tidings`";
-        let _ = writeln!(std::io::stderr(), "{said}");
+        let said =
+            "set TIDINGS_TEST_KAFKA, TIDINGS_TEST_REDIS and TIDINGS_TEST_CLICKHOUSE, and build the binary `tidings`";
+        let _ = writeln!(std::io::stderr(), "SKIPPED {test}: {said}");
+        return None;
+    };
+    Some((Services { kafka, redis, clickhouse }, binary))
+}
+
+#[test]
+fn a_message_after_a_kill_is_sent_by_the_process_that_follows() {
+    let Some((services, binary)) = installed("a_message_after_a_kill_is_sent_by_the_process_that_follows") else {
         return;
     };
-    let services = p0_latency::Services { kafka, redis, clickhouse };
+    let sends = first_send::run(&binary, &services, first_send::Size::QUICK, 2).unwrap();
+    assert_eq!(sends.values().map(Vec::len).collect::<Vec<_>>(), [1, 1], "{sends:?}");
+}
+
+#[test]
+fn every_probe_arrives_once_under_a_flood() {
+    let Some((services, binary)) = installed("every_probe_arrives_once_under_a_flood") else { return };
     let run = p0_latency::run(&binary, &services, p0_latency::Size::QUICK, 2).unwrap();
     let sizes: Vec<usize> = run.quiet.arrived.values().chain(run.flooded.arrived.values()).map(Vec::len).collect();
     assert_eq!(sizes, [p0_latency::Size::QUICK.probes as usize; 4]);

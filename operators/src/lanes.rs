@@ -10,11 +10,11 @@ use smallvec::SmallVec;
 use tidings_schemas::channel::{Channel, Op, Priority};
 use tidings_schemas::event::Actor;
 use tidings_schemas::ids::EventId;
-use tidings_schemas::lane::LaneRef;
+use tidings_schemas::lane::{LaneRef, LaneTexts};
 use tidings_schemas::lifecycle::{State as Did, Unit};
 use tidings_schemas::policy::QuietRule;
 use tidings_schemas::reason::Reason;
-use tidings_schemas::time::{Instant, InstantTexts};
+use tidings_schemas::time::Instant;
 
 use crate::harness::drafts::Drafts;
 use crate::harness::ordinal::Ordinal;
@@ -39,7 +39,7 @@ pub(crate) struct End<'a> {
     pub(crate) cause: &'a Cause,
     pub(crate) ordinal: &'a Ordinal,
     pub(crate) drafts: &'a mut Drafts,
-    pub(crate) texts: &'a mut InstantTexts,
+    pub(crate) texts: &'a mut LaneTexts,
 }
 
 impl End<'_> {

@@ -136,27 +136,27 @@ fn judge(cx: &mut Cx<'_, QuietHours>, mut item: Box<Item>, waited: Option<(&Subk
         Verdict::Defer { until, release } => {
             let subkey = place_of(&item, channel);
             match waited {
-                // Judged again, and nothing is new: it stays where it was, silently.
-                Some((stood, place)) if *stood == subkey && place.until == until => {
-                    *cx.entry_mut(&subkey) = place;
-                    cx.set_body(&subkey, Some(item));
-                }
                 Some((stood, place)) if *stood == subkey => {
-                    cx.record_leg(&item, &[Did::Deferred, Did::Parked], Some(Reason::QuietHours), Some(until));
+                    // Judged again, and nothing is new: it stays where it was, silently.
+                    if place.until != until {
+                        cx.record_leg(&item, &[Did::Deferred, Did::Parked], Some(Reason::QuietHours), Some(until));
+                    }
                     *cx.entry_mut(&subkey) = PlaceV1 { until, ..place };
                     cx.set_body(&subkey, Some(item));
+                    cx.set_timer(&subkey, RELEASE, release);
                 }
-                Some((stood, place)) => {
-                    let item = parked::leaving(cx, stood, &place, item);
-                    let did = [Did::Deferred, Did::Parked];
-                    parked::park(cx, &subkey, item, until, &did, Reason::QuietHours);
-                }
-                None => {
-                    let did = [Did::Deferred, Did::Parked];
-                    parked::park(cx, &subkey, item, until, &did, Reason::QuietHours);
+                waited => {
+                    let item = match waited {
+                        Some((stood, place)) => parked::leaving(cx, stood, &place, item),
+                        None => item,
+                    };
+                    // Who joins puts nobody's turn off: where the next window begins before the spread of the last
+                    // one is over, the turn of its own is a day later.
+                    let due = cx.timer(&subkey, RELEASE).map_or(release, |due| due.min(release));
+                    parked::park(cx, &subkey, item, until, &[Did::Deferred, Did::Parked], Reason::QuietHours);
+                    cx.set_timer(&subkey, RELEASE, due);
                 }
             }
-            cx.set_timer(&subkey, RELEASE, release);
         }
     }
 }

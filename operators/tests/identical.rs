@@ -1,15 +1,17 @@
 //! Promise 8 within the engine: the same cuts give the same output, byte for byte, on 1, 2 and 4
-//! workers, over shared memory and serialised, with any fuel; and after restoring from deltas onto
-//! another number of workers in the middle.
+//! workers, over shared memory, serialised, and over sockets between several processes, with any fuel; and after
+//! restoring from deltas onto another number of workers in the middle.
 
 use std::collections::BTreeMap;
+use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use crossbeam_channel::bounded;
 use tidings_operators::harness::chain::{Block, Chain};
-use tidings_operators::harness::dataflow::{Assigned, Command, Cut, Report, Transport, WorkerIo, start};
+use tidings_operators::harness::cluster::{Seat, start_in};
+use tidings_operators::harness::dataflow::{Assigned, Command, Cut, Report, Running, Transport, WorkerIo, start};
 use tidings_operators::harness::delta::{Delta, Pending};
 use tidings_operators::harness::feed::{Feed, Lot, RawRecord};
 use tidings_operators::harness::output::EpochOutput;
@@ -141,10 +143,41 @@ impl Feed for Portions {
     }
 }
 
+/// How workers meet.
+#[derive(Clone, Copy, Debug)]
+enum Meet {
+    /// In one process.
+    In(Transport),
+    /// In so many, which are threads of this one that have nothing in common but sockets.
+    Over(usize),
+}
+
+/// Starts workers in so many processes, as many in each.
+fn start_over(processes: usize, mut workers: Vec<WorkerIo>) -> Vec<Running> {
+    let each = workers.len() / processes;
+    let mut links: Vec<Vec<Option<TcpStream>>> = Vec::new();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    for _ in 0..processes {
+        let mut own = Vec::new();
+        for others in &mut links {
+            own.push(Some(TcpStream::connect(listener.local_addr().unwrap()).unwrap()));
+            others.push(Some(listener.accept().unwrap().0));
+        }
+        own.push(None);
+        links.push(own);
+    }
+    let start = |(process, links)| {
+        // Whoever ends first closes its side.
+        let seat = Seat { process, links, broken: Arc::new(|_| {}) };
+        start_in(workers.drain(..each).collect(), script::sources(), seat).unwrap()
+    };
+    links.into_iter().enumerate().map(start).collect()
+}
+
 /// Runs `cuts` on `count` workers; `state` and `from` say where an earlier run stopped.
 fn run(
     count: usize,
-    transport: Transport,
+    meet: Meet,
     input: &Input,
     cuts: &[Arc<Cut>],
     state: &Delta,
@@ -172,7 +205,10 @@ fn run(
         workers.push(WorkerIo { chain, assigned: assigned.collect(), commands: inbox, reports: report.clone() });
     }
     drop(report);
-    let running = start(workers, script::sources(), transport).unwrap();
+    let running = match meet {
+        Meet::In(transport) => vec![start(workers, script::sources(), transport).unwrap()],
+        Meet::Over(processes) => start_over(processes, workers),
+    };
     for command in &commands {
         for cut in cuts {
             command.send(Command::Release(Arc::clone(cut))).unwrap();
@@ -192,7 +228,7 @@ fn run(
             Report::Failed(worker, problem) => panic!("worker {worker}: {problem}"),
         }
     }
-    running.join().unwrap();
+    running.into_iter().for_each(|running| running.join().unwrap());
     let mut outputs: Vec<_> = outputs.into_values().collect();
     outputs.iter_mut().for_each(EpochOutput::canonical);
     outputs
@@ -229,17 +265,20 @@ fn any_number_of_workers_says_the_same() {
     for seed in 0..4 {
         let (input, cuts) = input(seed, &rules);
         let (state, from) = (Delta::new(), BTreeMap::new());
-        let reference = run(1, Transport::Memory, &input, &cuts, &state, &from, 1);
+        let reference = run(1, Meet::In(Transport::Memory), &input, &cuts, &state, &from, 1);
         let said: usize = reference.iter().map(|output| output.said.len()).sum();
         assert!(said > 200, "seed {seed}: only {said} outputs, which proves little");
-        for (count, transport, fuel) in [
-            (1, Transport::Memory, 9),
-            (2, Transport::Memory, 2),
-            (4, Transport::Memory, 3),
-            (2, Transport::Serialising, 4),
+        for (count, meet, fuel) in [
+            (1, Meet::In(Transport::Memory), 9),
+            (2, Meet::In(Transport::Memory), 2),
+            (4, Meet::In(Transport::Memory), 3),
+            (2, Meet::In(Transport::Serialising), 4),
+            (2, Meet::Over(2), 5),
+            (4, Meet::Over(2), 2),
+            (3, Meet::Over(3), 3),
         ] {
-            let other = run(count, transport, &input, &cuts, &state, &from, fuel);
-            assert_same(&format!("seed {seed}, {count} workers, {transport:?}"), &reference, &other);
+            let other = run(count, meet, &input, &cuts, &state, &from, fuel);
+            assert_same(&format!("seed {seed}, {count} workers, {meet:?}"), &reference, &other);
         }
     }
 }
@@ -250,14 +289,14 @@ fn a_restore_onto_any_number_of_workers_goes_on_as_if_nothing_had_happened() {
     for seed in 10..14 {
         let (input, cuts) = input(seed, &rules);
         let (nothing, start) = (Delta::new(), BTreeMap::new());
-        let reference = run(2, Transport::Memory, &input, &cuts, &nothing, &start, 1);
+        let reference = run(2, Meet::In(Transport::Memory), &input, &cuts, &nothing, &start, 1);
         let middle = usize::try_from(EPOCHS / 3 + seed).unwrap();
         let mut state = Pending::default();
         reference[..middle].iter().for_each(|output| state.add(output.delta.clone()));
         let state = state.into_delta().without_gone();
         let from = cuts[middle - 1].ends.clone();
         for count in [1, 3, 4] {
-            let rest = run(count, Transport::Memory, &input, &cuts[middle..], &state, &from, 5);
+            let rest = run(count, Meet::In(Transport::Memory), &input, &cuts[middle..], &state, &from, 5);
             assert_same(&format!("seed {seed}, restored onto {count}"), &reference[middle..], &rest);
         }
     }

@@ -87,10 +87,10 @@ pub struct Settings {
     pub stages: Vec<Stage>,
     /// How decide runs. Its workers are those of all processes.
     pub run: RunSettings,
-    /// What this process is called in its groups, if it is not the machine's name and a number.
-    pub instance: Option<String>,
     /// This process's share of decide, where several have one.
     pub cluster: Option<Cluster>,
+    /// What this process is called in its groups, if it is not the machine's name and a number.
+    pub instance: Option<String>,
     /// Where the console and the control API listen; none serves neither.
     pub admin: Option<SocketAddr>,
     /// What time it is, for decisions and deliveries.
@@ -443,7 +443,7 @@ fn decide(
             let around = cluster::Around { log, clock, stop, status };
             return Ok(Box::new(move || Ok(cluster::serve(&share, &plan, &around, listener)?)));
         }
-        Some(Cluster { share, bind }) => Some(Head::open(share.clone(), &plan, listen(bind)?)?),
+        Some(Cluster { share, bind }) => Some((share.clone(), listen(bind)?)),
         None => None,
     };
     feed_files(config, &settings.folder, &log, &stop, threads)?;
@@ -467,7 +467,11 @@ fn decide(
     };
     Ok(match head {
         None => Box::new(move || Ok(coordinator::run(&plan, &around)?)),
-        Some(head) => Box::new(move || Ok(coordinator::run_on(&plan, &around, || head.crew())?)),
+        // In decide's own thread, so that those that it starts give way as it does.
+        Some((share, listener)) => Box::new(move || {
+            let head = Head::open(share, &plan, listener)?;
+            Ok(coordinator::run_on(&plan, &around, || head.crew())?)
+        }),
     })
 }
 

@@ -22,25 +22,33 @@ const fn special(bytes: [u8; 8]) -> bool {
     specials(bytes) != 0
 }
 
+/// Whether a text stands for itself between quotes.
+#[inline]
+fn is_plain(text: &[u8]) -> bool {
+    match text.last_chunk::<8>() {
+        // The last eight bytes are looked at as a word too.
+        Some(last) => !text.as_chunks::<8>().0.iter().any(|word| special(*word)) && !special(*last),
+        None => {
+            let mut word = [b' '; 8];
+            word[..text.len()].copy_from_slice(text);
+            !special(word)
+        }
+    }
+}
+
 /// Appends a string, quoted and escaped.
+#[inline]
 pub(crate) fn put_text(to: &mut Vec<u8>, text: &str) {
-    let (words, rest) = text.as_bytes().as_chunks::<8>();
-    // The last eight bytes are looked at as a word too, where there are as many.
-    let escape = match text.as_bytes().last_chunk::<8>() {
-        Some(last) => words.iter().any(|word| special(*word)) || special(*last),
-        None => rest.iter().any(|byte| *byte < 0x20 || matches!(byte, b'"' | b'\\')),
-    };
-    if escape {
+    if is_plain(text.as_bytes()) {
+        put_word(to, text);
+    } else {
         // Writing a string into memory cannot fail.
         let _ = serde_json::to_writer(to, text);
-        return;
     }
-    to.push(b'"');
-    to.extend_from_slice(text.as_bytes());
-    to.push(b'"');
 }
 
 /// Appends a word that needs no escape.
+#[inline]
 pub(crate) fn put_word(to: &mut Vec<u8>, word: &str) {
     to.push(b'"');
     to.extend_from_slice(word.as_bytes());
@@ -62,6 +70,7 @@ pub(crate) fn put_instant(to: &mut Vec<u8>, instant: Instant, texts: &mut Instan
 }
 
 /// Appends a number.
+#[inline]
 pub(crate) fn put_number(to: &mut Vec<u8>, number: u64) {
     // Nearly all are counts of one.
     if let Ok(digit @ 0..=9) = u8::try_from(number) {
@@ -94,7 +103,11 @@ pub(crate) fn put_option<T>(to: &mut Vec<u8>, value: Option<T>, put: impl FnOnce
 }
 
 /// Appends a list.
+#[inline]
 pub(crate) fn put_list<T>(to: &mut Vec<u8>, list: &[T], put: impl Fn(&mut Vec<u8>, &T)) {
+    if list.is_empty() {
+        return to.extend_from_slice(b"[]");
+    }
     to.push(b'[');
     for (place, value) in list.iter().enumerate() {
         if place > 0 {

@@ -11,7 +11,6 @@ use crate::ids::{DeliveryId, EventId, GroupId, IdHasher, IntentId, LegId, Notifi
 use crate::reason::Reason;
 use crate::time::Instant;
 use schemars::JsonSchema;
-use smallvec::{SmallVec, smallvec};
 use std::{fmt, str::FromStr};
 
 vocabulary!(
@@ -281,6 +280,9 @@ impl<T, S> RowOf<T, S> {
     }
 }
 
+/// More states than a row usually has.
+const STATES_IN_PLACE: usize = 16;
+
 impl<T: AsRef<str>, S: AsRef<[State]>> RowOf<T, S> {
     /// The row with `row_id` and `day` derived from the rest: the last step of making one.
     #[must_use]
@@ -290,11 +292,21 @@ impl<T: AsRef<str>, S: AsRef<[State]>> RowOf<T, S> {
         hasher.field(&self.unit_id()).number(if self.stage == Stage::Decide { self.epoch } else { 0 });
         // Words as their places in the vocabularies, which only grow at their ends.
         let reason = self.reason.map_or(u8::MAX, |reason| reason as u8);
-        let mut words: SmallVec<[u8; 16]> = smallvec![self.unit as u8, reason];
-        words.extend_from_slice(&self.attempt.to_le_bytes());
-        words.extend(self.states.as_ref().iter().map(|state| *state as u8));
-        hasher.field(&words).text(self.caused_by.as_ref());
-        self.row_id = RowId(hasher.finish_trusted());
+        let mut words = [0; 6 + STATES_IN_PLACE];
+        (words[0], words[1]) = (self.unit as u8, reason);
+        words[2..6].copy_from_slice(&self.attempt.to_le_bytes());
+        let states = self.states.as_ref();
+        if states.len() <= STATES_IN_PLACE {
+            words[6..].iter_mut().zip(states).for_each(|(word, state)| *word = *state as u8);
+            hasher.field(&words[..6 + states.len()]);
+        } else {
+            let states = states.iter().map(|state| *state as u8);
+            hasher.field(&words[..6].iter().copied().chain(states).collect::<Vec<_>>());
+        }
+        hasher.text(self.caused_by.as_ref());
+        // Half an id tells rows of one user and notification apart, and zeros take no room on a disk.
+        self.row_id = RowId::default();
+        self.row_id.0[..8].copy_from_slice(&hasher.finish_half());
         self
     }
 }

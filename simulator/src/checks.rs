@@ -62,7 +62,7 @@ pub fn all(simulation: &Simulation) -> Verdict {
     identical_output(&seen)?;
     consent(simulation, &seen)?;
     lost(&seen, &fates)?;
-    conservation(&fates)?;
+    conservation(&seen, &fates)?;
     if !simulation.options.deliver.runs {
         return Ok(());
     }
@@ -432,10 +432,17 @@ fn lost(seen: &Seen, fates: &Fates) -> Verdict {
 }
 
 /// The sums of events and of legs close.
-fn conservation(fates: &Fates) -> Verdict {
+fn conservation(seen: &Seen, fates: &Fates) -> Verdict {
     for sum in fates.sums() {
         if !sum.adds_up() || sum.unaccounted > 0 {
-            return broken("conservation", format!("{sum:?}"));
+            let fate = |row: &Row| match row.unit {
+                Unit::Event => fates.event(row.event),
+                Unit::Leg => fates.leg(row.leg),
+                Unit::Delivery => fates.delivery(row.delivery),
+            };
+            let odd = |row: &&Row| row.unit == sum.unit && matches!(fate(row), None | Some(Fate::Unaccounted));
+            let about: Vec<String> = seen.rows.values().find(odd).into_iter().flat_map(|row| seen.about(row)).collect();
+            return broken("conservation", format!("{sum:?}\n{}", about.join("\n")));
         }
     }
     Ok(())

@@ -4,6 +4,8 @@
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tidings_pipeline::runtime::clock::{Clock, SystemClock};
@@ -125,7 +127,7 @@ fn one(seed: u64, wanted: &Wanted) -> bool {
 }
 
 /// Old seeds that failed, then new ones.
-fn many(wanted: &Wanted, clock: &dyn Clock) -> bool {
+fn many(wanted: &Wanted, clock: &SystemClock) -> bool {
     let kept = REGRESSIONS.lines().filter_map(|line| line.split('#').next()?.trim().parse().ok());
     let first = wanted.from.unwrap_or_else(|| match wanted.of_commit {
         true => xxhash_rust::xxh3::xxh3_64(commit().as_bytes()),
@@ -134,35 +136,68 @@ fn many(wanted: &Wanted, clock: &dyn Clock) -> bool {
     // Short enough to be typed.
     let first = first % SEEDS_BELOW;
     let until = wanted.minutes.map(|minutes| Duration::from_secs(minutes * 60));
-    let (mut seeds, mut epochs, mut said, mut generations) = (0_u64, 0, 0, 0);
-    let mut slowest = (Duration::ZERO, 0);
-    let kept: Vec<u64> = kept.collect();
-    let most = kept.len() as u64 + wanted.seeds;
-    for seed in kept.into_iter().chain(first..) {
-        let over = until.map_or(seeds >= most, |until| clock.elapsed() >= until);
-        if over {
-            break;
+    let seeds: Vec<u64> = kept.collect();
+    let most = if until.is_some() { u64::MAX } else { seeds.len() as u64 + wanted.seeds };
+    let seed = |number: u64| {
+        let place = usize::try_from(number).unwrap_or(usize::MAX);
+        seeds.get(place).copied().unwrap_or_else(|| first + (number - seeds.len() as u64))
+    };
+    let (next, tally) = (AtomicU64::new(0), Mutex::new(Tally::default()));
+    let work = || {
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            // Every seed before one that fails is run, so that it is the first one that is told of.
+            let beyond = tally.lock().unwrap_or_else(PoisonError::into_inner).failed.is_some_and(|(it, _)| it < number);
+            if number >= most || beyond || until.is_some_and(|until| clock.elapsed() >= until) {
+                return;
+            }
+            let before = clock.elapsed();
+            let outcome = wanted.run(seed(number), false);
+            let fails = outcome.broken.is_some() || (wanted.meta && differs(wanted, seed(number)).is_some());
+            let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
+            tally.slowest = tally.slowest.max((clock.elapsed() - before, seed(number)));
+            if fails && tally.failed.is_none_or(|(it, _)| number < it) {
+                tally.failed = Some((number, seed(number)));
+            }
+            tally.seeds += 1;
+            tally.epochs += outcome.epochs;
+            tally.said += outcome.said;
+            tally.generations += outcome.generations;
         }
-        let before = clock.elapsed();
-        let outcome = wanted.run(seed, false);
-        slowest = slowest.max((clock.elapsed() - before, seed));
-        if fails(wanted, seed, &outcome) || (wanted.meta && !same_twice(wanted, seed)) {
-            return false;
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(work);
         }
-        seeds += 1;
-        epochs += outcome.epochs;
-        said += outcome.said;
-        generations += outcome.generations;
+    });
+    let tally = tally.into_inner().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, seed)) = tally.failed {
+        if !fails(wanted, seed, &wanted.run(seed, false)) && same_twice(wanted, seed) {
+            println!("FAILED seed {seed} once, and not again: what ran beside it decides something");
+        }
+        return false;
     }
+    let Tally { seeds, epochs, said, generations, slowest: (slowest, which), .. } = tally;
     let took = clock.elapsed().as_secs_f64();
     let rate = seeds as f64 / took.max(0.001);
     println!(
-        "{seeds} seeds from {first} pass: {generations} generations, {epochs} epochs, {said} lane records; {rate:.1} seeds/s, \
-         the slowest {} in {:.1} s",
-        slowest.1,
-        slowest.0.as_secs_f64()
+        "{seeds} seeds, from {first}, pass: {generations} generations, {epochs} epochs, {said} lane records; \
+         {rate:.1} seeds/s, the slowest {which} in {:.1} s",
+        slowest.as_secs_f64()
     );
     true
+}
+
+/// What a run of many seeds came to.
+#[derive(Default)]
+struct Tally {
+    /// The first that failed, by its number in the run.
+    failed: Option<(u64, u64)>,
+    slowest: (Duration, u64),
+    seeds: u64,
+    epochs: usize,
+    said: usize,
+    generations: usize,
 }
 
 fn summary(outcome: &Outcome) {
@@ -202,14 +237,18 @@ fn ids(words: &str) -> impl Iterator<Item = &str> {
     words.filter(|word| word.len() == 34 && ["e_", "n_", "l_", "d_"].iter().any(|kind| word.starts_with(kind)))
 }
 
-fn same_twice(wanted: &Wanted, seed: u64) -> bool {
+/// Where two runs of a seed part, if they do.
+fn differs(wanted: &Wanted, seed: u64) -> Option<String> {
     let (one, two) = (wanted.run(seed, true), wanted.run(seed, true));
     let differs = one.trace.iter().zip(&two.trace).find(|(one, two)| one != two);
-    if differs.is_none() && one.trace.len() == two.trace.len() && one.steps == two.steps {
-        return true;
-    }
+    let same = differs.is_none() && one.trace.len() == two.trace.len() && one.steps == two.steps;
+    (!same).then(|| format!("{differs:?}"))
+}
+
+fn same_twice(wanted: &Wanted, seed: u64) -> bool {
+    let Some(where_) = differs(wanted, seed) else { return true };
     println!(
-        "FAILED seed {seed}: it runs differently the second time: {differs:?}\nreplay: cargo xtask sim --seed {seed} --meta"
+        "FAILED seed {seed}: it runs differently the second time: {where_}\nreplay: cargo xtask sim --seed {seed} --meta"
     );
     false
 }
@@ -227,7 +266,11 @@ fn bugs(name: &str) -> bool {
         return false;
     }
     for bug in named {
-        let caught = (1..=CAUGHT_WITHIN).find_map(|seed| Some((seed, run(seed, Some(bug), false).broken?)));
+        // A seed that fails without the bug proves nothing about it.
+        let caught = (1..=CAUGHT_WITHIN).find_map(|seed| {
+            let broken = run(seed, Some(bug), false).broken?;
+            run(seed, None, false).broken.is_none().then_some((seed, broken))
+        });
         match caught {
             Some((seed, broken)) => {
                 let what: String = broken.what.chars().take(90).collect();

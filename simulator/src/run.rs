@@ -668,12 +668,14 @@ impl Simulation {
             return;
         }
         if nature.strikes("kill", killed) {
+            let newest = nature.begun.keys().next_back().copied();
             drop(nature);
             let process = self.processes.remove(place);
             process.life.end();
             self.world.trace(|| format!("p{} is killed", process.life.number));
-            // What rots is noticed at a start.
-            if self.world.nature().rng.chance(damaged) {
+            // What rots is noticed at a start: whoever goes on would name it in further checkpoints, and then both
+            // that are kept hang on one object, which nothing survives.
+            if self.world.nature().rng.chance(damaged) && process.life.generation() == newest {
                 self.damage();
             }
         } else if nature.strikes("freeze", frozen) {

@@ -23,7 +23,7 @@ pub(crate) fn demo(arguments: &[&str]) -> Result<ExitCode> {
 }
 
 /// Benches that measure real services; without a name all are run.
-const WITH_SERVICES: [&str; 3] = ["decide_kafka", "p0_latency", PEERS];
+const WITH_SERVICES: [&str; 5] = ["decide_kafka", "record", "first_send", "p0_latency", PEERS];
 
 /// The comparison; it runs only where it is named, because it needs Maven and a Java compiler.
 const PEERS: &str = "peers";

@@ -24,7 +24,13 @@ use crate::workspace::{Workspace, cargo};
 use crate::{Refusal, packages};
 
 /// What a round can be about: the round's program knows how.
-const FAULTS: &[&str] = &["sigkill", "sigstop", "broker", "redis", "clickhouse", "disk"];
+const FAULTS: &[&str] = &["sigkill", "sigstop", "broker", "redis", "clickhouse", "disk", NETWORK];
+/// The fault that needs two processes.
+const NETWORK: &str = "network";
+/// Processes × workers of each.
+const LAYOUTS: &[&str] = &[ONE, TWO];
+const ONE: &str = "1x2";
+const TWO: &str = "2x1";
 /// Rounds of each fault where nobody says: enough to see whether it works.
 const ROUNDS: u64 = 1;
 /// Events of a round where nobody says: every kind of event some dozen times, settled in well under a minute.
@@ -37,6 +43,7 @@ const TALK_LINES: usize = 60;
 
 struct Options {
     faults: Vec<&'static str>,
+    layouts: Vec<&'static str>,
     rounds: u64,
     seed: u64,
     events: u64,
@@ -47,13 +54,14 @@ struct Options {
 /// How a round ended.
 struct Outcome {
     fault: &'static str,
+    layout: &'static str,
     seed: u64,
     /// The round's own line, or the end of its talk.
     ended: Result<Value, String>,
     seconds: u64,
 }
 
-/// `cargo xtask kill [--fault NAME]… [--rounds N] [--seed S] [--events N] [--report FILE] [--dir DIR]`
+/// `cargo xtask kill [--fault NAME]… [--layout 1x2|2x1]… [--rounds N] [--seed S] [--events N] [--report FILE] [--dir DIR]`
 pub(crate) fn command(arguments: &[&str]) -> Result<ExitCode> {
     let mut options = options(arguments)?;
     if !rustix::process::geteuid().is_root() && options.faults.contains(&"disk") {
@@ -71,14 +79,21 @@ pub(crate) fn command(arguments: &[&str]) -> Result<ExitCode> {
     let outcomes = outcomes?;
     down?;
     let failed = outcomes.iter().filter(|outcome| outcome.ended.is_err()).count();
-    println!("{}", summary(&options.faults, &outcomes));
+    println!("{}", summary(&options.kinds(), &outcomes));
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn options(arguments: &[&str]) -> Result<Options> {
     let usage = |message: String| anyhow::Error::from(Refusal::Usage(format!("kill: {message}")));
-    let mut options =
-        Options { faults: Vec::new(), rounds: ROUNDS, seed: 1, events: EVENTS, report: None, folder: None };
+    let mut options = Options {
+        faults: Vec::new(),
+        layouts: Vec::new(),
+        rounds: ROUNDS,
+        seed: 1,
+        events: EVENTS,
+        report: None,
+        folder: None,
+    };
     let mut rest = arguments.iter();
     while let Some(option) = rest.next() {
         let value = rest.next().ok_or_else(|| usage(format!("{option} needs a value")))?;
@@ -88,6 +103,11 @@ fn options(arguments: &[&str]) -> Result<Options> {
                 let known = FAULTS.iter().find(|fault| *fault == value);
                 let unknown = || usage(format!("unknown fault `{value}`; there are {}", FAULTS.join(", ")));
                 options.faults.push(known.ok_or_else(unknown)?);
+            }
+            "--layout" => {
+                let known = LAYOUTS.iter().find(|layout| *layout == value);
+                let unknown = || usage(format!("unknown layout `{value}`; there are {}", LAYOUTS.join(", ")));
+                options.layouts.push(known.ok_or_else(unknown)?);
             }
             "--rounds" => options.rounds = number()?,
             "--seed" => options.seed = number()?,
@@ -100,7 +120,23 @@ fn options(arguments: &[&str]) -> Result<Options> {
     if options.faults.is_empty() {
         options.faults = FAULTS.to_vec();
     }
+    if options.layouts.is_empty() {
+        options.layouts = vec![ONE];
+    }
     Ok(options)
+}
+
+impl Options {
+    /// What is tried with each seed: every fault in every layout; a network needs two processes, whoever asks.
+    fn kinds(&self) -> Vec<(&'static str, &'static str)> {
+        let of = |fault: &'static str| -> Vec<_> {
+            if fault == NETWORK {
+                return vec![(fault, TWO)];
+            }
+            self.layouts.iter().map(|layout| (fault, *layout)).collect()
+        };
+        self.faults.iter().flat_map(|fault| of(fault)).collect()
+    }
 }
 
 /// The round and the binary that it runs, where no build changes them.
@@ -148,19 +184,20 @@ impl Programs {
 
 fn rounds(options: &Options, programs: &Programs, services: &Services, folder: &Path) -> Result<Vec<Outcome>> {
     let seeds = options.seed..options.seed + options.rounds;
-    let all: Vec<(u64, &'static str)> =
-        seeds.flat_map(|seed| options.faults.iter().map(move |fault| (seed, *fault))).collect();
+    let kinds = options.kinds();
+    let all: Vec<(u64, (&'static str, &'static str))> =
+        seeds.flat_map(|seed| kinds.iter().map(move |kind| (seed, *kind))).collect();
     let mut outcomes = Vec::new();
     let mut endpoints = None;
     let mut after_failure = false;
-    for (number, (seed, fault)) in all.iter().enumerate() {
+    for (number, (seed, kind)) in all.iter().enumerate() {
         // A failed round may leave a service killed.
         if number % FRESH_AFTER == 0 || after_failure {
             services.down(true)?;
             endpoints = Some(services.up()?);
         }
         let Some(endpoints) = &endpoints else { continue };
-        let outcome = round(options, programs, endpoints, folder, fault, *seed)?;
+        let outcome = round(options, programs, endpoints, folder, *kind, *seed)?;
         after_failure = outcome.ended.is_err();
         println!("{}", row(&outcome));
         outcomes.push(outcome);
@@ -177,10 +214,10 @@ fn round(
     programs: &Programs,
     endpoints: &Endpoints,
     folder: &Path,
-    fault: &'static str,
+    (fault, layout): (&'static str, &'static str),
     seed: u64,
 ) -> Result<Outcome> {
-    let talk = folder.join("talk").join(format!("{fault}-{seed}"));
+    let talk = folder.join("talk").join(format!("{fault}-{layout}-{seed}"));
     fs::create_dir_all(folder.join("talk")).context("cannot keep what rounds say")?;
     let file = fs::File::create(&talk).with_context(|| format!("cannot create {}", talk.display()))?;
     let started = Instant::now();
@@ -189,6 +226,7 @@ fn round(
         .envs(endpoints.test_variables())
         .env("TIDINGS_TEST_BINARY", &programs.tidings)
         .env("TIDINGS_KILL_FAULT", fault)
+        .env("TIDINGS_KILL_LAYOUT", layout)
         .env("TIDINGS_KILL_SEED", seed.to_string())
         .env("TIDINGS_KILL_EVENTS", options.events.to_string())
         .env("TIDINGS_KILL_XTASK", &programs.xtask)
@@ -206,31 +244,33 @@ fn round(
             Err(lines[from..].iter().take(TALK_LINES).map(|line| format!("{line}\n")).collect())
         }
     };
-    Ok(Outcome { fault, seed, ended, seconds: started.elapsed().as_secs() })
+    Ok(Outcome { fault, layout, seed, ended, seconds: started.elapsed().as_secs() })
 }
 
 /// One line a round, for whoever looks on; a failure with its talk.
 fn row(outcome: &Outcome) -> String {
-    let Outcome { fault, seed, seconds, .. } = outcome;
+    let Outcome { fault, layout, seed, seconds, .. } = outcome;
     match &outcome.ended {
-        Ok(_) => format!("{fault:<11} seed {seed:>4}  {seconds:>4} s  holds"),
-        Err(talk) => format!("{fault:<11} seed {seed:>4}  {seconds:>4} s  FAILED\n{talk}"),
+        Ok(_) => format!("{fault:<11} {layout}  seed {seed:>4}  {seconds:>4} s  holds"),
+        Err(talk) => format!("{fault:<11} {layout}  seed {seed:>4}  {seconds:>4} s  FAILED\n{talk}"),
     }
 }
 
 /// Rounds by fault.
-fn summary(faults: &[&'static str], outcomes: &[Outcome]) -> String {
-    let mut text = "| fault | rounds | hold | epochs replayed | deliveries received | more than once | unknown |\n\
-                    |---|---|---|---|---|---|---|\n"
-        .to_owned();
-    for fault in faults {
-        let of: Vec<&Outcome> = outcomes.iter().filter(|outcome| outcome.fault == *fault).collect();
+fn summary(kinds: &[(&'static str, &'static str)], outcomes: &[Outcome]) -> String {
+    let mut text =
+        "| fault | layout | rounds | hold | epochs replayed | deliveries received | more than once | unknown |\n\
+                    |---|---|---|---|---|---|---|---|\n"
+            .to_owned();
+    for (fault, layout) in kinds {
+        let is = |outcome: &&Outcome| (outcome.fault, outcome.layout) == (*fault, *layout);
+        let of: Vec<&Outcome> = outcomes.iter().filter(is).collect();
         let held: Vec<&Value> = of.iter().filter_map(|outcome| outcome.ended.as_ref().ok()).collect();
         let sum = |name: &str| held.iter().filter_map(|line| line[name].as_u64()).sum::<u64>();
         let again = sum("received_again");
         let _ = writeln!(
             text,
-            "| {fault} | {} | {} | {} | {} | {again} | {} |",
+            "| {fault} | {layout} | {} | {} | {} | {} | {again} | {} |",
             of.len(),
             held.len(),
             sum("replayed"),
@@ -252,19 +292,24 @@ fn markdown(options: &Options, programs: &Programs, outcomes: &[Outcome]) -> Str
             String::new()
         } else {
             options.faults.iter().map(|fault| format!(" --fault {fault}")).collect()
-        },
+        } + &options
+            .layouts
+            .iter()
+            .filter(|_| options.layouts != [ONE])
+            .map(|layout| format!(" --layout {layout}"))
+            .collect::<String>(),
     );
     let mut text = format!(
         "# Rounds of `cargo xtask kill`\n\n{}, commit {}, {}:\n\n    {command}\n\n{}\n## Round by round\n\n\
-         | fault | seed | s | what was done | ended by itself | replayed | received | again | unknown | result |\n\
-         |---|---|---|---|---|---|---|---|---|---|\n",
+         | fault | layout | seed | s | what was done | ended by itself | replayed | received | again | unknown | result |\n\
+         |---|---|---|---|---|---|---|---|---|---|---|\n",
         date(seconds),
         programs.commit,
         machine(),
-        summary(&options.faults, outcomes)
+        summary(&options.kinds(), outcomes)
     );
     let mut failures = String::new();
-    for Outcome { fault, seed, ended, seconds } in outcomes {
+    for Outcome { fault, layout, seed, ended, seconds } in outcomes {
         match ended {
             Ok(line) => {
                 let list = |name: &str| {
@@ -275,7 +320,7 @@ fn markdown(options: &Options, programs: &Programs, outcomes: &[Outcome]) -> Str
                 let number = |name: &str| line[name].as_u64().unwrap_or_default();
                 let _ = writeln!(
                     text,
-                    "| {fault} | {seed} | {seconds} | {} | {} | {} | {} | {} | {} | holds |",
+                    "| {fault} | {layout} | {seed} | {seconds} | {} | {} | {} | {} | {} | {} | holds |",
                     list("steps"),
                     list("ended"),
                     number("replayed"),
@@ -285,8 +330,8 @@ fn markdown(options: &Options, programs: &Programs, outcomes: &[Outcome]) -> Str
                 );
             }
             Err(talk) => {
-                let _ = writeln!(text, "| {fault} | {seed} | {seconds} |  |  |  |  |  |  | **failed** |");
-                let _ = writeln!(failures, "\n### {fault}, seed {seed}\n\n```\n{talk}```");
+                let _ = writeln!(text, "| {fault} | {layout} | {seed} | {seconds} |  |  |  |  |  |  | **failed** |");
+                let _ = writeln!(failures, "\n### {fault}, {layout}, seed {seed}\n\n```\n{talk}```");
             }
         }
     }
@@ -329,7 +374,16 @@ mod tests {
         assert!(refused.contains("unknown fault `flood`; there are sigkill, sigstop"), "{refused}");
         assert!(options(&["--rounds"]).is_err() && options(&["--rounds", "x"]).is_err());
         let asked = options(&["--fault", "disk", "--rounds", "3", "--fault", "redis"]).expect("options");
-        assert_eq!((asked.faults, asked.rounds, asked.seed), (vec!["disk", "redis"], 3, 1));
+        assert_eq!((&asked.faults[..], asked.rounds, asked.seed), (&["disk", "redis"][..], 3, 1));
+        assert_eq!(asked.kinds(), [("disk", "1x2"), ("redis", "1x2")]);
+    }
+
+    #[test]
+    fn a_network_is_between_two_processes_and_other_faults_are_tried_in_each_layout() {
+        let asked = options(&["--fault", "sigkill", "--fault", "network", "--layout", "1x2", "--layout", "2x1"]);
+        let kinds = asked.expect("options").kinds();
+        assert_eq!(kinds, [("sigkill", "1x2"), ("sigkill", "2x1"), ("network", "2x1")]);
+        assert!(options(&["--layout", "3x3"]).is_err());
     }
 
     #[test]
@@ -346,12 +400,13 @@ mod tests {
 
     #[test]
     fn a_failed_round_counts_and_shows_its_talk() {
+        let layout = ONE;
         let held = serde_json::json!({"received_once": 7, "received_again": 1, "unknown": 2, "replayed": 3});
         let outcomes = [
-            Outcome { fault: "disk", seed: 1, ended: Ok(held), seconds: 20 },
-            Outcome { fault: "disk", seed: 2, ended: Err("it panicked\n".to_owned()), seconds: 9 },
+            Outcome { fault: "disk", layout, seed: 1, ended: Ok(held), seconds: 20 },
+            Outcome { fault: "disk", layout, seed: 2, ended: Err("it panicked\n".to_owned()), seconds: 9 },
         ];
-        assert!(summary(&["disk"], &outcomes).contains("| disk | 2 | 1 | 3 | 8 | 1 | 2 |"));
+        assert!(summary(&[("disk", layout)], &outcomes).contains("| disk | 1x2 | 2 | 1 | 3 | 8 | 1 | 2 |"));
         assert!(row(&outcomes[1]).contains("FAILED\nit panicked"));
     }
 }

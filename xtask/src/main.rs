@@ -28,7 +28,7 @@ usage: cargo xtask COMMAND
   tidy                   the house rules that are code
   sim [--seed S] [--seeds N] [--minutes M] [--meta] [--bugs] [--exhaustive [RUNS]]
                          the seeded simulator: the decide stage under every fault, in release
-  kill [--fault NAME] [--rounds N] [--seed S] [--events N] [--report FILE] [--dir DIR]
+  kill [--fault NAME] [--layout 1x2|2x1] [--rounds N] [--seed S] [--events N] [--report FILE] [--dir DIR]
                          real processes on real services, killed, frozen, cut off and filled up, in rounds";
 
 /// An error that decides the exit code; all others exit with 1.

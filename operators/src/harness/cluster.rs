@@ -36,8 +36,8 @@ use super::aside::caught;
 use super::dataflow::{Report, Running, WorkerIo, run};
 use crate::ingest::Source;
 
-/// The version of timely: two versions do not speak the same bytes.
-pub const TIMELY: &str = "0.32.0";
+/// What carries data between processes, and its version: two versions do not speak the same bytes.
+pub const ENGINE: &str = "timely 0.32.0";
 
 /// Six numbers of eight bytes: what timely writes before each message. The fifth is the length of what follows, and
 /// none is the end of the stream.
@@ -272,6 +272,9 @@ mod tests {
     use std::net::TcpListener;
 
     use super::*;
+    use crate::harness::dataflow::Assigned;
+    use crate::harness::feed::{Feed, Lot, RawRecord};
+    use crate::ingest::Path;
 
     fn message(length: u64) -> Vec<u8> {
         let header = [1, 2, 3, 4, length, 6_u64].map(u64::to_be_bytes).concat();
@@ -282,7 +285,8 @@ mod tests {
     fn the_version_is_the_one_that_is_built() {
         let lock = concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.lock");
         let lock = std::fs::read_to_string(lock).unwrap();
-        assert!(lock.contains(&format!("name = \"timely\"\nversion = \"{TIMELY}\"\n")));
+        let (name, version) = ENGINE.split_once(' ').unwrap();
+        assert!(lock.contains(&format!("name = \"{name}\"\nversion = \"{version}\"\n")));
     }
 
     #[test]
@@ -344,5 +348,45 @@ mod tests {
         let read = reads.join().unwrap();
         assert_eq!((read.len(), &read[50..]), (48 + 5 + 48, &[0; 51][..]));
         assert_eq!(said.lock().unwrap()[..1], ["the data connection to process 1 broke: it was closed"]);
+    }
+
+    /// A partition with nothing in it, or one that kills whoever reads it.
+    struct Partition(bool);
+
+    impl Feed for Partition {
+        fn poll(&mut self, _: usize, _: &mut Vec<RawRecord>) -> Result<u64, String> {
+            assert!(!self.0, "a page is torn");
+            Ok(0)
+        }
+    }
+
+    #[test]
+    fn a_worker_that_panics_says_so_and_both_processes_can_be_ended() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let one = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (two, _) = listener.accept().unwrap();
+        let wiring = crate::script::straight(&[("validate", serde_json::json!({}), None)]);
+        let (report, reports) = crossbeam_channel::bounded(16);
+        let (_command, commands) = crossbeam_channel::bounded(1);
+        let start = |process: usize, links| {
+            let lot = Lot { source: 0, partition: u32::try_from(process).unwrap() };
+            let feed = Box::new(Partition(process == 1));
+            let io = WorkerIo {
+                chain: wiring.chain(Path::Decide).unwrap(),
+                assigned: vec![Assigned { lot, from: 0, feed, rank: 1, at_least_permille: 0 }],
+                commands: commands.clone(),
+                reports: report.clone(),
+            };
+            start_in(vec![io], wiring.sources.clone(), Seat { process, links, broken: Arc::new(|_| {}) }).unwrap()
+        };
+        let running = [start(0, vec![None, Some(one)]), start(1, vec![Some(two), None])];
+        let failed = reports.iter().find_map(|report| match report {
+            Report::Failed(worker, problem) => Some((worker, problem)),
+            _ => None,
+        });
+        assert_eq!(failed, Some((1, "it panicked: a page is torn".to_owned())));
+        for running in running {
+            running.join().unwrap();
+        }
     }
 }

@@ -121,6 +121,28 @@ impl Delta {
         16 + self.0.iter().map(|page| page.bytes.len() + page.images * (page.operator.len() + 2)).sum::<usize>()
     }
 
+    /// Images of the groups that `is` says, in chunks of about so many bytes: for whoever carries them elsewhere. They
+    /// are in no particular order.
+    pub fn chunks(&self, bytes_max: usize, is: impl Fn(KeyGroup) -> bool) -> impl Iterator<Item = Vec<u8>> {
+        let mut images = self.lying(move |lying| is(lying.group)).peekable();
+        std::iter::from_fn(move || {
+            let (mut count, mut bytes) = (0, Vec::new());
+            while bytes.len() < bytes_max
+                && let Some((operator, lying)) = images.next()
+            {
+                put_bytes(&mut bytes, operator.as_bytes());
+                bytes.extend_from_slice(lying.all);
+                count += 1;
+            }
+            (count > 0).then(|| {
+                let mut chunk = Vec::with_capacity(bytes.len() + 10);
+                put_number(&mut chunk, count);
+                chunk.extend_from_slice(&bytes);
+                chunk
+            })
+        })
+    }
+
     /// Reads a chunk back.
     ///
     /// # Errors

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use tidings_schemas::ids::KeyGroup;
-use tidings_schemas::time::InstantTexts;
+use tidings_schemas::lane::LaneTexts;
 
 use super::buffers::Buffers;
 use super::ordinal::Ordinal;
@@ -18,7 +18,7 @@ pub(crate) struct Saying {
     pub(crate) values: Vec<u8>,
     buffers: Buffers,
     /// Texts that values repeat.
-    pub(crate) texts: InstantTexts,
+    pub(crate) texts: LaneTexts,
     outputs: Vec<Option<Output>>,
     places: Vec<Place>,
     spread: Spread<Place>,

@@ -34,10 +34,6 @@ pub(crate) struct Run {
     /// Worker threads of the decide stage, in each process.
     #[arg(long, default_value_t = 1)]
     workers: usize,
-    /// What this process is called in its groups in Kafka: the same after a restart, and no other process's. Without
-    /// it, this machine's name and a number.
-    #[arg(long, value_name = "NAME")]
-    instance: Option<String>,
     /// Processes that share the decide stage; each is started with its number and all of their addresses.
     #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     processes: u16,
@@ -50,6 +46,10 @@ pub(crate) struct Run {
     /// Where this process listens for the others; its own address of --hosts if it is not said.
     #[arg(long, value_name = "ADDRESS:PORT")]
     bind: Option<String>,
+    /// What this process is called in its groups in Kafka: the same after a restart, and no other process's. Without
+    /// it, this machine's name and a number.
+    #[arg(long, value_name = "NAME")]
+    instance: Option<String>,
     /// Where the console, the control API and metrics are served.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7878")]
     admin: SocketAddr,

@@ -144,8 +144,7 @@ pub(crate) fn prepare(
         let chain = ground.wiring.chain(Path::Decide);
         let mut chain = chain.map_err(|error| DecideError::Worker(error.to_string()))?;
         if let Some((state, rules)) = ground.state {
-            let mine = state.iter().filter(|((_, key), _)| key.group.worker(ground.peers) == number);
-            chain.restore_but(mine, rules, ground.may_drop)?;
+            chain.restore_but(state.of_worker(number, ground.peers), rules, ground.may_drop)?;
             for (operator, count) in chain.dropped() {
                 let sum = manned.dropped.entry(operator).or_default();
                 sum.entries += count.entries;

@@ -44,8 +44,9 @@ fn two_processes_decide_together_and_whichever_is_killed_or_frozen_comes_back() 
     let hosts = [free_address(), free_address()];
     world.write(&events(100));
     let mut zero = up(&world, "0", &hosts);
-    let not_ready = || world.get(&format!("{}/ready", zero.console)).unwrap_err();
-    assert!(not_ready().contains(&format!("decide waits for process 1 ({})", hosts[1])), "{}", not_ready());
+    let not_ready = || world.get(&format!("{}/readyz", zero.console)).err().unwrap_or_default();
+    let waits = format!("decide waits for process 1 ({})", hosts[1]);
+    until("it says whom it waits for", PATIENCE, not_ready, || not_ready().contains(&waits));
     let mut one = up(&world, "1", &hosts);
     let all = |zero: &Running, one: &Running, count: u64| {
         let said = || format!("process 0:\n{}\nprocess 1:\n{}", zero.said(), one.said());

@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -12,9 +12,10 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::checks::{self, Stopwatch};
-use crate::timeline::{Fault, Step, WATCHDOG_MS, draw};
+use crate::proxy::{Network, Proxy};
+use crate::timeline::{Fault, Layout, Step, WATCHDOG_MS, draw};
 use crate::workload::{Random, Workload, Written};
-use crate::world::{PATIENCE, Providers, Running, World, now, until};
+use crate::world::{PATIENCE, Providers, Running, World, free_address, now, until};
 
 /// How long everything may take to settle after the last step. A delivery that fails four times waits 81 s and
 /// jitter between its attempts; the rest is for a busy machine.
@@ -28,6 +29,7 @@ const DISK: &str = "size=32m";
 pub(crate) struct Asked {
     pub(crate) name: String,
     pub(crate) fault: Fault,
+    pub(crate) layout: Layout,
     pub(crate) seed: u64,
     pub(crate) events: usize,
     /// The program that kills and starts services …
@@ -40,7 +42,11 @@ pub(crate) struct Asked {
 pub(crate) struct Round {
     asked: Asked,
     clock: Stopwatch,
+    /// The one process, or process 0 of two.
     running: Option<Running>,
+    /// Process 1 of two, and how they meet.
+    other: Option<Running>,
+    between: Option<Between>,
     /// Was frozen, and another one runs beside it.
     zombie: Option<Running>,
     supervised: bool,
@@ -63,10 +69,13 @@ impl Round {
         let providers = world.providers();
         world.post_json(&format!("{}/api/faults", providers.inbox), &checks::faults());
         let disk = (asked.fault == Fault::Disk).then(|| Disk::mount(world.path("data/checkpoints")));
+        let between = (asked.layout == Layout::TwoByOne).then(Between::new);
         Self {
             asked,
             clock,
             running: None,
+            other: None,
+            between,
             zombie: None,
             supervised: false,
             providers,
@@ -81,10 +90,11 @@ impl Round {
     /// Runs it; panics with what is wrong. The round as JSON.
     pub(crate) fn run(mut self) -> Value {
         let Workload { people, stream, expected } = Workload::new(self.asked.seed, self.asked.events, now());
-        let timeline = draw(self.asked.fault, &mut Random(self.asked.seed ^ 0x6b69_6c6c), stream.len());
+        let timeline =
+            draw(self.asked.fault, self.asked.layout, &mut Random(self.asked.seed ^ 0x6b69_6c6c), stream.len());
         self.supervised = timeline.supervised;
         self.world.write(&people);
-        self.start();
+        (0..self.asked.layout.processes()).for_each(|process| self.start(process));
         if !timeline.from_start {
             self.up();
         }
@@ -111,77 +121,90 @@ impl Round {
             self.clock.lap(&format!("the one that was replaced ended by itself, {why}"));
             self.ended.push(format!("the replaced one: {why}"));
         }
-        let (status, said) = running.stop();
-        assert!(status.success(), "{status}\n{said}");
-        self.said.push(said);
+        for running in [Some(running), self.other.take()].into_iter().flatten() {
+            let (status, said) = running.stop();
+            assert!(status.success(), "{status}\n{said}");
+            self.said.push(said);
+        }
         self.clock.lap("stopped");
 
         checks::fates_add_up(&self.world, expected, &self.clock);
         checks::decisions_were_taken_once(&self.world);
         let received = checks::providers_and_record_agree(&self.world, &self.providers, &self.clock);
-        if matches!(self.asked.fault, Fault::Sigkill | Fault::Redis | Fault::ClickHouse) {
+        if matches!(self.asked.fault, Fault::Sigkill | Fault::Redis | Fault::ClickHouse | Fault::Network) {
             assert!(self.ended.is_empty(), "nothing but a kill should have ended it: {:#?}", self.ended);
         }
         self.clock.lap("adds up");
         json!({
-            "fault": self.asked.name, "seed": self.asked.seed, "events": self.asked.events,
+            "fault": self.asked.name, "processes": self.asked.layout.processes(), "seed": self.asked.seed, "events": self.asked.events,
             "seconds": self.clock.elapsed().as_secs(), "steps": self.done, "ended": self.ended,
             "replayed": replayed, "unkept": unkept,
             "received_once": received.once, "received_again": received.again, "unknown": received.unknown,
         })
     }
 
-    fn start(&mut self) {
-        let mut command = self.world.run_command();
-        if self.asked.fault == Fault::Sigstop {
+    fn start(&mut self, process: usize) {
+        let mut command = match &self.between {
+            None => self.world.run_command(),
+            Some(between) => between.command(&self.world, process),
+        };
+        if matches!(self.asked.fault, Fault::Sigstop | Fault::Network) {
             command.arg("--watchdog").arg(format!("{WATCHDOG_MS}ms"));
         }
         if self.supervised {
             command.arg("--supervise");
         }
-        self.running = Some(Running::spawn(command));
+        *self.slot(process) = Some(Running::spawn(command));
     }
 
-    /// Starts a process that ended by itself again; `None` is one that was killed and is to stay so.
+    fn slot(&mut self, process: usize) -> &mut Option<Running> {
+        if process == 0 { &mut self.running } else { &mut self.other }
+    }
+
+    /// Starts processes that ended by themselves again; `None` is one that was killed and is to stay so.
     fn tend(&mut self) {
-        let Some(running) = &mut self.running else { return };
-        running.has_console();
-        let Some(status) = running.ended() else { return };
-        let said = running.said();
-        let what = format!("{status}: {}", reason(&said));
-        self.clock.lap(&format!("it ended by itself, {what}"));
-        self.ended.push(what);
-        self.said.push(said);
-        std::thread::sleep(AGAIN_AFTER);
-        self.start();
+        for process in 0..self.asked.layout.processes() {
+            let Some(running) = self.slot(process) else { continue };
+            running.has_console();
+            let Some(status) = running.ended() else { continue };
+            let said = running.said();
+            let what = format!("{status}: {}", reason(&said));
+            self.clock.lap(&format!("process {process} ended by itself, {what}"));
+            self.ended.push(what);
+            self.said.push(said);
+            std::thread::sleep(AGAIN_AFTER);
+            self.start(process);
+        }
     }
 
     fn step(&mut self, step: Step, stream: &[Written], begun: Duration) {
         let again = matches!(step, Step::Fill) && self.done.last().is_some_and(|done| done.ends_with("disk full"));
-        if let Some(shown) = step.shown().filter(|_| !again) {
+        if let Some(shown) = step.shown(self.asked.layout).filter(|_| !again) {
             let shown = format!("{:.1} s {shown}", (self.clock.elapsed() - begun).as_secs_f64());
             self.clock.lap(&shown);
             self.done.push(shown);
         }
         match step {
             Step::Write(range) => self.world.write(&stream[range]),
-            Step::Kill => {
-                if let Some(running) = self.running.take() {
+            Step::Kill(process) => {
+                if let Some(running) = self.slot(process).take() {
                     self.said.push(running.said());
                     running.kill();
                 }
             }
-            Step::Run => self.start(),
-            Step::Freeze => kill_process(self.worker(), Signal::STOP).unwrap(),
-            Step::Awake => {
-                let frozen = self.zombie.as_ref().or(self.running.as_ref()).unwrap();
-                kill_process(frozen.pid(), Signal::CONT).unwrap();
+            Step::Run(process) => self.start(process),
+            Step::Freeze(process) => kill_process(self.worker(process), Signal::STOP).unwrap(),
+            Step::Awake(process) => {
+                let pid = self.zombie.as_ref().map(Running::pid);
+                let pid = pid.unwrap_or_else(|| self.slot(process).as_ref().unwrap().pid());
+                kill_process(pid, Signal::CONT).unwrap();
             }
             Step::Replace => {
                 self.zombie = self.running.take();
                 self.world.set("INBOX", "./data/another-inbox".to_owned());
-                self.start();
+                self.start(0);
             }
+            Step::Network(network) => self.between.as_ref().unwrap().proxy.set(network),
             Step::Down(service) => self.services(&["kill", service]),
             Step::Up(service) => self.services(&["start", service]),
             Step::Flush => flush(&self.world.services.redis),
@@ -191,9 +214,10 @@ impl Round {
     }
 
     /// The process that does the work: a supervisor's child, or the one that runs.
-    fn worker(&self) -> Pid {
-        let running = self.running.as_ref().unwrap();
-        if !self.supervised {
+    fn worker(&mut self, process: usize) -> Pid {
+        let supervised = self.supervised;
+        let running = self.slot(process).as_ref().unwrap();
+        if !supervised {
             return running.pid();
         }
         let said = running.said();
@@ -244,11 +268,32 @@ impl Drop for Round {
     /// Whoever has to find out what went wrong needs what the processes said.
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.said.extend(self.running.as_ref().map(Running::said));
+            self.said.extend([&self.running, &self.other].into_iter().flatten().map(Running::said));
             for (number, said) in self.said.iter().enumerate() {
                 eprintln!("process {number} said:\n{said}");
             }
         }
+    }
+}
+
+/// Where two processes of one run are, and the network between them.
+struct Between {
+    own: [SocketAddr; 2],
+    /// Before process 0: process 1 calls it, and nobody calls process 1.
+    proxy: Proxy,
+}
+
+impl Between {
+    fn new() -> Self {
+        let own = [free_address(), free_address()];
+        let proxy = Proxy::before(own[0]);
+        proxy.set(Network::Heals);
+        Self { own, proxy }
+    }
+
+    fn command(&self, world: &World, process: usize) -> Command {
+        let hosts = [self.proxy.address, self.own[1]];
+        world.share_command(&process.to_string(), &hosts, self.own[process])
     }
 }
 

@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::time::Duration;
 
+use crate::proxy::Network;
 use crate::workload::Random;
 
 /// Events come in pieces, for this long from the start on: some before anything is up, some after.
@@ -11,8 +12,34 @@ const PIECES: usize = 16;
 /// The first strike comes within this time: from before the first epoch to after the last event.
 const FIRST_WITHIN: usize = 10_000;
 
-/// What the watchdog bears in rounds with a frozen process.
+/// What the watchdog bears in rounds with a process that is frozen or cannot be heard.
 pub(crate) const WATCHDOG_MS: u64 = 10_000;
+
+/// How decide is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Layout {
+    /// One process of two workers.
+    OneByTwo,
+    /// Two processes of one worker each, with a network between them.
+    TwoByOne,
+}
+
+impl Layout {
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        match name {
+            "1x2" => Some(Self::OneByTwo),
+            "2x1" => Some(Self::TwoByOne),
+            _ => None,
+        }
+    }
+
+    pub(crate) const fn processes(self) -> usize {
+        match self {
+            Self::OneByTwo => 1,
+            Self::TwoByOne => 2,
+        }
+    }
+}
 
 /// What a round is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,16 +57,19 @@ pub(crate) enum Fault {
     ClickHouse,
     /// The disk under the checkpoints is full; sometimes the process is killed meanwhile.
     Disk,
+    /// The network between two processes is cut, or falls silent: for a moment, or for longer than they bear.
+    Network,
 }
 
 impl Fault {
-    pub(crate) const ALL: [(&str, Self); 6] = [
+    pub(crate) const ALL: [(&str, Self); 7] = [
         ("sigkill", Self::Sigkill),
         ("sigstop", Self::Sigstop),
         ("broker", Self::Broker),
         ("redis", Self::Redis),
         ("clickhouse", Self::ClickHouse),
         ("disk", Self::Disk),
+        ("network", Self::Network),
     ];
 
     pub(crate) fn named(name: &str) -> Option<Self> {
@@ -52,14 +82,14 @@ impl Fault {
 pub(crate) enum Step {
     /// Events are appended: these of the workload's stream.
     Write(Range<usize>),
-    /// SIGKILL to the process.
-    Kill,
+    /// SIGKILL to the process of this number.
+    Kill(usize),
     /// Starts it again.
-    Run,
+    Run(usize),
     /// SIGSTOP to the process.
-    Freeze,
-    /// SIGCONT to whoever is frozen.
-    Awake,
+    Freeze(usize),
+    /// SIGCONT to whoever is frozen, or to the process.
+    Awake(usize),
     /// Starts another process beside the frozen one.
     Replace,
     /// SIGKILL to a service.
@@ -72,23 +102,32 @@ pub(crate) enum Step {
     Fill,
     /// Gives the disk's space back.
     Free,
+    /// The network between two processes does this from now on.
+    Network(Network),
 }
 
 impl Step {
     /// As a report shows it; writing is no news.
-    pub(crate) fn shown(&self) -> Option<String> {
+    pub(crate) fn shown(&self, layout: Layout) -> Option<String> {
+        let of = |what: &str, process: &usize| match layout {
+            Layout::OneByTwo => what.to_owned(),
+            Layout::TwoByOne => format!("{what} process {process}"),
+        };
         Some(match self {
             Self::Write(_) => return None,
-            Self::Kill => "SIGKILL".to_owned(),
-            Self::Run => "started".to_owned(),
-            Self::Freeze => "SIGSTOP".to_owned(),
-            Self::Awake => "SIGCONT".to_owned(),
+            Self::Kill(process) => of("SIGKILL", process),
+            Self::Run(process) => of("started", process),
+            Self::Freeze(process) => of("SIGSTOP", process),
+            Self::Awake(process) => of("SIGCONT", process),
             Self::Replace => "another started beside it".to_owned(),
             Self::Down(service) => format!("{service} killed"),
             Self::Up(service) => format!("{service} started"),
             Self::Flush => "redis emptied".to_owned(),
             Self::Fill => "disk full".to_owned(),
             Self::Free => "disk freed".to_owned(),
+            Self::Network(Network::Heals) => "network heals".to_owned(),
+            Self::Network(Network::FallsSilent) => "network silent".to_owned(),
+            Self::Network(Network::IsCut) => "network cut".to_owned(),
         })
     }
 }
@@ -102,9 +141,9 @@ pub(crate) struct Timeline {
     pub(crate) steps: Vec<(Duration, Step)>,
 }
 
-pub(crate) fn draw(fault: Fault, random: &mut Random, events: usize) -> Timeline {
+pub(crate) fn draw(fault: Fault, layout: Layout, random: &mut Random, events: usize) -> Timeline {
     // Nobody is frozen before there is somebody.
-    let from_start = random.below(4) == 0 && fault != Fault::Sigstop;
+    let from_start = random.below(4) == 0 && !matches!(fault, Fault::Sigstop | Fault::Network);
     let mut supervised = false;
     let mut drawn: Vec<(u64, Step)> = Vec::new();
     for piece in 0..PIECES {
@@ -114,26 +153,46 @@ pub(crate) fn draw(fault: Fault, random: &mut Random, events: usize) -> Timeline
     let mut within = |below: usize| random.below(below) as u64;
     let mut at = within(FIRST_WITHIN);
     let mut add = |at: u64, step| drawn.push((at, step));
+    // Whom it strikes, where there is a choice.
+    let whom = |within: &mut dyn FnMut(usize) -> u64| match layout.processes() {
+        1 => 0,
+        processes => usize::try_from(within(processes)).unwrap_or_default(),
+    };
     match fault {
         Fault::Sigkill => {
             for _ in 0..=within(3) {
-                add(at, Step::Kill);
+                let process = whom(&mut within);
+                add(at, Step::Kill(process));
                 at += within(1_500);
-                add(at, Step::Run);
+                add(at, Step::Run(process));
                 at += 200 + within(6_000);
             }
         }
         Fault::Sigstop => {
-            add(at, Step::Freeze);
-            match within(4) {
-                0 => add(at + 500 + within(5_000), Step::Awake),
-                1 => add(at + WATCHDOG_MS + 1_000 + within(5_000), Step::Awake),
+            let process = whom(&mut within);
+            add(at, Step::Freeze(process));
+            // Of several processes none is replaced while it is frozen: it holds its port.
+            match within(if layout.processes() == 1 { 4 } else { 3 }) {
+                0 => add(at + 500 + within(5_000), Step::Awake(process)),
+                1 => add(at + WATCHDOG_MS + 1_000 + within(5_000), Step::Awake(process)),
                 2 => supervised = true,
                 _ => {
                     at += within(8_000);
                     add(at, Step::Replace);
-                    add(at + 1_000 + within(10_000), Step::Awake);
+                    add(at + 1_000 + within(10_000), Step::Awake(process));
                 }
+            }
+        }
+        Fault::Network => {
+            for _ in 0..=within(2) {
+                let network = if within(2) == 0 { Network::IsCut } else { Network::FallsSilent };
+                add(at, Step::Network(network));
+                at += match within(2) {
+                    0 => within(5_000),
+                    _ => WATCHDOG_MS + 1_000 + within(5_000),
+                };
+                add(at, Step::Network(Network::Heals));
+                at += 1_000 + within(6_000);
             }
         }
         Fault::Broker => {
@@ -154,10 +213,11 @@ pub(crate) fn draw(fault: Fault, random: &mut Random, events: usize) -> Timeline
                         add(at, Step::Up("redis"));
                     }
                     _ => {
-                        add(at, Step::Kill);
+                        // Process 0 is the one that delivers.
+                        add(at, Step::Kill(0));
                         add(at, Step::Flush);
                         at += within(1_500);
-                        add(at, Step::Run);
+                        add(at, Step::Run(0));
                     }
                 }
                 at += 1_000 + within(5_000);
@@ -175,8 +235,9 @@ pub(crate) fn draw(fault: Fault, random: &mut Random, events: usize) -> Timeline
             }
             if within(2) == 0 {
                 let killed = at + 2_000 + within(1_000);
-                add(killed, Step::Kill);
-                add(killed + within(1_000), Step::Run);
+                let process = whom(&mut within);
+                add(killed, Step::Kill(process));
+                add(killed + within(1_000), Step::Run(process));
             }
             add(freed, Step::Free);
         }

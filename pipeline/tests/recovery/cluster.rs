@@ -2,16 +2,24 @@
 //! the log. Processes that are killed and frozen for real are in `tests/end_to_end/cluster.rs`.
 
 use std::net::{SocketAddr, TcpListener};
-use std::sync::Arc;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::Poll;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use crossbeam_channel::Select;
+use tidings_operators::harness::dataflow::{Transport, WorkerIo};
+use tidings_operators::harness::feed::Feed;
+use tidings_operators::ingest::Source;
 use tidings_pipeline::runtime::clock::SystemClock;
 use tidings_pipeline::runtime::cluster::{Around, Head, MemberError, Share, serve};
 use tidings_pipeline::runtime::coordinator::{DecideError, Status, Surroundings, run_on};
+use tidings_pipeline::runtime::crew::{Crew, Ground, Manned, Part, Post, WakerSlot};
+use tidings_pipeline::runtime::crumbs::Crumbs;
 use tidings_pipeline::runtime::plan::Plan;
-use tidings_sinks::log::Log;
+use tidings_sinks::log::{Log, LogError, TopicPartition};
 
 use crate::dying::{Death, Moment};
 use crate::proxy::{Network, Proxy};
@@ -36,11 +44,13 @@ pub(crate) struct Cluster {
     pub(crate) disturbances: Vec<Disturbance>,
     /// Process 1 is told to stop, and started again, once so many slices were fed.
     pub(crate) leaves_at: Option<usize>,
+    /// The first generation loses somebody once it replays with care.
+    flaky: Option<Watched>,
 }
 
 impl Cluster {
     fn of(processes: usize, workers: usize) -> Self {
-        Self { processes, workers, disturbances: Vec::new(), leaves_at: None }
+        Self { processes, workers, disturbances: Vec::new(), leaves_at: None, flaky: None }
     }
 }
 
@@ -77,6 +87,67 @@ pub(crate) struct Processes {
     leaves_at: Option<usize>,
 }
 
+/// How many workers each generation had, and where a careful replay leaves crumbs.
+#[derive(Clone)]
+struct Watched {
+    workers: Arc<Mutex<Vec<usize>>>,
+    crumb: PathBuf,
+}
+
+/// A crew that is watched, and of which the first loses somebody.
+struct Flaky {
+    crew: Box<dyn Crew>,
+    watched: Watched,
+}
+
+impl Crew for Flaky {
+    fn gather(&mut self, around: &Surroundings) -> Result<bool, DecideError> {
+        self.crew.gather(around)
+    }
+
+    fn here(&self, workers: usize) -> usize {
+        self.crew.here(workers)
+    }
+
+    fn man(&mut self, posts: Vec<Post>, ground: &Ground<'_>) -> Result<Manned, DecideError> {
+        self.watched.workers.lock().unwrap().push(posts.len());
+        self.crew.man(posts, ground)
+    }
+
+    fn lost(&self) -> Option<String> {
+        let is_first = self.watched.workers.lock().unwrap().len() == 1;
+        (is_first && self.watched.crumb.exists()).then(|| "process 1 is gone: it was closed".to_owned())
+    }
+
+    fn feed(
+        &mut self,
+        log: &Arc<dyn Log>,
+        partition: TopicPartition,
+        from: u64,
+        waker: WakerSlot,
+    ) -> Result<Box<dyn Feed>, LogError> {
+        self.crew.feed(log, partition, from, waker)
+    }
+
+    fn workers(
+        &mut self,
+        workers: Vec<WorkerIo>,
+        wakers: &[WakerSlot],
+        sources: Vec<Source>,
+        transport: Transport,
+    ) -> Result<(), String> {
+        self.crew.workers(workers, wakers, sources, transport)
+    }
+
+    fn part(&mut self, name: &str, part: Box<dyn Part>) -> Result<(), String> {
+        self.crew.part(name, part)
+    }
+
+    fn wait(&mut self, channels: &mut Select<'_>, span: Duration) -> Poll<()> {
+        self.crew.wait(channels, span)
+    }
+}
+
 fn free() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
@@ -106,8 +177,12 @@ impl Processes {
         };
         let members = (1..cluster.processes).map(start).collect();
         let head = Head::open(share(0), &plan, listener).unwrap();
-        let own = plan.clone();
-        let thread = std::thread::spawn(move || run_on(&own, &around, || head.crew()));
+        let (own, flaky) = (plan.clone(), cluster.flaky.clone());
+        let hire = move || match &flaky {
+            None => head.crew(),
+            Some(watched) => Box::new(Flaky { crew: head.crew(), watched: watched.clone() }),
+        };
+        let thread = std::thread::spawn(move || run_on(&own, &around, hire));
         let (waiting, leaves_at) = (cluster.disturbances.clone(), cluster.leaves_at);
         (Self { proxy, members, plan, log, waiting, is_disturbed: false, leaves_at }, thread)
     }
@@ -215,6 +290,21 @@ fn what_kills_its_operator_elsewhere_is_set_aside() {
     assert!(!world.run(None, 0));
     world.compare("poison, 2x1");
     assert_eq!(crate::killed(&world).len(), 5);
+}
+
+// The death may have been a call's: whoever replays alone leaves a crumb.
+#[test]
+fn what_is_replayed_after_a_process_died_of_it_is_replayed_by_process_0_alone() {
+    let mut world = World::new();
+    let death = Death::Append { topic: "notifications.lifecycle".to_owned(), nth: 4, moment: Moment::Before };
+    assert!(world.run(Some(death), 2));
+    let folder = tempfile::tempdir().unwrap();
+    world.crumbs = Some(Crumbs::in_folder(folder.path()));
+    let watched = Watched { workers: Arc::default(), crumb: folder.path().join("crumb") };
+    world.cluster = Some(Cluster { flaky: Some(watched.clone()), ..Cluster::of(2, 1) });
+    assert!(!world.run(None, 0));
+    assert_eq!(*watched.workers.lock().unwrap(), [2, 1, 2]);
+    world.compare("lost in the middle of a replay");
 }
 
 #[test]

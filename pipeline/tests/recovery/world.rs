@@ -25,6 +25,7 @@ use tidings_pipeline::checkpoint::Checkpoints;
 use tidings_pipeline::cutlog::{self, Entry};
 use tidings_pipeline::runtime::clock::{Clock, ScaledClock};
 use tidings_pipeline::runtime::coordinator::{DecideError, Status, Surroundings, run};
+use tidings_pipeline::runtime::crumbs::Crumbs;
 use tidings_pipeline::runtime::egress::Outlets;
 use tidings_pipeline::runtime::plan::{Plan, SourcePlan};
 use tidings_schemas::block::{Block as RowBlock, Kind};
@@ -77,6 +78,8 @@ pub(crate) struct World {
     pub(crate) cluster: Option<Cluster>,
     /// Epochs that the last run replayed.
     pub(crate) replayed: u64,
+    /// Where a process that dies of a call leaves word.
+    pub(crate) crumbs: Option<Crumbs>,
 }
 
 /// The wiring with an operator that some events kill.
@@ -180,6 +183,7 @@ impl World {
             poisoned: false,
             cluster: None,
             replayed: 0,
+            crumbs: None,
         }
     }
 
@@ -293,7 +297,7 @@ impl World {
     fn surroundings(&self, life: &Arc<Life>) -> Surroundings {
         let store = DyingStore { store: Arc::clone(&self.store) as Arc<dyn ObjectStore>, life: Arc::clone(life) };
         Surroundings {
-            crumbs: None,
+            crumbs: self.crumbs.clone(),
             log: Arc::new(DyingLog { log: Arc::clone(&self.witnessed), life: Arc::clone(life) }),
             checkpoints: Checkpoints::new(Arc::new(store)).unwrap(),
             clock: Arc::clone(&self.clock) as Arc<dyn Clock>,

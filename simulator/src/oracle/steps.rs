@@ -586,12 +586,7 @@ fn judge_quiet(places: &mut Places, now: &mut Now<'_>, mut thing: Thing, waited:
         }
         _ => {
             let thing = leaving(now, thing);
-            super::places::park(places, now, &key, thing, until, Reason::QuietHours);
-            // Whoever comes last to a place says when it is left.
-            let due = now.due(turn);
-            if let Some(place) = places.get_mut(&key) {
-                place.due = due;
-            }
+            wait(places, now, &key, thing, until, turn, Reason::QuietHours);
         }
     }
 }

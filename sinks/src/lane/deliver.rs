@@ -45,12 +45,16 @@ use crate::troubles::Troubles;
 
 /// How long a critical message waits for the ledger before it goes out without it.
 const CRITICAL_LEDGER_WAIT: Duration = Duration::from_millis(300);
+/// How long a start waits for the ledger's word, and to hear that it is set up wrongly: critical messages wait with it.
+const OPENED_WITHIN: Duration = Duration::from_secs(2);
 /// How long the ledger is asked to take what became of a critical call. Until it has it, a repeat of the event
 /// would wait for the lease and be sent again; beyond it, attempts of an outage would pile up in memory.
 const CRITICAL_SETTLE_MAX: Duration = Duration::from_secs(60);
 /// How old what the directory said may be when it is judged before a call. Claims come at once where the ledger
 /// is well; where they had to wait for it, whoever opted out meanwhile is asked again.
 const LOOKED_MAX: Duration = Duration::from_secs(1);
+/// How often it is looked whether a commit names the ledger's new word. The reader's next turn makes one.
+const LOOK_FOR_NAME: Duration = Duration::from_millis(20);
 /// First and longest pause when ledger or directory don't answer.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
@@ -283,7 +287,9 @@ impl Deliverer {
         if let Some(missing) = names[..needed].iter().find(|name| !partitions.contains_key(*name)) {
             return Err(crate::log::LogError::MissingTopic(missing.clone()).into());
         }
-        let incarnation = match parts.ledger.incarnation((parts.clock)()).await {
+        let asked = tokio::time::timeout(OPENED_WITHIN, parts.ledger.incarnation((parts.clock)()));
+        let late = |_| Err(LedgerError::Ambiguous(format!("no answer within {OPENED_WITHIN:?}")));
+        let incarnation = match asked.await.unwrap_or_else(late) {
             Ok(incarnation) => incarnation,
             Err(error @ LedgerError::Refused(_)) => return Err(error.into()),
             Err(error) => {
@@ -595,7 +601,8 @@ impl Deliverer {
         self.paces(delivery).for_each(|pace| pace.give_back(delivery.leg.record.priority));
     }
 
-    /// Those that are in time, or were called already: those have to be seen to their end here.
+    /// Those that are in time, or were called already: those have to be seen to their end here. So have those that may
+    /// have been: where the ledger was lost that it would stand in.
     async fn punctual(&self, desk: &Desk, deliveries: Vec<Delivery>) -> Vec<Delivery> {
         let now = self.now();
         let late = |it: &Delivery| {
@@ -608,9 +615,10 @@ impl Deliverer {
         }
         let keys: Vec<_> = late.iter().map(|it| it.key.clone()).collect();
         let Some(entries) = self.entries(desk, &keys).await else { return punctual };
-        let mut uncalled: BTreeMap<DeliveryId, (Arc<Leg>, Vec<Delivery>)> = BTreeMap::new();
+        let (mut uncalled, incarnation) =
+            (BTreeMap::<DeliveryId, (Arc<Leg>, Vec<Delivery>)>::new(), self.incarnation());
         for (delivery, entry) in late.into_iter().zip(entries) {
-            if entry.is_some() {
+            if entry.is_some() || delivery.leg.believed.is_lost(&incarnation) {
                 punctual.push(delivery);
             } else {
                 let first = delivery.leg.open.lock().unwrap_or_else(PoisonError::into_inner).deliveries[0];
@@ -656,17 +664,22 @@ impl Deliverer {
     /// An owner's name, the lease and the count, for each; asks until the ledger answers. Critical ones go on
     /// without it. `None`: abandoned.
     async fn claim(&self, desk: &Desk, deliveries: Vec<Delivery>) -> Option<Vec<Asked>> {
-        if deliveries.is_empty() {
-            return None;
-        }
-        let critical = deliveries[0].leg.is_critical();
-        let owners: Vec<Arc<str>> = (deliveries.iter())
-            .map(|_| format!("{}.{}", self.parts.process, self.claims.fetch_add(1, Ordering::Relaxed)).into())
-            .collect();
-        let mut pause = BACKOFF.0;
+        let critical = deliveries.first()?.leg.is_critical();
+        let owner = || format!("{}.{}", self.parts.process, self.claims.fetch_add(1, Ordering::Relaxed)).into();
+        let mut deliveries: Vec<(Delivery, Arc<str>)> = deliveries.into_iter().map(|it| (it, owner())).collect();
+        let (mut pause, mut unnamed) = (BACKOFF.0, Duration::ZERO);
         loop {
             let (now, incarnation) = (self.now(), self.incarnation());
-            let claims: Vec<_> = (deliveries.iter().zip(&owners))
+            // Of a partition that is someone else's nothing is begun.
+            deliveries.retain(|(it, _)| it.leg.ticket.is_named(&incarnation).is_some());
+            deliveries.first()?;
+            let named = deliveries.iter().all(|(it, _)| it.leg.ticket.is_named(&incarnation) == Some(true));
+            if !named && (!critical || unnamed < CRITICAL_LEDGER_WAIT) {
+                unnamed += LOOK_FOR_NAME;
+                self.pause(desk, LOOK_FOR_NAME).await?;
+                continue;
+            }
+            let claims: Vec<_> = (deliveries.iter())
                 .map(|(it, owner)| Claim {
                     key: it.key.clone(),
                     owner: owner.clone(),
@@ -674,11 +687,16 @@ impl Deliverer {
                     attempts_before: it.known + u32::from(it.fresh && it.leg.believed.is_lost(&incarnation)),
                 })
                 .collect();
-            let asked = desk.ledger.claim(&incarnation, &claims, now);
+            let asked = async {
+                match named {
+                    true => desk.ledger.claim(&incarnation, &claims, now).await,
+                    false => Err(LedgerError::Unreachable("no commit names its word".to_owned())),
+                }
+            };
             let error = match patiently(critical, asked).await {
                 Ok(answers) => {
                     desk.troubles.over(&[CLAIMS_WAIT, WITHOUT_LEDGER], now);
-                    let joined = deliveries.into_iter().zip(owners).zip(answers);
+                    let joined = deliveries.into_iter().zip(answers);
                     return Some(
                         joined
                             .map(|((delivery, owner), answer)| match answer {
@@ -699,9 +717,9 @@ impl Deliverer {
             };
             if critical {
                 desk.troubles.met(WITHOUT_LEDGER, &error, now);
-                let joined = deliveries.into_iter().zip(owners);
                 return Some(
-                    joined
+                    deliveries
+                        .into_iter()
                         .map(|(delivery, owner)| {
                             let phase = Phase::Pending { owner: owner.clone(), lease_until: now };
                             let entry = Entry::of(Attempt { number: delivery.known + 1, phase });

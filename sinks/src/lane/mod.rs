@@ -12,7 +12,8 @@
 //!    exceeds the bounds in flight, or is not due, is held, and its partition not fetched.
 //! 2. Look up addresses and profile; a leg becomes one delivery per live address.
 //! 3. What is stale goes back, what is expired ends; unless it was called before: then it is seen to its end
-//!    here. The rest waits at its provider's gate and for a token of its rates, then is *claimed* in the ledger.
+//!    here. The rest waits at its provider's gate and for a token of its rates, then is *claimed* in the ledger,
+//!    under a word of it that a commit of the record's partition names.
 //! 4. Judge once more, by the profile of step 2: legal stops, opt-outs, expiry. Render.
 //! 5. Call the provider, for less time than the lease. A critical call that the ledger does not know of is said
 //!    to be `unknown` first, durably.
@@ -32,7 +33,8 @@
 //! # If it dies at step n
 //! Before 3: nothing happened. Between 3 and 6: the lease runs out, the next owner claims the next attempt and
 //! the one before is `unknown`. Without the ledger the next owner calls again, and 5 has said `unknown` before.
-//! There is no other way to a second send. In or after 6: the record is read
+//! There is no other way to a second send. If the ledger is lost in the same moment, the commit says under which
+//! word was called, and the attempt before is `unknown`. In or after 6: the record is read
 //! again, meets the entry, and 7 is repeated word for word. After 8: nothing is left to do.
 //!
 //! # Not promised

@@ -1,8 +1,10 @@
 //! How far one lane partition was read and settled, and what a commit of it may say.
 //!
 //! A commit stands at the first record that is not settled. Beside it stand the highest mark *below
-//! it* (a mark further on would make the reader drop records between the two as repeats, unsent) and
-//! the ledger's incarnation that the oldest unsettled record was read under.
+//! it* (a mark further on would make the reader drop records between the two as repeats, unsent), the
+//! ledger's incarnation, and what is known of its last loss. A record is called only under an incarnation that
+//! such a commit names ([`Progress::names`]): whoever comes next then knows what it was called under, however
+//! soon after it the reader died and the ledger lost everything.
 //!
 //! A record may stand in a lane twice: an append whose acknowledgement was lost is made again, and the critical
 //! path says again what it had not committed. The ledger knows the second one, unless it was lost in
@@ -10,7 +12,7 @@
 //! those that were read before, or, on the critical path, of an event that is older than the loss. Of the suspect ones
 //! that are called the attempt before is said to be unknown; too many of them for a moment, rather than too few.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 
 use serde::{Deserialize, Serialize};
 use tidings_schemas::deliberate::{self, Bug};
@@ -25,8 +27,20 @@ use crate::log::Commit;
 struct Metadata {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     mark: Option<u64>,
+    /// That records are called under.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     ledger: Option<Incarnation>,
+    /// The highest epoch that was read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    epoch: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    lost: Option<Lost>,
+}
+
+impl Metadata {
+    fn of(commit: &Commit) -> Self {
+        serde_json::from_str(&commit.metadata).unwrap_or_default()
+    }
 }
 
 /// How a record tells whether it may repeat one that was read before a loss.
@@ -41,12 +55,14 @@ pub(crate) enum Sign {
 }
 
 /// A loss of the ledger that may concern records still to be read.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Lost {
+    #[serde(rename = "ledger")]
     incarnation: Incarnation,
     /// What lies below was read, or may have been in flight.
     end: u64,
     /// The highest epoch among it, as far as it was read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     epoch: Option<u64>,
     /// When it was noticed.
     at: Instant,
@@ -68,8 +84,8 @@ impl Lost {
 pub(crate) struct Progress {
     /// The offset after the last one read.
     next: u64,
-    /// Read and not settled, each with the incarnation it was read under.
-    open: BTreeMap<u64, Incarnation>,
+    /// Read and not settled.
+    open: BTreeSet<u64>,
     /// The highest mark read: what it passed is a repeat from here on.
     mark: Option<u64>,
     /// Rises of the highest mark at offsets that no commit has passed.
@@ -80,27 +96,37 @@ pub(crate) struct Progress {
     ledger: Incarnation,
     /// The highest epoch read.
     epoch: Option<u64>,
+    /// Where the partition ended when this began: what lies below was in the hands of those before.
+    inherited: u64,
     lost: Option<Lost>,
     committed: Option<Commit>,
+    /// The incarnation that the commit names.
+    named: Option<Incarnation>,
 }
 
 impl Progress {
     /// Goes on from `commit`; without one from `start`. `end` is the partition's end now: what lies below
     /// it may have been in flight when the ledger was lost.
     pub(crate) fn resume(commit: Option<&Commit>, start: u64, end: u64, ledger: Incarnation, now: Instant) -> Self {
-        let metadata: Metadata =
-            commit.and_then(|commit| serde_json::from_str(&commit.metadata).ok()).unwrap_or_default();
-        let before = metadata.ledger.filter(|before| before.is_lost(&ledger));
+        let Metadata { mark, ledger: before, epoch, lost } = commit.map(Metadata::of).unwrap_or_default();
+        let named = before.clone();
+        // A ledger that nobody heard yet may be the one that was: what is known of losses stays.
+        let unheard = ledger == Incarnation::unheard();
+        let ledger = before.clone().filter(|_| unheard).unwrap_or(ledger);
+        let before = before.filter(|before| before.is_lost(&ledger));
         Self {
             next: commit.map_or(start, |commit| commit.offset),
-            open: BTreeMap::new(),
-            mark: metadata.mark,
+            open: BTreeSet::new(),
+            mark,
             rises: VecDeque::new(),
-            mark_below: metadata.mark,
+            mark_below: mark,
             ledger,
-            epoch: None,
-            lost: before.map(|incarnation| Lost { incarnation, end, epoch: None, at: now }),
+            epoch,
+            inherited: end,
+            // What an earlier loss concerns lies below the end as well.
+            lost: before.map(|incarnation| Lost { incarnation, end, epoch, at: now }).or(lost),
             committed: commit.cloned(),
+            named,
         }
     }
 
@@ -136,7 +162,7 @@ impl Progress {
                 lost.epoch = lost.epoch.max(Some(epoch));
             }
         }
-        self.open.insert(offset, believed.clone());
+        self.open.insert(offset);
         believed
     }
 
@@ -145,12 +171,21 @@ impl Progress {
         self.open.remove(&offset);
     }
 
+    /// Whether the log has a commit that names this incarnation: only then may anything be called under it. Under none
+    /// the ledger grants nothing.
+    pub(crate) fn names(&self, ledger: &Incarnation) -> bool {
+        *ledger == Incarnation::unheard() || self.named.as_ref() == Some(ledger)
+    }
+
     /// The ledger is of this incarnation for what is read from here on.
     pub(crate) fn refounded(&mut self, ledger: Incarnation, now: Instant) {
+        if ledger == Incarnation::unheard() {
+            return;
+        }
         if self.ledger.is_lost(&ledger) {
             let incarnation = std::mem::replace(&mut self.ledger, ledger);
             // Whatever an earlier loss concerns, and is still to be read, this one concerns as well.
-            let end = self.lost.as_ref().map_or(self.next, |lost| lost.end.max(self.next));
+            let end = self.lost.as_ref().map_or(0, |lost| lost.end).max(self.next).max(self.inherited);
             self.lost = Some(Lost { incarnation, end, epoch: self.epoch, at: now });
         } else {
             self.ledger = ledger;
@@ -165,17 +200,13 @@ impl Progress {
 
     /// What a commit would say now.
     pub(crate) fn commit(&mut self) -> Commit {
-        let open = self.open.first_key_value().filter(|_| !deliberate::has(Bug::CommittedPastTheUnsettled));
-        let offset = open.map_or(self.next, |(offset, _)| *offset);
+        let open = self.open.first().filter(|_| !deliberate::has(Bug::CommittedPastTheUnsettled));
+        let offset = open.map_or(self.next, |offset| *offset);
         while let Some((_, said_through)) = self.rises.pop_front_if(|(at, _)| *at < offset) {
             self.mark_below = Some(said_through);
         }
-        let unread = || match &self.lost {
-            Some(lost) if offset < lost.end => lost.incarnation.clone(),
-            _ => self.ledger.clone(),
-        };
-        let ledger = self.open.get(&offset).cloned().unwrap_or_else(unread);
-        let metadata = Metadata { mark: self.mark_below, ledger: Some(ledger) };
+        let (ledger, epoch, lost) = (Some(self.ledger.clone()), self.epoch, self.lost.clone());
+        let metadata = Metadata { mark: self.mark_below, ledger, epoch, lost };
         Commit { offset, metadata: serde_json::to_string(&metadata).unwrap_or_default() }
     }
 
@@ -187,10 +218,10 @@ impl Progress {
 
     /// The log has `commit`. Returns the mark that now stands below it, where that rose.
     pub(crate) fn committed(&mut self, commit: Commit) -> Option<u64> {
-        let mark = |commit: &Commit| serde_json::from_str::<Metadata>(&commit.metadata).ok().and_then(|it| it.mark);
-        let (before, now) = (self.committed.as_ref().and_then(mark), mark(&commit));
-        self.committed = Some(commit);
-        now.filter(|_| before != now)
+        let before = self.committed.as_ref().and_then(|it| Metadata::of(it).mark);
+        let Metadata { mark, ledger, .. } = Metadata::of(&commit);
+        (self.committed, self.named) = (Some(commit), ledger);
+        mark.filter(|_| before != mark)
     }
 }
 
@@ -220,9 +251,9 @@ mod tests {
         progress.settled(11);
         progress.settled(13);
         assert!(progress.is_repeat(5) && !progress.is_repeat(6));
-        assert_eq!(said(&mut progress), r#"10 {"ledger":"a"}"#, "the mark lies beyond the commit");
+        assert_eq!(said(&mut progress), r#"10 {"ledger":"a","epoch":13}"#, "the mark lies beyond the commit");
         progress.settled(10);
-        assert_eq!(said(&mut progress), r#"14 {"mark":5,"ledger":"a"}"#);
+        assert_eq!(said(&mut progress), r#"14 {"mark":5,"ledger":"a","epoch":13}"#);
     }
 
     #[test]
@@ -252,15 +283,80 @@ mod tests {
             [word("a"), word("a"), word("b")]
         );
         progress.settled(0);
-        assert_eq!(said(&mut progress), r#"1 {"ledger":"a"}"#);
+        let lost = r#"{"ledger":"a","end":2,"epoch":1,"at":"1970-01-01T00:00:01Z"}"#;
+        assert_eq!(said(&mut progress), format!(r#"1 {{"ledger":"b","epoch":2,"lost":{lost}}}"#));
         // Lost again while running.
         progress.refounded(word("c"), T0);
         assert_eq!(progress.took(3, Sign::Epoch(3)), word("c"));
         progress.settled(1);
-        assert_eq!(said(&mut progress), r#"2 {"ledger":"b"}"#);
+        let lost = r#"{"ledger":"b","end":3,"epoch":2,"at":"1970-01-01T00:00:01Z"}"#;
+        assert_eq!(said(&mut progress), format!(r#"2 {{"ledger":"c","epoch":3,"lost":{lost}}}"#));
         progress.settled(2);
         progress.settled(3);
-        assert_eq!(said(&mut progress), r#"4 {"ledger":"c"}"#);
+        assert_eq!(said(&mut progress), format!(r#"4 {{"ledger":"c","epoch":3,"lost":{lost}}}"#));
+    }
+
+    #[test]
+    fn a_word_is_named_once_the_log_has_the_commit() {
+        let mut progress = Progress::resume(None, 0, 0, word("a"), T0);
+        assert!(!progress.names(&word("a")), "nobody committed it");
+        let commit = progress.news().unwrap();
+        progress.committed(commit.clone());
+        assert!(progress.names(&word("a")));
+        progress.refounded(word("b"), T0);
+        assert!(!progress.names(&word("b")));
+        let progress = Progress::resume(Some(&commit), 0, 0, word("a"), T0);
+        assert!(progress.names(&word("a")), "the one before committed it");
+    }
+
+    #[test]
+    fn what_the_one_before_had_in_its_hands_is_suspect_though_the_ledger_was_lost_later() {
+        let mut progress = Progress::resume(None, 0, 3, word("a"), T0);
+        progress.refounded(word("b"), T0);
+        for (offset, sign, expected) in
+            [(0, Sign::Epoch(5), "a"), (2, Sign::Epoch(6), "a"), (3, Sign::Epoch(6), "a"), (4, Sign::Epoch(7), "b")]
+        {
+            assert_eq!(progress.took(offset, sign), word(expected), "{offset} {sign:?}");
+        }
+    }
+
+    #[test]
+    fn a_ledger_that_is_not_heard_yet_makes_nobody_forget_a_loss() {
+        let mut progress = Progress::resume(None, 0, 1, word("a"), T0);
+        progress.refounded(word("b"), T0);
+        let commit = progress.commit();
+        for heard in ["b", "c"] {
+            let mut next = Progress::resume(Some(&commit), 0, 1, Incarnation::unheard(), T0);
+            assert!(next.names(&Incarnation::unheard()), "critical does without");
+            next.refounded(Incarnation::unheard(), T0);
+            next.refounded(word(heard), T0);
+            assert!(next.took(0, Sign::Epoch(1)).is_lost(&word(heard)), "{heard}");
+        }
+    }
+
+    #[test]
+    fn who_comes_after_a_loss_that_another_one_noticed_knows_what_it_concerns() {
+        let mut progress = Progress::resume(None, 0, 0, word("a"), T0);
+        progress.took(0, Sign::Epoch(5));
+        progress.took(1, Sign::Epoch(6));
+        progress.refounded(word("b"), T0);
+        let noticed = progress.commit();
+        // Nobody notices this one.
+        let mut unnoticed = Progress::resume(None, 0, 0, word("a"), T0);
+        unnoticed.took(0, Sign::Epoch(6));
+        unnoticed.settled(0);
+        let unnoticed = unnoticed.commit();
+        for (commit, end, offset, sign, expected) in [
+            (&noticed, 2, 1, Sign::Epoch(6), "a"),
+            (&noticed, 2, 2, Sign::Epoch(6), "a"),
+            (&noticed, 2, 2, Sign::Event(T0), "a"),
+            (&noticed, 9, 2, Sign::Epoch(7), "b"),
+            (&unnoticed, 1, 1, Sign::Epoch(6), "a"),
+            (&unnoticed, 1, 1, Sign::Epoch(7), "b"),
+        ] {
+            let mut next = Progress::resume(Some(commit), 0, end, word("b"), T0);
+            assert_eq!(next.took(offset, sign), word(expected), "{commit:?}, {offset}, {sign:?}");
+        }
     }
 
     #[test]
@@ -284,11 +380,11 @@ mod tests {
         let commit = progress.commit();
         let mut progress = Progress::resume(Some(&commit), 0, 3, word("c"), T0);
         for (offset, sign, expected) in [
-            (1, Sign::Epoch(5), "a"),
-            (2, Sign::Epoch(6), "a"),
-            (3, Sign::Epoch(6), "a"),
+            (1, Sign::Epoch(5), "b"),
+            (2, Sign::Epoch(6), "b"),
+            (3, Sign::Epoch(6), "b"),
             (4, Sign::Epoch(7), "c"),
-            (5, Sign::Event(T0), "a"),
+            (5, Sign::Event(T0), "b"),
             (6, Sign::Event(after), "c"),
         ] {
             assert_eq!(progress.took(offset, sign), word(expected), "{sign:?}");

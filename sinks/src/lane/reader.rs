@@ -116,6 +116,14 @@ impl Ticket {
         }
     }
 
+    /// Whether a commit names `incarnation`, so that the record may be called under it. None: the partition is
+    /// someone else's.
+    pub(crate) fn is_named(&self, incarnation: &Incarnation) -> Option<bool> {
+        let state = self.shared.state();
+        let partition = state.partitions.get(&self.partition).filter(|it| it.term == self.term)?;
+        Some(partition.progress.as_ref().is_some_and(|progress| progress.names(incarnation)))
+    }
+
     /// Resolves when the partition is about to be someone else's.
     pub(crate) async fn leaving(&self) {
         self.leaving.cancelled().await;
@@ -285,6 +293,7 @@ impl LaneReader {
         stop: &CancellationToken,
     ) -> Result<(), LaneError> {
         self.welcome(shared, member).await?;
+        self.rename(shared, member).await?;
         while let Some(ended) = tasks.try_join_next() {
             ended.map_err(LaneError::task)?;
         }
@@ -331,13 +340,26 @@ impl LaneReader {
         self.commit(shared, member).await
     }
 
+    /// The ledger's word, committed before anything is called under it: after a crash and a loss in one moment the
+    /// next owner would know neither that there was another ledger nor what it had seen.
+    async fn rename(&self, shared: &Shared, member: &mut Member) -> Result<(), LaneError> {
+        let (incarnation, now) = (self.deliverer.incarnation(), self.deliverer.now());
+        let mut unnamed = false;
+        for progress in shared.state().partitions.values_mut().filter_map(|it| it.progress.as_mut()) {
+            progress.refounded(incarnation.clone(), now);
+            unnamed |= !progress.names(&incarnation);
+        }
+        if unnamed { self.commit(shared, member).await } else { Ok(()) }
+    }
+
     /// What is due and there is room for, in offset order of each partition.
     fn admit(&self, shared: &Arc<Shared>) -> Vec<(Work, Admitted)> {
-        let now = self.deliverer.now();
+        let (now, incarnation) = (self.deliverer.now(), self.deliverer.incarnation());
         let mut state = shared.state();
         let state = &mut *state;
         let mut batch = Vec::new();
-        for (partition, it) in &mut state.partitions {
+        let named = |it: &Partition| it.progress.as_ref().is_some_and(|progress| progress.names(&incarnation));
+        for (partition, it) in state.partitions.iter_mut().filter(|(_, it)| named(it)) {
             while let Some(held) = it.held.front().filter(|held| held.due <= now) {
                 // One record always goes, or a large one would never.
                 let room = state.in_flight < self.limits.records_max

@@ -92,11 +92,12 @@ pub(crate) fn of_entry(record: &LaneRecord, delivery: DeliveryId, entry: &Entry,
     rows
 }
 
-/// The row of a call that is about to be made without the ledger: nobody will know of it if this process dies.
+/// The row of a call that is about to be made without the ledger: nobody will know of it if this process dies, nor
+/// that there was a delivery, should its leg have ended by the time that it is read again.
 pub(crate) fn of_doubt(record: &LaneRecord, delivery: DeliveryId, attempt: u32, now: Instant) -> Row {
     Row {
         at: now,
-        states: vec![State::Unknown],
+        states: if attempt == 1 { vec![State::Created, State::Unknown] } else { vec![State::Unknown] },
         unit: Unit::Delivery,
         delivery,
         reason: Some(Reason::LedgerUnreachable),

@@ -73,6 +73,13 @@ impl Scripted {
         if answers.len() > 1 { answers.pop_front().unwrap() } else { answers[0].clone() }
     }
 
+    /// How often `user` has it.
+    fn has(&self, user: &str) -> usize {
+        let calls = self.calls.lock().unwrap();
+        let own: BTreeSet<_> = calls.iter().filter(|call| call.0 == user).map(|call| call.1).collect();
+        self.accepted.lock().unwrap().iter().filter(|delivery| own.contains(*delivery)).count()
+    }
+
     /// When `user` was called, in milliseconds since the start.
     fn times(&self, user: &str) -> Vec<i64> {
         self.calls.lock().unwrap().iter().filter(|call| call.0 == user).map(|call| call.2.0 - T0.0).collect()
@@ -143,6 +150,8 @@ struct Crash {
     rangeless: AtomicI64,
     /// So many times the ledger takes no claim.
     claimless: AtomicI64,
+    /// So many times the ledger does not say its word.
+    wordless: AtomicI64,
 }
 
 impl Crash {
@@ -156,6 +165,7 @@ impl Crash {
             dead: AtomicBool::new(false),
             rangeless: AtomicI64::new(0),
             claimless: AtomicI64::new(0),
+            wordless: AtomicI64::new(0),
         })
     }
 
@@ -192,6 +202,9 @@ impl CrashingLedger {
 #[async_trait]
 impl Ledger for CrashingLedger {
     async fn incarnation(&self, now: Instant) -> Result<Incarnation, LedgerError> {
+        if self.1.wordless.fetch_sub(1, Ordering::SeqCst) > 0 {
+            return Err(LedgerError::Unreachable("not yet".to_owned()));
+        }
         self.0.incarnation(now).await
     }
     async fn claim(&self, by: &Incarnation, claims: &[Claim], now: Instant) -> Result<Vec<Claimed>, LedgerError> {
@@ -976,6 +989,67 @@ async fn a_lost_ledger_makes_what_was_in_flight_unknown_and_nothing_else() {
     assert_eq!(world.said("u2"), ["created rendered sent delivered"]);
 }
 
+// Found by the simulator: a reader called at once after it had first heard of the ledger, died before it committed, and
+// the ledger was lost with it. The next one knew of no other ledger.
+#[tokio::test(start_paused = true)]
+async fn killed_at_any_step_with_the_ledger_lost_just_then_every_duplicate_is_an_unknown() {
+    let critical = [Line::Lane(Priority::Critical), Line::Retry(tidings_schemas::topics::RetryClass::Critical)];
+    let (mut crashes, mut doubled) = (0, 0);
+    for (lines, priority) in [(&MEDIUM[..], Priority::Medium), (&critical[..], Priority::Critical)] {
+        // The ledger may come later than the reader, and go before or after the next one comes.
+        for (wordless, after) in [(0, false), (0, true), (1, false), (1, true)] {
+            for point in 0.. {
+                let world = World::new(Channel::Push).await;
+                for user in ["u1", "u2", "u3"] {
+                    world.device(user, "a").await;
+                }
+                world.provider.set("u2", [busy(), ok()]);
+                let record =
+                    |user| world.say(&world.leg(user, priority), (priority != Priority::Critical).then_some(5));
+                record("u1");
+                let first = Crash::at(point);
+                first.wordless.store(wordless, Ordering::SeqCst);
+                let first = world.start(lines, first, "first", limits()).await;
+                world.until(|| first.crash.is_dead() || world.is_done(lines)).await;
+                record("u2");
+                world.until(|| first.crash.is_dead() || world.is_done(lines)).await;
+                let crashed = first.crash.is_dead();
+                world.kill(first).await;
+                if !after {
+                    world.ledger.lose();
+                }
+                let second = world.start(lines, Crash::never(), "second", limits()).await;
+                if after {
+                    world.ledger.lose();
+                }
+                world.done(lines).await;
+                // Repeats of what was committed before, by whoever had not heard that it was appended.
+                ["u1", "u2", "u3"].into_iter().for_each(record);
+                world.done(lines).await;
+                second.stop().await;
+
+                for user in ["u1", "u2", "u3"] {
+                    let times = world.provider.has(user);
+                    let (said, place) =
+                        (world.said(user), format!("{priority}, wordless {wordless}, after {after}, point {point}"));
+                    let unknown = said.iter().any(|row| row.contains("unknown"));
+                    assert!(times > 0, "{place}: {user} is lost");
+                    assert!(
+                        times == 1 || unknown,
+                        "{place}: {user} has it {times} times, and nobody says so: {said:?}"
+                    );
+                    doubled += i32::from(times > 1);
+                }
+                crashes += i32::from(crashed);
+                if !crashed {
+                    break;
+                }
+            }
+        }
+    }
+    assert!(crashes > 60 && doubled > 60, "only {crashes} points were met, and {doubled} duplicates");
+}
+
 // Found by `cargo xtask kill`: another lane of the channel learned of the loss first, and the settlement of a call
 // that was under way met an empty ledger that it took for its own.
 #[tokio::test(start_paused = true)]
@@ -1056,7 +1130,7 @@ async fn without_the_ledger_critical_goes_out_as_unknown_and_the_rest_waits() {
     let lines = [Line::Lane(Priority::Critical), Line::Lane(Priority::Medium)];
     let process = world.start_with(Arc::new(Down), &lines).await;
     world.done(&lines[..1]).await;
-    let doubt = "unknown ledger_unreachable";
+    let doubt = "created unknown ledger_unreachable";
     assert_eq!(world.said("u1"), [doubt, "created rendered sent delivered unknown ledger_unreachable"]);
     assert!(world.provider.times("u1")[0] <= 400, "{:?}", world.provider.times("u1"));
     assert!(world.provider.times("u2").is_empty());

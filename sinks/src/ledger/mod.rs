@@ -49,11 +49,12 @@ mod table;
 mod turns;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
-use tidings_schemas::ids::{DeliveryId, EventId};
+use tidings_schemas::ids::{DeliveryId, EventId, IdHasher};
 use tidings_schemas::reason::Reason;
 use tidings_schemas::time::Instant;
 
@@ -84,6 +85,15 @@ pub const LEASE_MARGIN: Duration = Duration::from_secs(10);
 pub struct Incarnation(pub Arc<str>);
 
 impl Incarnation {
+    /// A word that nobody founded a store with before, neither this process, whose own word is `nonce`, nor another:
+    /// a question that was asked before a loss may arrive after it.
+    pub(crate) fn new(nonce: &str, now: Instant) -> Self {
+        static FOUNDED: AtomicU64 = AtomicU64::new(0);
+        let mut hasher = IdHasher::new("incarnation");
+        hasher.text(nonce).number(now.0.unsigned_abs()).number(FOUNDED.fetch_add(1, Ordering::Relaxed));
+        Self(format!("{:032x}", u128::from_be_bytes(hasher.finish())).into())
+    }
+
     /// Before the store ever answered: it says nothing about a loss.
     #[must_use]
     pub fn unheard() -> Self {

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use redis::{AsyncCommands, RedisError, Script, ScriptInvocation};
-use tidings_schemas::ids::IdHasher;
 use tidings_schemas::time::Instant;
 
 use super::{
@@ -210,10 +209,7 @@ impl Ledger for RedisLedger {
             )));
         }
         let name = format!("{}:i", self.prefix);
-        let mut hasher = IdHasher::new("incarnation");
-        hasher.text(&self.nonce).number(now.0.unsigned_abs());
-        let word = u128::from_be_bytes(hasher.finish());
-        let _founded: bool = connection.set_nx(&name, format!("{word:032x}")).await.map_err(failed)?;
+        let _founded: bool = connection.set_nx(&name, &*Incarnation::new(&self.nonce, now).0).await.map_err(failed)?;
         let word: String = connection.get(&name).await.map_err(failed)?;
         Ok(Incarnation(word.into()))
     }

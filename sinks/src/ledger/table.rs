@@ -6,7 +6,6 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use tidings_schemas::ids::{DeliveryId, IdHasher};
 use tidings_schemas::time::Instant;
 
 use super::{
@@ -39,11 +38,9 @@ impl<T: Table> TableLedger<T> {
         if let Some(word) = self.get(INCARNATION)? {
             return Ok(Incarnation(word.into()));
         }
-        let mut hasher = IdHasher::new("incarnation");
-        hasher.number(now.0.unsigned_abs());
-        let word = DeliveryId::of(&hasher).to_string().split_off(2);
-        self.write(vec![(INCARNATION.to_vec(), Some(word.clone().into_bytes()))])?;
-        Ok(Incarnation(word.into()))
+        let founded = Incarnation::new("", now);
+        self.write(vec![(INCARNATION.to_vec(), Some(founded.0.as_bytes().to_vec()))])?;
+        Ok(founded)
     }
 
     pub(super) fn claim(&self, by: &Incarnation, claims: &[Claim], now: Instant) -> Result<Vec<Claimed>, LedgerError> {

@@ -16,10 +16,11 @@ use tidings_operators::harness::dataflow::{Command, Report, Transport, WorkerIo}
 use tidings_operators::harness::dropped::MayDrop;
 use tidings_operators::harness::feed::Feed;
 use tidings_operators::ingest::Source;
+use tidings_schemas::ids::KeyGroup;
 use tidings_sinks::log::{Log, LogError, TopicPartition};
 
 use super::switch::{Control, Switch, Taking};
-use super::wire::{CutOnWire, Down, Gathered, LotToRead, Up, pages_of_state};
+use super::wire::{CutOnWire, Down, Gathered, LotToRead, PAGE_BYTES, Up};
 use super::{Share, hello};
 use crate::runtime::coordinator::{DecideError, Surroundings};
 use crate::runtime::crew::{Crew, Ground, Manned, Part, Post, Threads, ToRead, WakerSlot, prepare};
@@ -97,14 +98,8 @@ impl Everybody {
         };
         line.say(Down::Welcome { generation: ground.generation, workers, restored, may_drop })?;
         if let Some((state, _)) = ground.state {
-            let theirs = |worker: usize| {
-                posts
-                    .first()
-                    .zip(posts.last())
-                    .is_some_and(|(first, last)| (first.number..=last.number).contains(&worker))
-            };
-            let images = state.iter().filter(|((_, key), _)| theirs(key.group.worker(ground.peers)));
-            pages_of_state(images).try_for_each(|page| line.say(Down::State(page)))?;
+            let theirs = |group: KeyGroup| posts.iter().any(|post| post.number == group.worker(ground.peers));
+            state.chunks(PAGE_BYTES, theirs).try_for_each(|chunk| line.say(Down::State(chunk)))?;
         }
         line.say(Down::Loaded)
     }
@@ -145,7 +140,7 @@ impl Crew for Everybody {
                     };
                     let names: Vec<String> = missing.iter().map(of).collect();
                     let words = format!("waits for {}", names.join(" and "));
-                    tracing::info!("{words}");
+                    tracing::warn!("decide {words}");
                     around.status.wait_for(&words);
                     told = missing;
                 }

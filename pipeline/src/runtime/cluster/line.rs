@@ -98,8 +98,11 @@ where
     /// # Errors
     /// When the line has ended: how.
     pub(crate) fn say(&self, message: Out) -> Result<(), String> {
-        let out = self.out.as_ref().ok_or("it was closed")?;
-        out.send(message).map_err(|_| self.ended().unwrap_or_else(|| "it was closed".to_owned()))
+        let ended = || self.ended().unwrap_or_else(|| "it was closed".to_owned());
+        match &self.out {
+            Some(out) if self.ended.get().is_none() => out.send(message).map_err(|_| ended()),
+            _ => Err(ended()),
+        }
     }
 
     /// The next message comes here; its end is the line's.

@@ -12,6 +12,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select};
 use tidings_operators::harness::chain::Chain;
 use tidings_operators::harness::cluster::Seat;
 use tidings_operators::harness::dataflow::{Assigned, Command, Report, WorkerIo};
+use tidings_operators::harness::delta::Delta;
 use tidings_operators::harness::dropped::MayDrop;
 use tidings_operators::ingest::Path;
 use tidings_sinks::log::{Log, TopicPartition};
@@ -93,6 +94,7 @@ pub fn serve(share: &Share, plan: &Plan, around: &Around, listener: TcpListener)
     let mut pause = PAUSE.0;
     while !around.stop.load(Ordering::Relaxed) {
         let began = around.clock.elapsed();
+        around.status.wait_for(&format!("waits for process 0 ({})", share.hosts.first().map_or("?", String::as_str)));
         let over = term(share, plan, around, &switch);
         around.status.ready.store(false, Ordering::Relaxed);
         match over {
@@ -221,16 +223,11 @@ fn generation(share: &Share, plan: &Plan, around: &Around, switch: &Switch) -> R
     }
     loop {
         match hear(&line, &around.stop)? {
-            Down::State(images) => {
+            Down::State(chunk) => {
                 let rules = restored.unwrap_or_default();
-                let worker = |key: &tidings_operators::harness::table::StateKey| key.group.worker(peers);
-                let mut shares: BTreeMap<usize, Vec<_>> = BTreeMap::new();
-                for (key, image) in images {
-                    shares.entry(worker(&key.1)).or_default().push((key, image));
-                }
+                let state = Delta::from_chunk(&chunk).map_err(Over::Lost)?;
                 for (number, Making { chain, .. }) in &mut making {
-                    let mine = shares.remove(number).unwrap_or_default().into_iter();
-                    let restored = chain.restore_but(mine, rules, &may_drop);
+                    let restored = chain.restore_but(state.of_worker(*number, peers), rules, &may_drop);
                     restored.map_err(|error| fails(*number, error.to_string()))?;
                 }
             }
@@ -267,6 +264,7 @@ fn generation(share: &Share, plan: &Plan, around: &Around, switch: &Switch) -> R
     let slots: Vec<WakerSlot> = wakers.values().cloned().collect();
     threads.seated(workers, &slots, plan.wiring.sources.clone(), seat)?;
     let _watched = around.status.pulses.watch(pulses);
+    around.status.wait_for("");
     around.status.ready.store(true, Ordering::Relaxed);
     around.status.generations.fetch_add(1, Ordering::Relaxed);
 
@@ -347,9 +345,9 @@ fn links(
                 Err(Over::Refused(why)) => return Err(Over::Lost(why)),
                 link => link?,
             };
-            let unbounded = |error: io::Error| Over::Lost(error.to_string());
-            link.set_read_timeout(None).map_err(unbounded)?;
-            link.set_write_timeout(None).map_err(unbounded)?;
+            let failed = |error: io::Error| Over::Lost(error.to_string());
+            link.set_read_timeout(None).map_err(failed)?;
+            link.set_write_timeout(None).map_err(failed)?;
             links.push(Some(link));
         } else {
             let link = loop {

@@ -30,9 +30,9 @@
 //!   the middle of it: that death may have been a call's, and only process 0 leaves a crumb.
 //!
 //! # If it dies at step n
-//! 1. to 4. Nothing was decided; the others begin again. 5. As every death in the middle of an epoch: the next
-//! generation replays. 6. The same; process 0 waits for as long as it takes until all are there. 7. What a stop that
-//! is cut short leaves is replayed.
+//! Before step 5 nothing was decided, and the others begin again. In step 5 it is as every death in the middle of an
+//! epoch: the next generation replays; process 0 waits for as long as it takes until all are there. What a stop that
+//! is cut short leaves (step 7) is replayed.
 //!
 //! # Not promised
 //! That a run goes on without one of its processes: where all must be there, one that stays away stops decide, though
@@ -48,7 +48,7 @@ mod wire;
 
 use std::time::Duration;
 
-use tidings_operators::harness::cluster::TIMELY;
+use tidings_operators::harness::cluster::ENGINE;
 
 use self::wire::Hello;
 use super::plan::Plan;
@@ -83,7 +83,7 @@ fn hello(share: &Share, plan: &Plan) -> Hello {
         processes: share.processes(),
         workers: u16::try_from(share.workers).unwrap_or(u16::MAX),
         build: plan.build,
-        timely: TIMELY.to_owned(),
+        engine: ENGINE.to_owned(),
         topology: plan.topology_hash(),
         calendar: plan.rules.calendar.hash(),
     }

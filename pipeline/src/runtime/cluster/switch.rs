@@ -229,7 +229,7 @@ mod tests {
             processes: 2,
             workers: 1,
             build: [1; 32],
-            timely: "0.32.0".to_owned(),
+            engine: "timely 1".to_owned(),
             topology: [2; 32],
             calendar: [3; 32],
         }

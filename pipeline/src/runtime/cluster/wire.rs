@@ -15,11 +15,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tidings_operators::harness::aside::{Killed, Skip};
 use tidings_operators::harness::dataflow::{Cut, Report};
-use tidings_operators::harness::delta::{Delta, Key};
+use tidings_operators::harness::delta::Delta;
 use tidings_operators::harness::feed::{Extent, Lot};
 use tidings_operators::harness::ordinal::Ordinal;
 use tidings_operators::harness::output::{EpochOutput, Said, To};
-use tidings_operators::harness::table::Image;
 use tidings_operators::rules::Rules;
 use tidings_schemas::ids::KeyGroup;
 use tidings_schemas::lifecycle::Unit;
@@ -42,7 +41,7 @@ pub(crate) const OPENING_BYTES_MAX: usize = 4096;
 pub(crate) const MESSAGE_BYTES_MAX: usize = 64 << 20;
 
 /// Bytes after which a page is full: large enough that pages cost nothing, small enough to come one after another.
-const PAGE_BYTES: usize = 1 << 20;
+pub(crate) const PAGE_BYTES: usize = 1 << 20;
 
 /// Why bytes are not what they should be.
 #[derive(Debug, thiserror::Error)]
@@ -83,7 +82,7 @@ pub(crate) struct Hello {
     /// Workers of each process.
     pub(crate) workers: u16,
     pub(crate) build: Hash,
-    pub(crate) timely: String,
+    pub(crate) engine: String,
     pub(crate) topology: Hash,
     pub(crate) calendar: Hash,
 }
@@ -108,8 +107,8 @@ impl Hello {
         hash("topology", &self.topology, &ours.topology, "give both the same files and variables");
         hash("calendar data", &self.calendar, &ours.calendar, "run the same program in both");
         hash("build", &self.build, &ours.build, "stop all processes and start the same program in each");
-        if self.timely != ours.timely {
-            differs.push(format!("its timely is {}, process 0's is {}", self.timely, ours.timely));
+        if self.engine != ours.engine {
+            differs.push(format!("its engine is {}, process 0's is {}", self.engine, ours.engine));
         }
         if self.process == 0 || self.process >= ours.processes {
             let last = ours.processes - 1;
@@ -152,8 +151,8 @@ pub(crate) enum Down {
         /// Operators whose state may be dropped; none where it was dropped before.
         may_drop: Option<BTreeSet<String>>,
     },
-    /// State of its workers' key groups.
-    State(Vec<(Key, Image)>),
+    /// State of its workers' key groups: a chunk.
+    State(Vec<u8>),
     /// That was all.
     Loaded,
     /// All are loaded: connect to the others and start.
@@ -203,13 +202,17 @@ pub(crate) enum Up {
     Leaving,
 }
 
+/// One output: its key group, its place, where it goes, its user, the record.
+type SaidOnWire = (KeyGroup, Ordinal, To, Arc<str>, Vec<u8>);
+
 /// A part of an epoch's output.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Page {
-    Said(Vec<(KeyGroup, Ordinal, To, Arc<str>, Vec<u8>)>),
+    Said(Vec<SaidOnWire>),
     /// Each row's unit, its id, its user's placement, and its length in the bytes that follow.
     Rows(Vec<(u8, [u8; 16], u64, u32)>, Vec<u8>),
-    Delta(Vec<(Key, Image)>),
+    /// Images: a chunk.
+    Delta(Vec<u8>),
 }
 
 /// What is left of an epoch's output without its pages.
@@ -220,17 +223,6 @@ pub(crate) struct Rest {
     digest: u64,
     next_timer: Option<Instant>,
     read: Vec<(Lot, Extent)>,
-}
-
-/// Images in pages.
-pub(crate) fn pages_of_state(images: impl Iterator<Item = (Key, Image)>) -> impl Iterator<Item = Vec<(Key, Image)>> {
-    Pages { items: images.peekable(), bytes: |(key, image): &(Key, Image)| bytes_of_image(key, image) }
-}
-
-fn bytes_of_image((operator, key): &Key, image: &Image) -> usize {
-    let body = image.body.as_ref().and_then(Option::as_ref).map_or(0, |(_, bytes)| bytes.len());
-    let head = image.head.as_ref().map_or(0, |(_, bytes)| bytes.len());
-    operator.len() + key.user.len() + head + body + 64
 }
 
 /// Items in pages of about [`PAGE_BYTES`].
@@ -287,8 +279,8 @@ pub(crate) fn up(report: Report, mut each: impl FnMut(Up) -> Result<(), String>)
                 };
                 each(Up::Page(worker, Page::Rows(page.into_iter().map(place).collect(), bytes)))?;
             }
-            for page in pages_of_state(delta.iter()) {
-                each(Up::Page(worker, Page::Delta(page)))?;
+            for chunk in delta.chunks(PAGE_BYTES, |_| true) {
+                each(Up::Page(worker, Page::Delta(chunk)))?;
             }
             let read = read.into_iter().collect();
             each(Up::Done(worker, Rest { epoch, now, digest, next_timer, read }))
@@ -304,7 +296,7 @@ pub(crate) struct Gathered(BTreeMap<u16, Parts>);
 struct Parts {
     said: Vec<Said>,
     rows: Rows,
-    delta: Vec<(Key, Image)>,
+    delta: Delta,
 }
 
 impl Gathered {
@@ -337,7 +329,7 @@ impl Gathered {
                 }
                 parts.rows.append(Rows::new(bytes.into(), placed.into_iter()));
             }
-            Page::Delta(mut page) => parts.delta.append(&mut page),
+            Page::Delta(chunk) => parts.delta.join(Delta::from_chunk(&chunk).map_err(WireError::Garbage)?),
         }
         Ok(())
     }
@@ -346,7 +338,6 @@ impl Gathered {
     pub(crate) fn done(&mut self, worker: u16, rest: Rest) -> EpochOutput {
         let Parts { said, rows, delta } = self.0.remove(&worker).unwrap_or_default();
         let Rest { epoch, now, digest, next_timer, read } = rest;
-        let delta: Delta = delta.into_iter().collect();
         EpochOutput { epoch, now, said, rows, digest, delta, next_timer, read: read.into_iter().collect() }
     }
 }
@@ -426,7 +417,7 @@ pub(crate) fn read_opening<T: DeserializeOwned>(stream: &mut impl Read) -> Resul
 
 #[cfg(test)]
 mod tests {
-    use tidings_operators::harness::table::{HeadBytes, StateKey};
+    use tidings_operators::harness::table::{HeadBytes, Image, StateKey};
     use tidings_schemas::channel::{Channel, Priority};
     use tidings_schemas::ids::EventId;
     use tidings_schemas::lifecycle::Row;
@@ -439,7 +430,7 @@ mod tests {
             processes: 2,
             workers: 3,
             build: [7; 32],
-            timely: "0.32.0".to_owned(),
+            engine: "timely 1".to_owned(),
             topology: [8; 32],
             calendar: [9; 32],
         }
@@ -455,7 +446,7 @@ mod tests {
     #[test]
     fn openings_and_refusals_keep_their_bytes() {
         let hashes = [[7; 32], [8; 32], [9; 32]];
-        let hello_bytes = [&[1, 2, 3][..], &hashes[0], &[6], b"0.32.0", &hashes[1], &hashes[2]].concat();
+        let hello_bytes = [&[1, 2, 3][..], &hashes[0], &[8], b"timely 1", &hashes[1], &hashes[2]].concat();
         let length = u32::try_from(4 + 2 + 1 + hello_bytes.len()).unwrap().to_le_bytes();
         let golden = [&length[..], b"tdgs", &[1, 0], &[0], &hello_bytes].concat();
         assert_eq!(opening(&Opening::Control(hello())), golden);
@@ -510,7 +501,7 @@ mod tests {
                 Hello { calendar: [1; 32], ..hello() },
                 "its calendar data is 010101010101, process 0's is 090909090909: run the same program in both",
             ),
-            (Hello { timely: "0.33.0".to_owned(), ..hello() }, "its timely is 0.33.0, process 0's is 0.32.0"),
+            (Hello { engine: "timely 2".to_owned(), ..hello() }, "its engine is timely 2, process 0's is timely 1"),
             (Hello { process: 0, ..hello() }, "it says that it is process 0; others than this one are 1 to 1"),
             (Hello { process: 2, ..hello() }, "it says that it is process 2; others than this one are 1 to 1"),
         ] {
@@ -541,7 +532,7 @@ mod tests {
         let image = |number: u32| {
             let user: Arc<str> = format!("u{number:06}").into();
             let key = (Arc::from("route"), StateKey { group: KeyGroup(1), user, subkey: None });
-            let body = (number % 2 == 0).then(|| Some((3, vec![9; 900])));
+            let body = number.is_multiple_of(2).then(|| Some((3, vec![9; 900])));
             (key, Image { head: Some((1, HeadBytes::from_slice(&[1, 2]))), body, ..Image::default() })
         };
         let output = EpochOutput {

@@ -658,6 +658,8 @@ pub(crate) fn decode<S: State>(version: u8, bytes: &[u8]) -> Result<S, String> {
 mod tests {
     use super::*;
     use crate::dedup::Dedup;
+    use crate::keyed::Sleeper;
+    use crate::schedule::Schedule;
 
     const ID: TimerId = TimerId(0);
 
@@ -697,6 +699,26 @@ mod tests {
         assert_eq!(fired(&mut table, 99, 9), "e");
         assert_eq!((fired(&mut table, 99, 9).as_str(), table.next_timer()), ("", None));
         assert!(!table.has_entries(user), "what is empty is forgotten");
+    }
+
+    #[test]
+    fn what_is_parked_lies_as_its_bytes_unless_they_are_many() {
+        let (mut table, name) = (Table::<Schedule>::new(), Arc::from("u1"));
+        let user = UserKey::of(&name);
+        let mut large = crate::script::like("u1", "bob", "photo", 2);
+        large.members.iter_mut().for_each(|member| Arc::make_mut(member).content.data = "x".repeat(5_000).into());
+        for (item, sleeps) in [(crate::script::like("u1", "bob", "photo", 1), true), (large, false)] {
+            let (key, item) = (Subkey::from(&item.first_event().0), Some(Box::new(item)));
+            table.set_body(user, &key, item.clone());
+            let asleep = |table: &Table<Schedule>| {
+                matches!(table.entry(user, &key).and_then(|entry| entry.body.as_ref()), Some(Sleeper::Asleep(_)))
+            };
+            assert!(!asleep(&table), "the epoch that parks it may ask for it again");
+            table.drain_dirty();
+            assert_eq!(asleep(&table), sleeps);
+            assert_eq!(table.body(user, &key).map(Cow::into_owned), Some(item.clone()));
+            assert_eq!(table.take_body(user, &key), Some(item));
+        }
     }
 
     #[test]

@@ -215,7 +215,7 @@ fn flush(cx: &mut Cx<'_, Aggregate>, subkey: &Subkey, mut item: Box<Item>) {
     if item.activities() == 1 {
         // A notification of one keeps the name that its event came with, which need not be the one that
         // opened the window; it never was a group.
-        item.notification = NotificationId::of_one(item.first_event());
+        item.notification = NotificationId::of_one(&item.user, item.first_event());
         item.group = GroupId::default();
     } else {
         item.notification = item.formed_id(cx.operator(), subkey.bytes());

@@ -329,14 +329,15 @@ fn name(item: &mut Item, id: EventId, expressed: Option<&str>, path: Path) {
     let by_id = page.producer_id.as_deref().unwrap_or(&absent);
     let value = expressed.or(page.producer_key.as_deref()).unwrap_or(by_id);
     let of_type = expressed.map(|_| &*page.event_type);
+    // The dedup set is kept per user, so that the key need not name the user.
+    page.dedup_key = DedupKey::new(&page.tenant, item.op.as_str(), of_type, value);
     let intent = IntentId::new(&page.tenant, &page.user, of_type, value);
-    page.dedup_key = DedupKey::new(intent, item.op.as_str());
     // Most events have one name, which is hashed once.
     let one_name = of_type.is_none() && value == by_id;
     let intent_by_id = if one_name { intent } else { IntentId::new(&page.tenant, &page.user, None, by_id) };
     item.notification = match (path, item.priority) {
         (Path::Critical, Priority::Critical) => NotificationId::critical(intent),
-        _ => NotificationId::of_one(id),
+        _ => NotificationId::of_one(&page.user, id),
     };
     for member in &mut item.members {
         let member = Arc::make_mut(member);

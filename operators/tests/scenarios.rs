@@ -47,6 +47,6 @@ at 2026-03-01 10:05"#,
         let is = |lane: &&LaneRecord| !lane.silent && lane.object.as_ref().is_some_and(|other| other.id == object);
         told.lanes.iter().find(is).expect("a push")
     };
-    assert_eq!(push("photo7").notification, NotificationId::of_one(told.events["e2"].0));
+    assert_eq!(push("photo7").notification, NotificationId::of_one("u1", told.events["e2"].0));
     assert_eq!((push("photo8").activities, push("photo8").expires_at), (2, None));
 }

@@ -1,9 +1,4 @@
-//! Ids: 128 bits of a hash over length-prefixed fields, as text a prefix and 32 hex digits.
-//!
-//! What somebody outside can choose (a key, a subkey, an address) is hashed by BLAKE3, so that nobody can
-//! make two ids meet. What consists of ids, of the log's places and of our own words alone is hashed by
-//! XXH3, which is six times as fast: an event's id, the notification of one event, legs, rows, and the dedup
-//! key, which is an intent under an operation.
+//! Ids: 128 bits of BLAKE3 over length-prefixed fields, as text a prefix and 32 hex digits.
 //!
 //! An id names *what* something is made of, never who made it or when: no worker, generation or
 //! clock goes in. So a replay, on any number of workers, arrives at the same ids, and a consumer
@@ -106,19 +101,6 @@ impl IdHasher {
         let mut out = [0; 16];
         out.copy_from_slice(&blake3::hash(self.fields()).as_bytes()[..16]);
         out
-    }
-
-    /// 128 bits of XXH3 instead. Only for fields that nobody from outside can choose: ids, places in the log,
-    /// words of ours; and what a row says, which begins with an id and is looked up by nobody.
-    #[must_use]
-    pub fn finish_trusted(&self) -> [u8; 16] {
-        xxhash_rust::xxh3::xxh3_128(self.fields()).to_le_bytes()
-    }
-
-    /// 64 bits of XXH3: what tells the rows of one notification apart.
-    #[must_use]
-    pub(crate) fn finish_half(&self) -> [u8; 8] {
-        xxhash_rust::xxh3::xxh3_64(self.fields()).to_le_bytes()
     }
 }
 
@@ -307,7 +289,7 @@ macro_rules! id {
 }
 
 id!(
-    /// An intent under an operation: what makes two records of a user the same wish.
+    /// The hash of (tenant, operation, type, key): what makes two records the same wish.
     DedupKey, "k_"
 );
 id!(
@@ -335,24 +317,23 @@ id!(
     GroupId, "g_"
 );
 id!(
-    /// One line of the record, named by what it says. Its second half is zero: a row need only be told apart
-    /// from others of its notification, and there are several of them to a notification.
+    /// One line of the record, named by what it says.
     RowId, "r_"
 );
 
 impl DedupKey {
-    /// The key of `intent` under `op`: a cancel is not swallowed by its target.
+    /// The key of `value` under (tenant, op); `type_name` is given where the value comes from the
+    /// type's own expression, so that two types that use `data.order_id` don't meet.
     #[must_use]
-    pub fn new(intent: IntentId, op: &str) -> Self {
+    pub fn new(tenant: &str, op: &str, type_name: Option<&str>, value: &str) -> Self {
         let mut hasher = IdHasher::new("dedup");
-        hasher.field(&intent.0).text(op);
-        Self(hasher.finish_trusted())
+        hasher.text(tenant).text(op).text(type_name.unwrap_or("")).text(value);
+        Self::of(&hasher)
     }
 }
 
 impl IntentId {
-    /// The intent of (tenant, user) and `value`; `type_name` is given where the value comes from the type's
-    /// own expression, so that two types that use `data.order_id` don't meet.
+    /// The intent of (tenant, user) and the fields of the dedup key without the operation.
     #[must_use]
     pub fn new(tenant: &str, user: &str, type_name: Option<&str>, value: &str) -> Self {
         let mut hasher = IdHasher::new("intent");
@@ -367,7 +348,7 @@ impl EventId {
     pub fn new(source: &str, partition: u32, offset: u64) -> Self {
         let mut hasher = IdHasher::new("event");
         hasher.text(source).number(u64::from(partition)).number(offset);
-        Self(hasher.finish_trusted())
+        Self::of(&hasher)
     }
 }
 
@@ -385,12 +366,10 @@ impl NotificationId {
         Self::of(&hasher)
     }
 
-    /// The notification of one event, as `validate` forms it. The event is one user's.
+    /// The notification of one event, as `validate` forms it.
     #[must_use]
-    pub fn of_one(event: EventId) -> Self {
-        let mut hasher = IdHasher::new("notification");
-        hasher.field(&event.0);
-        Self(hasher.finish_trusted())
+    pub fn of_one(user: &str, event: EventId) -> Self {
+        Self::new("validate", user, b"", &mut [event])
     }
 
     /// As [`NotificationId::new`] for a group that has folded members: `folded` is their running
@@ -400,7 +379,7 @@ impl NotificationId {
         let whole = Self::new(operator, user, subkey, events);
         let mut hasher = IdHasher::new("notification-folded");
         hasher.field(&whole.0).field(folded);
-        Self(hasher.finish_trusted())
+        Self::of(&hasher)
     }
 
     /// On the critical path: the intent alone, so that a producer's repeat meets the same ledger
@@ -409,7 +388,7 @@ impl NotificationId {
     pub fn critical(intent: IntentId) -> Self {
         let mut hasher = IdHasher::new("notification");
         hasher.text("critical").field(&intent.0);
-        Self(hasher.finish_trusted())
+        Self::of(&hasher)
     }
 }
 
@@ -419,7 +398,7 @@ impl LegId {
     pub fn new(notification: NotificationId, first: &str, replay: u32) -> Self {
         let mut hasher = IdHasher::new("leg");
         hasher.field(&notification.0).text(first).number(u64::from(replay));
-        Self(hasher.finish_trusted())
+        Self::of(&hasher)
     }
 }
 
@@ -494,11 +473,11 @@ mod tests {
     fn ids_have_golden_values() {
         let event = EventId::new("high", 3, 42);
         let intent = IntentId::new("", "u1", None, "like-77");
-        let notification = NotificationId::of_one(event);
+        let notification = NotificationId::of_one("u1", event);
         let lines = [
             event.to_string(),
             intent.to_string(),
-            DedupKey::new(intent, "notify").to_string(),
+            DedupKey::new("", "notify", Some("order_shipped"), "4412").to_string(),
             notification.to_string(),
             NotificationId::new("aggregate", "u1", b"like", &mut [event]).to_string(),
             NotificationId::critical(intent).to_string(),

@@ -304,9 +304,7 @@ impl<T: AsRef<str>, S: AsRef<[State]>> RowOf<T, S> {
             hasher.field(&words[..6].iter().copied().chain(states).collect::<Vec<_>>());
         }
         hasher.text(self.caused_by.as_ref());
-        // Half an id tells rows of one user and notification apart, and zeros take no room on a disk.
-        self.row_id = RowId::default();
-        self.row_id.0[..8].copy_from_slice(&hasher.finish_half());
+        self.row_id = RowId(hasher.finish());
         self
     }
 }

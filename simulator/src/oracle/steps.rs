@@ -404,7 +404,7 @@ fn close(now: &mut Now<'_>, key: &Key, window: Window) {
     if thing.activities() == 1 {
         // One event alone is what it was when it came.
         let event = thing.first_event();
-        thing.notification = tidings_schemas::ids::NotificationId::of_one(event);
+        thing.notification = tidings_schemas::ids::NotificationId::of_one(&thing.user, event);
     } else {
         thing.notification = thing.formed(now.id, &key.1);
         thing.group = window.group;

@@ -107,7 +107,7 @@ impl Thing {
         let type_name = expressed.is_some().then_some(event.event_type.as_str());
         let value = expressed.as_deref().unwrap_or(&own);
         let intent = IntentId::new(&event.tenant, &event.user_id, type_name, value);
-        let key = DedupKey::new(intent, event.op.as_str());
+        let key = DedupKey::new(&event.tenant, event.op.as_str(), type_name, value);
         let member = Member {
             event: id,
             intent,
@@ -124,7 +124,7 @@ impl Thing {
         };
         Ok(Self {
             op: event.op,
-            notification: NotificationId::of_one(id),
+            notification: NotificationId::of_one(&event.user_id, id),
             user: event.user_id,
             tenant: event.tenant,
             event_type: event.event_type,

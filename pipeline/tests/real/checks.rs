@@ -214,7 +214,8 @@ pub(crate) fn histories(world: &World, deliveries: &[&str]) -> String {
          reason, caused_by, lower(hex(row_id)) FROM lifecycle WHERE delivery IN ({}) ORDER BY delivery, at, attempt, row_id",
         names.join(", ")
     );
-    world.ask(&sql).iter().map(|line| line.join(" ") + "\n").collect()
+    let rows: String = world.ask(&sql).iter().map(|line| line.join(" ") + "\n").collect();
+    format!("{} deliveries, among them {:?}\n{rows}", deliveries.len(), &deliveries[..deliveries.len().min(5)])
 }
 
 /// Says what took how long, for whoever runs it by hand with `--nocapture`.

@@ -394,17 +394,25 @@ impl Deliverer {
     async fn begin(&self, desk: &Desk, legs: Vec<Arc<Leg>>) -> Vec<Step> {
         let records: Vec<_> = legs.iter().map(|leg| &leg.record).collect();
         let Some(known) = self.look(desk, &records).await else { return Vec::new() };
+        let mut gone = Vec::new();
+        let live: Vec<Vec<Delivery>> = legs
+            .iter()
+            .zip(known)
+            .map(|(leg, known)| {
+                let (live, dead): (Vec<_>, Vec<_>) = self
+                    .deliveries(leg, &known)
+                    .into_iter()
+                    .partition(|it| leg.retry.is_some() || it.listed.as_ref().is_some_and(Listed::is_live));
+                gone.extend(dead);
+                live
+            })
+            .collect();
+        let Some(called) = self.called(desk, gone).await else { return Vec::new() };
+        let mut called = called.into_iter().peekable();
         let mut deliveries = Vec::new();
-        for (leg, known) in legs.iter().zip(known) {
-            let found = self.deliveries(leg, &known);
-            let (mut live, gone): (Vec<_>, Vec<_>) = found
-                .into_iter()
-                .partition(|it| leg.retry.is_some() || it.listed.as_ref().is_some_and(Listed::is_live));
-            if live.is_empty() && !gone.is_empty() {
-                // Deliveries that were called before their address died still have to be accounted for.
-                let keys: Vec<_> = gone.iter().map(|it| it.key.clone()).collect();
-                let Some(entries) = self.entries(desk, &keys).await else { continue };
-                live.extend(gone.into_iter().zip(entries).filter_map(|(it, entry)| entry.map(|_| it)));
+        for (leg, mut live) in legs.iter().zip(live) {
+            while let Some(it) = called.next_if(|it| Arc::ptr_eq(&it.leg, leg)) {
+                live.push(it);
             }
             if live.is_empty() {
                 self.unreachable(desk, leg).await;
@@ -418,6 +426,26 @@ impl Deliverer {
             deliveries.extend(live);
         }
         self.admit(desk, deliveries).await
+    }
+
+    /// Those that were called before their address died, in the same order: they still have to be accounted for, whether
+    /// or not another address of their user lives. Critical legs wait for no ledger: where it does not answer in time,
+    /// all may have been called. `None`: abandoned.
+    async fn called(&self, desk: &Desk, gone: Vec<Delivery>) -> Option<Vec<Delivery>> {
+        if gone.is_empty() {
+            return Some(gone);
+        }
+        let keys: Vec<_> = gone.iter().map(|it| it.key.clone()).collect();
+        let asked = self.entries(desk, &keys);
+        let entries = if gone.iter().any(|it| it.leg.is_critical()) {
+            match tokio::time::timeout(CRITICAL_LEDGER_WAIT, asked).await {
+                Ok(entries) => entries?,
+                Err(_) => return Some(gone),
+            }
+        } else {
+            asked.await?
+        };
+        Some(gone.into_iter().zip(entries).filter_map(|(it, entry)| entry.map(|_| it)).collect())
     }
 
     fn deliveries(&self, leg: &Arc<Leg>, known: &Known) -> Vec<Delivery> {

@@ -933,6 +933,31 @@ async fn a_dead_address_goes_to_the_topic_and_the_fallback_waits_for_all_address
     assert_eq!(returned.iter().map(|it| it.cause).collect::<Vec<_>>(), [ReturnCause::Undeliverable]);
 }
 
+/// Found on real services: two phones were called, the process was killed, and one of them was struck by another message's
+/// answer. Whoever came next saw the one that lives, and nobody said what had become of the other one's.
+#[tokio::test(start_paused = true)]
+async fn a_call_to_an_address_that_died_since_is_accounted_for_though_another_lives() {
+    let world = World::new(Channel::Push).await;
+    let dead = world.device("u1", "a").await;
+    world.device("u1", "b").await;
+    world.provider.set("u1", [Answer::Never, Answer::Never, ok()]);
+    world.say(&world.leg("u1", Priority::Medium), Some(1));
+    let first = world.start(&MEDIUM, Crash::never(), "first", limits()).await;
+    world.until(|| world.provider.times("u1").len() == 2).await;
+    world.kill(first).await;
+    let address = Address { status: AddressStatus::Invalid, ..dead };
+    let listed = Some(Box::new(Listed { address, partition: 0 }));
+    let change = Change::Address { user: "u1".into(), address_id: "a".into(), listed };
+    world.directory.apply(&[change], &[]).await.unwrap();
+    let second = world.start(&MEDIUM, Crash::never(), "second", limits()).await;
+    world.done(&MEDIUM).await;
+    second.stop().await;
+    let lost = "created sent retry unknown lease_expired";
+    let mut said = world.said("u1");
+    said.sort();
+    assert_eq!(said, [lost, lost, "delivered", "failed unreachable"]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_critical_failure_goes_on_to_the_fallbacks_own_lane() {
     let world = World::new(Channel::Push).await;

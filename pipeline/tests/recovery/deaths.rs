@@ -20,6 +20,10 @@ use crate::world::{World, topics};
 
 const FOLDER: &str = "TIDINGS_TEST_DEATHS";
 
+/// Four deaths are enough once the cut is durable under which it died. Who dies before that is replayed by nobody, and the
+/// next process meets the record in ordinary work again: where the disk is slow, some times over.
+const DEATHS_MAX: usize = 10;
+
 /// Events of the workload: some before and behind what kills, of several people.
 const EVENTS: usize = 40;
 
@@ -137,7 +141,7 @@ fn what_takes_the_process_along_is_set_aside_after_two_deaths_at_one_place() {
         let mut deaths = 0;
         while !lives(folder.path()) {
             deaths += 1;
-            assert!(deaths <= 4, "{kills}: a crash loop");
+            assert!(deaths <= DEATHS_MAX, "{kills}: a crash loop");
         }
         // In ordinary work, in a replay with its neighbours, and twice alone; the first two may fall together.
         assert!(deaths >= 2, "{kills}: only {deaths} deaths");

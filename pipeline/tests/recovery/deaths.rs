@@ -1,14 +1,15 @@
 //! Calls that take the whole process along: the processes are children, and this is who starts them again.
 
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
 
 use tidings_pipeline::checkpoint::Checkpoints;
 use tidings_pipeline::runtime::clock::{Clock, SystemClock};
-use tidings_pipeline::runtime::coordinator::{Status, Surroundings, run};
+use tidings_pipeline::runtime::coordinator::{Observer, Status, Surroundings, run};
 use tidings_pipeline::runtime::crumbs::Crumbs;
 use tidings_schemas::block::{Block, Kind};
 use tidings_schemas::lifecycle::{Row, State, Unit};
@@ -16,9 +17,13 @@ use tidings_schemas::reason::Reason;
 use tidings_sinks::log::embedded::EmbeddedLog;
 use tidings_sinks::log::{Append, Log, Retention, TopicPartition, TopicSpec};
 
+use crate::child::Killed;
 use crate::world::{World, topics};
 
 const FOLDER: &str = "TIDINGS_TEST_DEATHS";
+
+/// How long a child is left to come to its end: then it stands still, and whoever watches ends it.
+const STILL: Duration = Duration::from_secs(12);
 
 /// One in ordinary work, one in a replay among its neighbours, two alone.
 const DEATHS_MAX: usize = 4;
@@ -53,6 +58,16 @@ fn write(folder: &Path, kills: &str) {
     log.append(&(0..EVENTS).map(event).collect::<Vec<_>>()).unwrap();
 }
 
+/// Tells of each epoch.
+struct Epochs(SyncSender<()>);
+
+impl Observer for Epochs {
+    fn rows(&self, _: &[Row]) {
+        // Where one is told of already, this one is seen with it.
+        let _ = self.0.try_send(());
+    }
+}
+
 /// What a child does: decides until all of it was said.
 #[test]
 fn a_child_decides() {
@@ -60,13 +75,14 @@ fn a_child_decides() {
     let folder = Path::new(&folder);
     let (log, clock) = open(folder);
     let checkpoints = folder.join("checkpoints");
+    let (tell, epochs) = sync_channel(1);
     let around = Surroundings {
         log,
         checkpoints: Checkpoints::in_folder(&checkpoints).unwrap(),
         clock,
         stop: Arc::new(AtomicBool::new(false)),
         status: Arc::new(Status::default()),
-        observer: None,
+        observer: Some(Arc::new(Epochs(tell))),
         older: Arc::new(|_, _| Err("there is one topology".to_owned())),
         accept_divergence: false,
         may_drop: Default::default(),
@@ -75,39 +91,27 @@ fn a_child_decides() {
     let plan = World::poisoned(false).plan_of_poison(2);
     let (stop, status) = (Arc::clone(&around.stop), Arc::clone(&around.status));
     let decides = std::thread::spawn(move || run(&plan, &around));
-    let all = || {
-        let said = status.said_through.load(Ordering::Relaxed);
-        status.ready.load(Ordering::Relaxed) && said > 5 && said >= status.epoch.load(Ordering::Relaxed)
-    };
     // What it decides takes an epoch or two; idle ones follow.
-    while !all() && !decides.is_finished() {
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    let mut cut = None;
+    let mut all = || {
+        let said = status.said_through.load(Ordering::Relaxed);
+        let is_under_way = status.ready.load(Ordering::Relaxed) && said > 5;
+        is_under_way && said >= *cut.get_or_insert_with(|| status.epoch.load(Ordering::Relaxed))
+    };
+    // Nobody tells of epochs any more once it has ended.
+    while !all() && epochs.recv().is_ok() {}
     stop.store(true, Ordering::Relaxed);
     decides.join().unwrap().unwrap();
 }
 
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// Starts a child; says whether it came to its end by itself within some seconds, which is what a watchdog asks.
+/// Starts a child; says whether it came to its end by itself in time, which is what a watchdog asks.
 fn lives(folder: &Path) -> bool {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["deaths::a_child_decides", "--exact"]).env(FOLDER, folder);
     let mut child = Killed(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
-    for _ in 0..600 {
-        if let Some(status) = child.0.try_wait().unwrap() {
-            return status.success();
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    false
+    let (runs, end) = sync_channel::<()>(0);
+    child.at_its_end(move || drop(runs));
+    end.recv_timeout(STILL) == Err(RecvTimeoutError::Disconnected) && child.0.wait().unwrap().success()
 }
 
 fn rows(log: &dyn Log) -> Vec<Row> {

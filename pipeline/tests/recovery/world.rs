@@ -230,8 +230,9 @@ impl World {
             Append { to, key: Some(format!("u{user}").into()), value: Some(json.into()), headers: vec![] }
         };
         self.log.append(&(0..events).map(event).collect::<Vec<_>>()).unwrap();
+        // Nothing but time is waited for.
         while self.clock.wall() < until {
-            std::thread::sleep(Duration::from_millis(5));
+            std::thread::sleep(self.clock.real(until.since(self.clock.wall())).max(Duration::from_millis(1)));
         }
         self.clock.wall()
     }

@@ -11,6 +11,7 @@ use tidings_schemas::lifecycle::State;
 use tidings_schemas::reason::Reason;
 use tidings_schemas::time::Instant;
 
+use super::claim::Asked;
 use super::{Deliverer, Delivery, Desk, Ended, Granted, Leg, Step, Verdict};
 use crate::lane::pace::Pace;
 use crate::lane::{rows, wire};
@@ -18,8 +19,8 @@ use crate::ledger::{Attempt, Note, Phase};
 use crate::providers::Provider;
 use crate::render::Content;
 
-/// Granted deliveries for one provider, with their texts.
-type Calls = (Arc<dyn Provider>, Vec<(Granted, Content)>);
+/// Granted deliveries with their texts, by their provider's name.
+type Calls = BTreeMap<&'static str, (Arc<dyn Provider>, Vec<(Granted, Content)>)>;
 
 impl Deliverer {
     /// Step 3: what is late goes back or ends, what may be called is claimed in one trip. Once it is time to
@@ -28,36 +29,20 @@ impl Deliverer {
         if desk.draining.is_cancelled() {
             return Vec::new();
         }
-        let mut steps = Vec::new();
-        let mut admitted = Vec::new();
-        for mut delivery in self.punctual(desk, deliveries).await {
-            if let Err(at) = self.take_token(&mut delivery) {
-                desk.metrics.paced.fetch_add(1, Ordering::Relaxed);
-                steps.push(Step::Again { at, gate: None, delivery: Box::new(delivery) });
-                continue;
-            }
-            let provider = delivery.listed.as_ref().and_then(|it| self.parts.providers.of(&it.address));
-            let name = provider.map(|provider| provider.name());
-            match name.and_then(|name| self.gates.get(name)).map_or(Ok(()), |gate| gate.enter(self.now())) {
-                Ok(()) => admitted.push(delivery),
-                Err(at) => {
-                    self.give_back(&delivery);
-                    steps.push(Step::Again { at, gate: name, delivery: Box::new(delivery) });
-                }
-            }
-        }
+        let punctual = self.punctual(desk, deliveries).await;
+        let (admitted, mut steps) = self.enter(desk, punctual);
         let (critical, others): (Vec<_>, Vec<_>) = admitted.into_iter().partition(|it| it.leg.is_critical());
         let mut verdicts = Vec::new();
-        let mut calls: BTreeMap<&'static str, Calls> = BTreeMap::new();
+        let mut calls = Calls::new();
         for batch in [critical, others] {
             let Some(claimed) = self.claim(desk, batch).await else { continue };
             let Some(claimed) = self.refreshed(desk, claimed).await else { continue };
-            for (delivery, claimed) in claimed {
+            for claimed in claimed {
                 let granted = match claimed {
-                    Ok(granted) => granted,
-                    Err(met) => {
-                        self.give_back(&delivery);
-                        steps.extend(self.meet(desk, delivery, met).await);
+                    Asked::Granted(granted) => granted,
+                    Asked::Met(met) => {
+                        self.give_back(&met.delivery);
+                        steps.extend(self.meet(desk, met).await);
                         continue;
                     }
                 };
@@ -74,21 +59,35 @@ impl Deliverer {
                 }
             }
         }
-        for (provider, mut granted) in calls.into_values() {
-            let most = provider.batch_max().max(1);
-            while !granted.is_empty() {
-                let rest = granted.split_off(most.min(granted.len()));
-                steps.push(Step::Call { provider: provider.clone(), granted: std::mem::replace(&mut granted, rest) });
-            }
-        }
+        steps.extend(batches(calls));
         steps.extend(self.close(desk, verdicts).await);
         steps
     }
 
+    /// Those that have a token of every rate and whose provider's gate is open; for the others a later step.
+    fn enter(&self, desk: &Desk, deliveries: Vec<Delivery>) -> (Vec<Delivery>, Vec<Step>) {
+        let (mut admitted, mut steps) = (Vec::new(), Vec::new());
+        for mut delivery in deliveries {
+            if let Err(at) = self.take_token(&mut delivery) {
+                desk.metrics.paced.fetch_add(1, Ordering::Relaxed);
+                steps.push(Step::Again { at, gate: None, delivery: Box::new(delivery) });
+                continue;
+            }
+            let name = self.provider(&delivery).map(|provider| provider.name());
+            match name.and_then(|name| self.gates.get(name)).map_or(Ok(()), |gate| gate.enter(self.now())) {
+                Ok(()) => admitted.push(delivery),
+                Err(at) => {
+                    self.give_back(&delivery);
+                    steps.push(Step::Again { at, gate: name, delivery: Box::new(delivery) });
+                }
+            }
+        }
+        (admitted, steps)
+    }
+
     /// The rates that a delivery keeps to: its provider's, and the channel's.
     fn paces(&self, delivery: &Delivery) -> impl Iterator<Item = &Arc<Pace>> {
-        let provider = delivery.listed.as_ref().and_then(|it| self.parts.providers.of(&it.address));
-        provider.and_then(|provider| provider.pace()).into_iter().chain(&self.parts.cap)
+        self.provider(delivery).and_then(|provider| provider.pace()).into_iter().chain(&self.parts.cap)
     }
 
     /// Takes a token of every rate, or none and says when to ask again.
@@ -176,4 +175,17 @@ impl Deliverer {
             self.finish(desk, leg, Ended::Held).await;
         }
     }
+}
+
+/// As many in one call as each provider takes.
+fn batches(calls: Calls) -> Vec<Step> {
+    let mut steps = Vec::new();
+    for (provider, mut granted) in calls.into_values() {
+        let most = provider.batch_max().max(1);
+        while !granted.is_empty() {
+            let rest = granted.split_off(most.min(granted.len()));
+            steps.push(Step::Call { provider: provider.clone(), granted: std::mem::replace(&mut granted, rest) });
+        }
+    }
+    steps
 }

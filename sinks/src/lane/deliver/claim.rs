@@ -4,9 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tidings_schemas::time::Instant;
+
 use super::asking::{BACKOFF, CLAIMS_WAIT, CRITICAL_LEDGER_WAIT, patiently};
-use super::{Deliverer, Delivery, Desk, Granted};
-use crate::ledger::{Attempt, Claim, Claimed, Entry, LEASE_MARGIN, Ledger, LedgerError, Phase};
+use super::{Deliverer, Delivery, Desk, Granted, Met};
+use crate::ledger::{Attempt, Claim, Claimed, Entry, Incarnation, LEASE_MARGIN, Ledger, LedgerError, Phase};
 
 /// How old what the directory said may be when it is judged before a call. Claims come at once where the ledger
 /// is well; where they had to wait for it, whoever opted out meanwhile is asked again.
@@ -16,8 +18,11 @@ const LOOK_FOR_NAME: Duration = Duration::from_millis(20);
 
 const WITHOUT_LEDGER: &str = "critical messages go out without the ledger";
 
-/// A delivery that was to be claimed, and what came of it.
-pub(super) type Asked = (Delivery, Result<Granted, Entry>);
+/// What came of a claim.
+pub(super) enum Asked {
+    Granted(Granted),
+    Met(Met),
+}
 
 impl Deliverer {
     /// An owner's name, the lease and the count, for each; asks until the ledger answers. Critical ones go on
@@ -38,14 +43,8 @@ impl Deliverer {
                 self.pause(desk, LOOK_FOR_NAME).await?;
                 continue;
             }
-            let claims: Vec<_> = (deliveries.iter())
-                .map(|(it, owner)| Claim {
-                    key: it.key.clone(),
-                    owner: owner.clone(),
-                    lease_until: now.after(self.lease(it)),
-                    attempts_before: it.known + u32::from(it.fresh && it.leg.believed.is_lost(&incarnation)),
-                })
-                .collect();
+            let claims: Vec<_> =
+                deliveries.iter().map(|(it, owner)| self.claim_of(it, owner, &incarnation, now)).collect();
             let asked = async {
                 match named {
                     true => desk.ledger.claim(&incarnation, &claims, now).await,
@@ -55,18 +54,14 @@ impl Deliverer {
             let error = match patiently(critical, asked).await {
                 Ok(answers) => {
                     desk.troubles.over(&[CLAIMS_WAIT, WITHOUT_LEDGER], now);
-                    let joined = deliveries.into_iter().zip(answers);
-                    return Some(
-                        joined
-                            .map(|((delivery, owner), answer)| match answer {
-                                Claimed::Granted(entry) => {
-                                    let under = Some(incarnation.clone());
-                                    (delivery.clone(), Ok(Granted { delivery, owner, entry, under }))
-                                }
-                                Claimed::Met(entry) => (delivery, Err(entry)),
-                            })
-                            .collect(),
-                    );
+                    let answered =
+                        deliveries.into_iter().zip(answers).map(|((delivery, owner), answer)| match answer {
+                            Claimed::Granted(entry) => {
+                                Asked::Granted(Granted { delivery, owner, entry, under: Some(incarnation.clone()) })
+                            }
+                            Claimed::Met(entry) => Asked::Met(Met { delivery, entry }),
+                        });
+                    return Some(answered.collect());
                 }
                 Err(LedgerError::Lost) => match self.refound(critical).await {
                     Ok(()) => continue,
@@ -76,19 +71,22 @@ impl Deliverer {
             };
             if critical {
                 desk.troubles.met(WITHOUT_LEDGER, &error, now);
-                return Some(
-                    deliveries
-                        .into_iter()
-                        .map(|(delivery, owner)| {
-                            let phase = Phase::Pending { owner: owner.clone(), lease_until: now };
-                            let entry = Entry::of(Attempt { number: delivery.known + 1, phase });
-                            (delivery.clone(), Ok(Granted { delivery, owner, entry, under: None }))
-                        })
-                        .collect(),
-                );
+                let unclaimed = deliveries.into_iter().map(|(delivery, owner)| unclaimed(delivery, owner, now));
+                return Some(unclaimed.map(Asked::Granted).collect());
             }
             desk.troubles.met(CLAIMS_WAIT, &error, now);
             pause = self.pause(desk, pause).await?;
+        }
+    }
+
+    /// The next attempt of it. Where the ledger was lost that would know of one more, that one counts as made.
+    fn claim_of(&self, delivery: &Delivery, owner: &Arc<str>, incarnation: &Incarnation, now: Instant) -> Claim {
+        let suspect = delivery.fresh && delivery.leg.believed.is_lost(incarnation);
+        Claim {
+            key: delivery.key.clone(),
+            owner: owner.clone(),
+            lease_until: now.after(self.lease(delivery)),
+            attempts_before: delivery.known + u32::from(suspect),
         }
     }
 
@@ -96,8 +94,11 @@ impl Deliverer {
     pub(super) async fn refreshed(&self, desk: &Desk, mut claimed: Vec<Asked>) -> Option<Vec<Asked>> {
         let now = self.now();
         let old = |granted: &Granted| now.since(granted.delivery.looked) > self.clocked(LOOKED_MAX);
-        let granted = claimed.iter_mut().filter_map(|(_, claimed)| claimed.as_mut().ok());
-        let mut granted: Vec<&mut Granted> = granted.filter(|granted| old(granted)).collect();
+        let granted = claimed.iter_mut().filter_map(|it| match it {
+            Asked::Granted(granted) if old(granted) => Some(granted),
+            _ => None,
+        });
+        let mut granted: Vec<&mut Granted> = granted.collect();
         if granted.is_empty() {
             return Some(claimed);
         }
@@ -112,7 +113,13 @@ impl Deliverer {
 
     /// The longest that a call for it may take, and a margin, on the clock.
     fn lease(&self, delivery: &Delivery) -> Duration {
-        let provider = delivery.listed.as_ref().and_then(|it| self.parts.providers.of(&it.address));
-        self.clocked(provider.map_or(Duration::ZERO, |provider| provider.timeout()) + LEASE_MARGIN)
+        self.clocked(self.provider(delivery).map_or(Duration::ZERO, |provider| provider.timeout()) + LEASE_MARGIN)
     }
+}
+
+/// The attempt that goes out though the ledger does not know of it.
+fn unclaimed(delivery: Delivery, owner: Arc<str>, now: Instant) -> Granted {
+    let phase = Phase::Pending { owner: owner.clone(), lease_until: now };
+    let entry = Entry::of(Attempt { number: delivery.known + 1, phase });
+    Granted { delivery, owner, entry, under: None }
 }

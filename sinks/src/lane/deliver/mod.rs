@@ -136,6 +136,12 @@ struct Granted {
     under: Option<Incarnation>,
 }
 
+/// What was to be claimed, and stands in the ledger already.
+struct Met {
+    delivery: Delivery,
+    entry: Entry,
+}
+
 enum Step {
     Begin(Vec<Arc<Leg>>),
     Again {
@@ -213,6 +219,11 @@ impl Deliverer {
         &self.parts
     }
 
+    /// Who carries it.
+    fn provider(&self, delivery: &Delivery) -> Option<&Arc<dyn Provider>> {
+        delivery.listed.as_ref().and_then(|it| self.parts.providers.of(&it.address))
+    }
+
     pub(crate) fn now(&self) -> Instant {
         (self.parts.clock)()
     }
@@ -261,26 +272,7 @@ impl Deliverer {
     async fn step(&self, desk: &Desk, step: Step) -> Vec<Step> {
         match step {
             Step::Begin(legs) => self.begin(desk, legs).await,
-            Step::Again { at, gate, delivery } => {
-                let opened = async {
-                    match gate.and_then(|name| self.gates.get(name)) {
-                        Some(gate) => gate.opened().await,
-                        None => std::future::pending().await,
-                    }
-                };
-                tokio::select! {
-                    biased;
-                    () = desk.draining.cancelled() => return Vec::new(),
-                    () = delivery.leg.ticket.leaving() => return Vec::new(),
-                    () = opened => {}
-                    () = tokio::time::sleep(self.sleep_until(at, self.now())) => {}
-                }
-                let Some(mut known) = self.look(desk, &[&delivery.leg.record]).await else { return Vec::new() };
-                let delivery = known
-                    .pop()
-                    .map_or_else(|| (*delivery).clone(), |known| delivery.clone().refreshed(&known, self.now()));
-                self.admit(desk, vec![delivery]).await
-            }
+            Step::Again { at, gate, delivery } => self.again(desk, at, gate, *delivery).await,
             Step::Call { provider, granted } => self.call(desk, &provider, granted).await,
             Step::Settle(settles) => {
                 let settled = self.settle(desk, settles, false);
@@ -291,6 +283,29 @@ impl Deliverer {
                 Vec::new()
             }
         }
+    }
+
+    /// Waits until `at`, or until the gate that holds it is opened; then as at first, by what the directory says now.
+    async fn again(&self, desk: &Desk, at: Instant, gate: Option<&'static str>, delivery: Delivery) -> Vec<Step> {
+        let opened = async {
+            match gate.and_then(|name| self.gates.get(name)) {
+                Some(gate) => gate.opened().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = desk.draining.cancelled() => return Vec::new(),
+            () = delivery.leg.ticket.leaving() => return Vec::new(),
+            () = opened => {}
+            () = tokio::time::sleep(self.sleep_until(at, self.now())) => {}
+        }
+        let Some(known) = self.look(desk, &[&delivery.leg.record]).await else { return Vec::new() };
+        let delivery = match known.first() {
+            Some(known) => delivery.refreshed(known, self.now()),
+            None => delivery,
+        };
+        self.admit(desk, vec![delivery]).await
     }
 
     async fn say(&self, desk: &Desk, rows: Vec<Row>, follow: Vec<Append>) {

@@ -12,11 +12,11 @@ use tidings_schemas::topics::{RetryClass, RetryDelay};
 
 use super::asking::{BACKOFF, patiently};
 use super::end::ended;
-use super::{Deliverer, Delivery, Desk, Ended, Granted, Step, Verdict};
+use super::{Deliverer, Delivery, Desk, Ended, Granted, Met, Step, Verdict};
 use crate::directory::Listed;
 use crate::lane::rows;
 use crate::lane::wire::{self, DeadLetter, Retry};
-use crate::ledger::{Attempt, Entry, Incarnation, Ledger, LedgerError, Note, Phase, Settle};
+use crate::ledger::{Attempt, Incarnation, Ledger, LedgerError, Note, Phase, Settle};
 use crate::log::{Append, TopicPartition};
 use crate::retry::{Schedule, Wait};
 
@@ -26,8 +26,9 @@ impl Deliverer {
     /// What stands in the ledger already is said again, and what follows from it done again. A critical repeat
     /// leaves both to the lane record that it stands for: that one is read again until it was seen to its end,
     /// and tells of itself.
-    pub(super) async fn meet(&self, desk: &Desk, mut delivery: Delivery, entry: Entry) -> Option<Step> {
+    pub(super) async fn meet(&self, desk: &Desk, met: Met) -> Option<Step> {
         let now = self.now();
+        let Met { mut delivery, entry } = met;
         let attempt = entry.newest().clone();
         let leg = delivery.leg.clone();
         let origin = attempt.phase.note().and_then(|note| note.origin);
@@ -94,8 +95,8 @@ impl Deliverer {
             }
             let Some(phase) = phase else {
                 // Nothing was called, so nothing is said; older attempts are with the next outcome.
-                let provider = delivery.listed.as_ref().and_then(|it| self.parts.providers.of(&it.address));
-                steps.push(Step::Again { at: now, gate: provider.map(|it| it.name()), delivery: Box::new(delivery) });
+                let gate = self.provider(&delivery).map(|it| it.name());
+                steps.push(Step::Again { at: now, gate, delivery: Box::new(delivery) });
                 continue;
             };
             let leg = delivery.leg.clone();

@@ -63,14 +63,15 @@ impl Scripted {
     }
 }
 
-pub(super) struct Line1 {
+/// How a channel reaches it.
+pub(super) struct ScriptedLine {
     pub(super) provider: Arc<Scripted>,
     pub(super) channel: Channel,
     pub(super) crash: Arc<Crash>,
 }
 
 #[async_trait]
-impl Provider for Line1 {
+impl Provider for ScriptedLine {
     fn name(&self) -> &'static str {
         "scripted"
     }

@@ -30,6 +30,39 @@ async fn a_timeout_is_unknown_and_is_tried_again() {
     assert!(world.provider.times("u1")[1] >= 6000);
 }
 
+/// Promise 1: nothing is lost. Promise 3: a duplicate has an unknown. Every row repeats itself exactly.
+fn ends_once(world: &World, point: i64, crashed: bool) {
+    let rows = world.rows();
+    let mut distinct = BTreeMap::new();
+    for row in &rows {
+        let states = distinct.entry(row.row_id).or_insert_with(|| row.states.clone());
+        assert_eq!(states, &row.states, "point {point}: two rows under one id");
+    }
+    let deliveries: BTreeSet<_> =
+        rows.iter().filter(|row| row.unit == Unit::Delivery).map(|row| row.delivery).collect();
+    assert_eq!(deliveries.len(), 5, "point {point}");
+    let accepted = world.provider.accepted.lock().unwrap().clone();
+    for delivery in deliveries {
+        let mut seen = BTreeSet::new();
+        let own: Vec<_> = rows.iter().filter(|row| row.delivery == delivery && seen.insert(row.row_id)).collect();
+        let count = |state| own.iter().filter(|row| row.states.contains(&state)).count();
+        let unknown = count(State::Unknown) > 0;
+        let times = accepted.iter().filter(|it| **it == delivery).count();
+        assert_eq!((count(State::Created), count(State::Sent)), (1, 1), "point {point}: {own:#?}");
+        if own[0].user == "u4" {
+            assert_eq!((count(State::Failed), count(State::Dlq), times), (1, 1, 0), "point {point}: {own:#?}");
+        } else {
+            assert_eq!((count(State::Delivered), times > 0), (1, true), "point {point}: {own:#?}");
+            assert!(times == 1 || unknown, "point {point}: sent {times} times, and nobody says so: {own:#?}");
+        }
+        // No crash, no unknown.
+        assert!(crashed || !unknown, "point {point}: {own:#?}");
+    }
+    let returned: BTreeSet<_> = world.json::<Returned>(&world.topics.returned()).iter().map(|it| it.leg.leg).collect();
+    let dead: BTreeSet<_> = world.json::<DeadLetter>(&world.topics.dlq()).iter().map(|it| it.delivery).collect();
+    assert_eq!((returned.len(), dead.len()), (1, 1), "point {point}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn killed_at_any_step_nothing_is_lost_and_every_duplicate_is_an_unknown() {
     let mut crashes = 0;
@@ -55,37 +88,7 @@ async fn killed_at_any_step_nothing_is_lost_and_every_duplicate_is_an_unknown() 
         world.done(&MEDIUM).await;
         second.stop().await;
 
-        // Promise 1: nothing is lost. Promise 3: a duplicate has an unknown. Every row repeats itself exactly.
-        let rows = world.rows();
-        let mut distinct = BTreeMap::new();
-        for row in &rows {
-            let states = distinct.entry(row.row_id).or_insert_with(|| row.states.clone());
-            assert_eq!(states, &row.states, "point {point}: two rows under one id");
-        }
-        let deliveries: BTreeSet<_> =
-            rows.iter().filter(|row| row.unit == Unit::Delivery).map(|row| row.delivery).collect();
-        assert_eq!(deliveries.len(), 5, "point {point}");
-        let accepted = world.provider.accepted.lock().unwrap().clone();
-        for delivery in deliveries {
-            let mut seen = BTreeSet::new();
-            let own: Vec<_> = rows.iter().filter(|row| row.delivery == delivery && seen.insert(row.row_id)).collect();
-            let count = |state| own.iter().filter(|row| row.states.contains(&state)).count();
-            let unknown = count(State::Unknown) > 0;
-            let times = accepted.iter().filter(|it| **it == delivery).count();
-            assert_eq!((count(State::Created), count(State::Sent)), (1, 1), "point {point}: {own:#?}");
-            if own[0].user == "u4" {
-                assert_eq!((count(State::Failed), count(State::Dlq), times), (1, 1, 0), "point {point}: {own:#?}");
-            } else {
-                assert_eq!((count(State::Delivered), times > 0), (1, true), "point {point}: {own:#?}");
-                assert!(times == 1 || unknown, "point {point}: sent {times} times, and nobody says so: {own:#?}");
-            }
-            // No crash, no unknown.
-            assert!(crashed || !unknown, "point {point}: {own:#?}");
-        }
-        let returned: BTreeSet<_> =
-            world.json::<Returned>(&world.topics.returned()).iter().map(|it| it.leg.leg).collect();
-        let dead: BTreeSet<_> = world.json::<DeadLetter>(&world.topics.dlq()).iter().map(|it| it.delivery).collect();
-        assert_eq!((returned.len(), dead.len()), (1, 1), "point {point}");
+        ends_once(&world, point, crashed);
         crashes += i32::from(crashed);
         if !crashed {
             break;

@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::crash::{Crash, CrashingLedger, CrashingLog};
-use super::provider::{Line1, Scripted};
+use super::provider::{Scripted, ScriptedLine};
 use super::{T0, limits};
 use crate::directory::{Change, Directory, Listed, MemoryDirectory};
 use crate::lane::{
@@ -153,7 +153,7 @@ impl World {
         limits: Limits,
     ) -> Process {
         let provider: Arc<dyn Provider> =
-            Arc::new(Line1 { provider: self.provider.clone(), channel: self.channel, crash: crash.clone() });
+            Arc::new(ScriptedLine { provider: self.provider.clone(), channel: self.channel, crash: crash.clone() });
         let provider = match self.rate {
             Some(rate) => Arc::new(Paced::new(provider, Arc::new(Pace::new(rate)))),
             None => provider,

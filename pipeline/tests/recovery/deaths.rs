@@ -11,6 +11,7 @@ use tidings_pipeline::checkpoint::Checkpoints;
 use tidings_pipeline::runtime::clock::{Clock, SystemClock};
 use tidings_pipeline::runtime::coordinator::{Observer, Status, Surroundings, run};
 use tidings_pipeline::runtime::crumbs::Crumbs;
+use tidings_pipeline::runtime::watch::Watchdog;
 use tidings_schemas::block::{Block, Kind};
 use tidings_schemas::lifecycle::{Row, State, Unit};
 use tidings_schemas::reason::Reason;
@@ -22,8 +23,12 @@ use crate::world::{World, topics};
 
 const FOLDER: &str = "TIDINGS_TEST_DEATHS";
 
-/// How long a child is left to come to its end: then it stands still, and whoever watches ends it.
-const STILL: Duration = Duration::from_secs(12);
+/// How long a child's watchdog bears a standstill. A step is a few milliseconds' work, so that a slow machine is not
+/// taken for one that stands still.
+const STILL: Duration = Duration::from_secs(10);
+
+/// How long a child may take to come to its end, one way or the other: a healthy one takes a second or two.
+const END_MAX: Duration = Duration::from_secs(300);
 
 /// One in ordinary work, one in a replay among its neighbours, two alone.
 const DEATHS_MAX: usize = 4;
@@ -90,6 +95,7 @@ fn a_child_decides() {
     };
     let plan = World::poisoned(false).plan_of_poison(2);
     let (stop, status) = (Arc::clone(&around.stop), Arc::clone(&around.status));
+    let _watched = watch(&status);
     let decides = std::thread::spawn(move || run(&plan, &around));
     // What it decides takes an epoch or two; idle ones follow.
     let mut cut = None;
@@ -104,14 +110,30 @@ fn a_child_decides() {
     decides.join().unwrap().unwrap();
 }
 
-/// Starts a child; says whether it came to its end by itself in time, which is what a watchdog asks.
+/// Ends the process when a part of it stands still, until what it returns is let go of.
+fn watch(status: &Arc<Status>) -> SyncSender<()> {
+    let (status, clock) = (Arc::clone(status), SystemClock::default());
+    let (watched, over) = sync_channel(0);
+    std::thread::spawn(move || {
+        let mut watchdog = Watchdog::new(STILL);
+        while over.recv_timeout(watchdog.pause()) == Err(RecvTimeoutError::Timeout) {
+            if watchdog.look(clock.elapsed(), &status.pulses.counts()).is_some() {
+                std::process::abort();
+            }
+        }
+    });
+    watched
+}
+
+/// Starts a child; says whether it came to its end alive.
 fn lives(folder: &Path) -> bool {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["deaths::a_child_decides", "--exact"]).env(FOLDER, folder);
     let mut child = Killed(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
     let (runs, end) = sync_channel::<()>(0);
     child.at_its_end(move || drop(runs));
-    end.recv_timeout(STILL) == Err(RecvTimeoutError::Disconnected) && child.0.wait().unwrap().success()
+    assert_eq!(end.recv_timeout(END_MAX), Err(RecvTimeoutError::Disconnected), "it neither decides nor dies");
+    child.0.wait().unwrap().success()
 }
 
 fn rows(log: &dyn Log) -> Vec<Row> {
@@ -137,7 +159,7 @@ fn rows(log: &dyn Log) -> Vec<Row> {
 
 #[test]
 fn what_takes_the_process_along_is_set_aside_after_two_deaths_at_one_place() {
-    // One ends the process, the other is ended by whoever watches.
+    // One ends the process, the other is ended by the watchdog.
     for kills in ["fatal_poison", "endless_poison"] {
         let folder = tempfile::tempdir().unwrap();
         write(folder.path(), kills);

@@ -353,6 +353,7 @@ impl World {
             } else if self.clock.wall() > noon && epoch > *over.get_or_insert(epoch) + 10 {
                 stop.store(true, Ordering::Relaxed);
             }
+            // Nobody tells when a generation is ready or lost: its status can only be looked at.
             std::thread::sleep(Duration::from_millis(2));
         }
         let ended = process.join().unwrap();

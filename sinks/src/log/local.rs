@@ -711,13 +711,7 @@ mod tests {
 
     impl Store for Gated {
         fn topics(&self) -> Result<Vec<Found>, LogError> {
-            let spec = TopicSpec {
-                name: "t".to_owned(),
-                partitions: 1,
-                retention: Retention::Forever,
-                replication: 1,
-                min_insync: 1,
-            };
+            let spec = TopicSpec::one_copy("t", 1, Retention::Forever);
             Ok(vec![Found { spec, ranges: std::iter::once(0..0).collect() }])
         }
         fn write_topics(&self, topics: &[TopicSpec]) -> Result<(), LogError> {

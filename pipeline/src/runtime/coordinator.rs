@@ -389,6 +389,13 @@ enum Logged {
     Failed(CutLogError),
 }
 
+/// An epoch that is cut, and not yet released.
+struct Held {
+    epoch: u64,
+    now: Instant,
+    ends: BTreeMap<Lot, u64>,
+}
+
 struct Epoch {
     output: EpochOutput,
     ends: BTreeMap<Lot, u64>,
@@ -426,15 +433,14 @@ struct Generation<'a> {
     now: Instant,
     /// Clock's elapsed time when the last cut was made.
     cut_at: Duration,
-    unlogged: Option<u64>,
-    durable: u64,
+    /// What waits for its cut to be durable.
+    unlogged: Option<Held>,
     open: BTreeMap<u64, Epoch>,
     finished: u64,
     digest: Option<(u64, u64)>,
-    /// Finished epochs that wait for their cut to be durable.
-    unsaid: BTreeMap<u64, EpochOutput>,
-    /// Epochs are replayed: each is handed over once it was compared.
+    /// Epochs are replayed: what one says is compared before it is handed over.
     replaying: bool,
+    uncompared: Option<EpochOutput>,
     /// Where each partition, and time, stood at the end of the last finished epoch.
     finished_ends: BTreeMap<Lot, u64>,
     finished_now: Instant,
@@ -588,11 +594,10 @@ impl<'a> Generation<'a> {
             now: manifest.now,
             cut_at: elapsed,
             unlogged: None,
-            durable: last,
             open: BTreeMap::new(),
             finished: epoch,
             digest: None,
-            unsaid: BTreeMap::new(),
+            uncompared: None,
             replaying: false,
             finished_ends: ends,
             finished_now: manifest.now,
@@ -696,20 +701,19 @@ impl<'a> Generation<'a> {
             {
                 self.careful = crumbs.careful().inspect_err(|error| tracing::warn!(%error, "no crumbs")).ok();
             }
-            self.release(cut.epoch, cut.now, expected.iter().map(|(lot, extent)| (*lot, extent.end)).collect());
+            let ends = expected.iter().map(|(lot, extent)| (*lot, extent.end)).collect();
+            self.release(Held { epoch: cut.epoch, now: cut.now, ends });
             while self.finished < cut.epoch {
                 self.wait(LOOK_AGAIN).await?;
             }
             self.careful.iter().for_each(Careful::passed);
-            let output = self.unsaid.get(&cut.epoch);
-            let Some(output) = output else { continue };
-            compare(output, &expected, self.start.digests.get(&cut.epoch).copied())?;
-            if cut.epoch <= self.said_through {
-                // It was said; say it to nobody.
-                self.unsaid.remove(&cut.epoch);
-            }
+            let Some(output) = self.uncompared.take() else { continue };
+            compare(&output, &expected, self.start.digests.get(&cut.epoch).copied())?;
             self.around.status.replayed.fetch_add(1, Ordering::Relaxed);
-            self.hand_over();
+            // What was said is said to nobody.
+            if cut.epoch > self.said_through {
+                self.hand_over(output);
+            }
         }
         self.replaying = false;
         self.careful = None;
@@ -839,7 +843,8 @@ impl<'a> Generation<'a> {
         }
     }
 
-    /// Step 2: cuts at the reported positions of the partitions that `which` admits.
+    /// Step 2: cuts at the reported positions of the partitions that `which` admits. The epoch is held until its cut
+    /// is durable: whatever a worker does, and dies of, can be replayed.
     fn cut(&mut self, now: Instant, which: impl Fn(Lot) -> bool) {
         let mut extents = BTreeMap::new();
         for (lot, ahead) in self.ahead.iter().filter(|(lot, _)| which(**lot) && self.grown(**lot)) {
@@ -870,9 +875,12 @@ impl<'a> Generation<'a> {
             marks: std::mem::take(&mut self.new_marks),
             finished: self.digest,
         };
-        self.unlogged = Some(self.last);
         self.send_entry(Entry::Cut { generation: self.generation_log, cut });
-        self.release(self.last, now, extents.iter().map(|(lot, extent)| (*lot, extent.end)).collect());
+        let ends = extents.iter().map(|(lot, extent)| (*lot, extent.end)).collect();
+        self.unlogged = Some(Held { epoch: self.last, now, ends });
+        if deliberate::has(Bug::SaidBeforeTheCut) {
+            self.release_held();
+        }
         self.around.status.epoch.store(self.last, Ordering::Relaxed);
     }
 
@@ -886,7 +894,13 @@ impl<'a> Generation<'a> {
         }
     }
 
-    fn release(&mut self, epoch: u64, now: Instant, ends: BTreeMap<Lot, u64>) {
+    fn release_held(&mut self) {
+        if let Some(held) = self.unlogged.take() {
+            self.release(held);
+        }
+    }
+
+    fn release(&mut self, Held { epoch, now, ends }: Held) {
         let output = EpochOutput { epoch, now, ..EpochOutput::default() };
         self.open.insert(epoch, Epoch { output, ends: ends.clone(), workers: 0 });
         let crumbs = self.careful.as_ref().map(Careful::watch);
@@ -1002,25 +1016,20 @@ impl<'a> Generation<'a> {
         if let Some(keep) = &self.keep {
             let _ = keep.send(Keep::Delta(delta));
         }
-        self.unsaid.insert(epoch, output);
-        if !self.replaying {
-            self.hand_over();
+        if self.replaying {
+            self.uncompared = Some(output);
+        } else {
+            self.hand_over(output);
         }
     }
 
-    /// Step 4: hands egress what may be said.
-    fn hand_over(&mut self) {
-        while let Some(entry) = self.unsaid.first_entry() {
-            if *entry.key() > self.durable && !deliberate::has(Bug::SaidBeforeTheCut) {
-                break;
-            }
-            let output = entry.remove();
-            if let Some(observer) = &self.around.observer {
-                observer.rows(&output.rows.decode());
-            }
-            if let Some(say) = &self.say {
-                let _ = say.send(Say::Epoch(Box::new(output)));
-            }
+    /// Step 4: hands egress what an epoch says. Its cut is durable, otherwise nothing would have run.
+    fn hand_over(&self, output: EpochOutput) {
+        if let Some(observer) = &self.around.observer {
+            observer.rows(&output.rows.decode());
+        }
+        if let Some(say) = &self.say {
+            let _ = say.send(Say::Epoch(Box::new(output)));
         }
     }
 
@@ -1028,9 +1037,7 @@ impl<'a> Generation<'a> {
         match logged {
             Logged::Cut(epoch, offset) => {
                 self.start.offsets.insert(epoch, offset);
-                self.durable = epoch;
-                self.unlogged = None;
-                self.hand_over();
+                self.release_held();
             }
             Logged::Checkpoint(named) => self.on_checkpoint(named),
             Logged::Skip => {
@@ -1117,10 +1124,10 @@ impl<'a> Generation<'a> {
         }
     }
 
-    /// Step 6, second half: it counts once its cut is durable and all of it was said.
+    /// Step 6, second half: it counts once all of it was said.
     fn log_checkpoint(&mut self) {
         let said = |epoch| epoch <= self.said_through || deliberate::has(Bug::CheckpointBeforeSaid);
-        let due = |(named, _): &(Named, Manifest)| named.epoch <= self.durable && said(named.epoch);
+        let due = |(named, _): &(Named, Manifest)| said(named.epoch);
         if self.logging.is_none() && self.written.as_ref().is_some_and(due) {
             let Some((named, manifest)) = self.written.take() else { return };
             let (name, epoch) = (named.name.clone(), named.epoch);

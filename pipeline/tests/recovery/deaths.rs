@@ -25,9 +25,8 @@ const FOLDER: &str = "TIDINGS_TEST_DEATHS";
 /// How long a child is left to come to its end: then it stands still, and whoever watches ends it.
 const STILL: Duration = Duration::from_secs(12);
 
-/// Four deaths are enough once the cut is durable under which it died. Who dies before that is replayed by nobody, and the
-/// next process meets the record in ordinary work again: where the disk is slow, some times over.
-const DEATHS_MAX: usize = 10;
+/// One in ordinary work, one in a replay among its neighbours, two alone.
+const DEATHS_MAX: usize = 4;
 
 /// Events of the workload: some before and behind what kills, of several people.
 const EVENTS: usize = 40;

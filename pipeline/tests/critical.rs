@@ -274,17 +274,11 @@ impl World {
         let mut names = vec![HIGH.to_owned(), LIFECYCLE.to_owned(), DLQ.to_owned()];
         names.extend(Channel::ALL.iter().map(|channel| topics.lane(*channel, Priority::Critical)));
         names.extend([topics.events(Priority::Low), topics.lane(Channel::Push, Priority::Low)]);
-        let spec = |name: &str, partitions, retention| TopicSpec {
-            name: name.to_owned(),
-            partitions,
-            retention,
-            replication: 1,
-            min_insync: 1,
-        };
-        let mut specs: Vec<_> = names.iter().map(|name| spec(name, 1, Retention::Forever)).collect();
-        specs.push(spec(EVENTS, 2, Retention::Forever));
+        let mut specs: Vec<_> =
+            names.into_iter().map(|name| TopicSpec::one_copy(name, 1, Retention::Forever)).collect();
+        specs.push(TopicSpec::one_copy(EVENTS, 2, Retention::Forever));
         let compacted = Retention::Compacted(Duration::from_secs(86_400));
-        specs.extend([PROFILES, ADDRESSES].map(|name| spec(name, 2, compacted)));
+        specs.extend([PROFILES, ADDRESSES].map(|name| TopicSpec::one_copy(name, 2, compacted)));
         log.create(&specs).unwrap();
         Self { log, bell: Arc::default() }
     }

@@ -16,10 +16,10 @@ use tidings_schemas::block::{Block, Kind};
 use tidings_schemas::lifecycle::{Row, State, Unit};
 use tidings_schemas::reason::Reason;
 use tidings_sinks::log::embedded::EmbeddedLog;
-use tidings_sinks::log::{Append, Log, Retention, TopicPartition, TopicSpec};
+use tidings_sinks::log::{Append, Log, TopicPartition};
 
 use crate::child::Killed;
-use crate::world::{World, topics};
+use crate::world::{World, create_topics};
 
 const FOLDER: &str = "TIDINGS_TEST_DEATHS";
 
@@ -49,11 +49,7 @@ fn open(folder: &Path) -> (Arc<dyn Log>, Arc<SystemClock>) {
 
 fn write(folder: &Path, kills: &str) {
     let (log, _) = open(folder);
-    let spec = |(name, partitions)| {
-        let retention = Retention::Forever;
-        TopicSpec { name, partitions, retention, replication: 1, min_insync: 1 }
-    };
-    log.create(&topics().into_iter().map(spec).collect::<Vec<_>>()).unwrap();
+    create_topics(&*log);
     let event = |number: usize| {
         let (user, object) = (number % 6, if number == EVENTS / 2 { kills } else { "photo" });
         let json = format!(r#"{{"id":"e{number}","type":"comment","user_id":"u{user}","object":{{"id":"{object}"}}}}"#);

@@ -36,7 +36,7 @@ use crate::ledger::{
     Attempt, Bucket, Claim, Claimed, Entry, Incarnation, Key, LEASE_MARGIN, Ledger, LedgerError, Note, Phase, Settle,
     Turns,
 };
-use crate::log::{Append, Clock, Log, TopicPartition, aside};
+use crate::log::{Append, Clock, Elapsed, Log, TopicPartition, aside};
 use crate::outcome::{Code, Outcome};
 use crate::providers::{Call, Provider};
 use crate::render::Content;
@@ -137,6 +137,8 @@ pub struct Parts {
     pub categories: BTreeMap<String, CategoryPolicy>,
     /// What time it is, for freshness, expiry, retries and rows.
     pub clock: Clock,
+    /// The same clock's time since some start, for intervals.
+    pub elapsed: Elapsed,
     /// How many times faster than the machine's time that clock runs: once, but for a demo's. Calls and so
     /// their leases take the machine's time: that many times as long on the clock.
     pub speed: u32,
@@ -203,8 +205,8 @@ struct Delivery {
     /// As the directory has it now.
     listed: Option<Listed>,
     profile: Arc<Profile>,
-    /// When the directory said so.
-    looked: Instant,
+    /// When the directory said so, by what intervals are measured by.
+    looked: Duration,
     /// Attempts that are known.
     known: u32,
     /// Attempts whose rows are in the log.
@@ -227,7 +229,8 @@ struct Granted {
 enum Step {
     Begin(Vec<Arc<Leg>>),
     Again {
-        at: Instant,
+        /// By what intervals are measured by.
+        at: Duration,
         gate: Option<&'static str>,
         delivery: Box<Delivery>,
     },
@@ -314,6 +317,15 @@ impl Deliverer {
         (self.parts.clock)()
     }
 
+    pub(crate) fn elapsed(&self) -> Duration {
+        (self.parts.elapsed)()
+    }
+
+    /// When it will be `at`, by what intervals are measured by, if the clock is not set meanwhile.
+    fn will_be(&self, at: Instant) -> Duration {
+        self.elapsed() + at.since(self.now())
+    }
+
     /// How long on the clock what takes `span` of the machine's time: a call, or what a provider asks for.
     pub(crate) fn clocked(&self, span: Duration) -> Duration {
         span * self.parts.speed.max(1)
@@ -370,12 +382,12 @@ impl Deliverer {
                     () = desk.draining.cancelled() => return Vec::new(),
                     () = delivery.leg.ticket.leaving() => return Vec::new(),
                     () = opened => {}
-                    () = tokio::time::sleep(self.sleep_until(at, self.now())) => {}
+                    () = tokio::time::sleep(at.saturating_sub(self.elapsed()) / self.parts.speed.max(1)) => {}
                 }
                 let Some(mut known) = self.look(desk, &[&delivery.leg.record]).await else { return Vec::new() };
                 let delivery = known
                     .pop()
-                    .map_or_else(|| (*delivery).clone(), |known| delivery.clone().refreshed(&known, self.now()));
+                    .map_or_else(|| (*delivery).clone(), |known| delivery.clone().refreshed(&known, self.elapsed()));
                 self.admit(desk, vec![delivery]).await
             }
             Step::Call { provider, granted } => self.call(desk, &provider, granted).await,
@@ -471,7 +483,7 @@ impl Deliverer {
             _ => Bucket::Own,
         };
         let attempts = leg.retry.as_ref().map_or(0, |retry| retry.attempt);
-        let now = self.now();
+        let looked = self.elapsed();
         let delivery = |(address_id, listed): (String, Option<Listed>)| Delivery {
             leg: leg.clone(),
             key: Key {
@@ -481,7 +493,7 @@ impl Deliverer {
             address_id,
             listed,
             profile: profile.clone(),
-            looked: now,
+            looked,
             known: attempts,
             said: attempts,
             fresh: true,
@@ -550,7 +562,7 @@ impl Deliverer {
             }
             let provider = delivery.listed.as_ref().and_then(|it| self.parts.providers.of(&it.address));
             let name = provider.map(|provider| provider.name());
-            match name.and_then(|name| self.gates.get(name)).map_or(Ok(()), |gate| gate.enter(self.now())) {
+            match name.and_then(|name| self.gates.get(name)).map_or(Ok(()), |gate| gate.enter(self.elapsed())) {
                 Ok(()) => admitted.push(delivery),
                 Err(at) => {
                     self.give_back(&delivery);
@@ -604,8 +616,8 @@ impl Deliverer {
     }
 
     /// Takes a token of every rate, or none and says when to ask again.
-    fn take_token(&self, delivery: &mut Delivery) -> Result<(), Instant> {
-        let (now, priority) = (self.now(), delivery.leg.record.priority);
+    fn take_token(&self, delivery: &mut Delivery) -> Result<(), Duration> {
+        let (now, priority) = (self.elapsed(), delivery.leg.record.priority);
         let mut turns = std::mem::take(&mut delivery.turns);
         let mut taken: Vec<&Arc<Pace>> = Vec::new();
         let paces: Vec<Arc<Pace>> = self.paces(delivery).cloned().collect();
@@ -643,17 +655,19 @@ impl Deliverer {
         }
         let keys: Vec<_> = late.iter().map(|it| it.key.clone()).collect();
         let Some(entries) = self.entries(desk, &keys).await else { return punctual };
-        let (mut uncalled, incarnation) =
-            (BTreeMap::<DeliveryId, (Arc<Leg>, Vec<Delivery>)>::new(), self.incarnation());
+        // By leg, and not by what it is made of: a repeat in the same batch is a record of its own, to be settled.
+        let (mut uncalled, incarnation) = (Vec::<(Arc<Leg>, Vec<Delivery>)>::new(), self.incarnation());
         for (delivery, entry) in late.into_iter().zip(entries) {
             if entry.is_some() || delivery.leg.believed.is_lost(&incarnation) {
                 punctual.push(delivery);
             } else {
-                let first = delivery.leg.open.lock().unwrap_or_else(PoisonError::into_inner).deliveries[0];
-                uncalled.entry(first).or_insert_with(|| (delivery.leg.clone(), Vec::new())).1.push(delivery);
+                match uncalled.last_mut().filter(|(leg, _)| Arc::ptr_eq(leg, &delivery.leg)) {
+                    Some((_, together)) => together.push(delivery),
+                    None => uncalled.push((delivery.leg.clone(), vec![delivery])),
+                }
             }
         }
-        for (leg, deliveries) in uncalled.into_values() {
+        for (leg, deliveries) in uncalled {
             self.too_late(desk, &leg, &deliveries, now).await;
         }
         punctual
@@ -763,8 +777,8 @@ impl Deliverer {
 
     /// What was claimed, with what the directory says now, where that was long ago. `None`: abandoned.
     async fn refreshed(&self, desk: &Desk, mut claimed: Vec<Asked>) -> Option<Vec<Asked>> {
-        let now = self.now();
-        let old = |granted: &Granted| now.since(granted.delivery.looked) > self.clocked(LOOKED_MAX);
+        let now = self.elapsed();
+        let old = |granted: &Granted| now.saturating_sub(granted.delivery.looked) > self.clocked(LOOKED_MAX);
         let granted = claimed.iter_mut().filter_map(|(_, claimed)| claimed.as_mut().ok());
         let mut granted: Vec<&mut Granted> = granted.filter(|granted| old(granted)).collect();
         if granted.is_empty() {
@@ -774,7 +788,7 @@ impl Deliverer {
         let records: Vec<_> = legs.iter().map(|leg| &leg.record).collect();
         let known = self.look(desk, &records).await?;
         for (granted, known) in granted.iter_mut().zip(known) {
-            granted.delivery = granted.delivery.clone().refreshed(&known, self.now());
+            granted.delivery = granted.delivery.clone().refreshed(&known, self.elapsed());
         }
         Some(claimed)
     }
@@ -802,12 +816,14 @@ impl Deliverer {
                 self.finish(desk, &leg, Ended::Held).await;
             }
             Phase::Pending { lease_until, .. } => {
-                return Some(Step::Again { at: lease_until, gate: None, delivery: Box::new(delivery) });
+                let at = self.will_be(lease_until);
+                return Some(Step::Again { at, gate: None, delivery: Box::new(delivery) });
             }
             Phase::Scheduled { due, .. } => match Schedule::resume(attempt.number, due, now) {
                 Wait::Memory => {
                     delivery.known = attempt.number;
-                    return Some(Step::Again { at: due, gate: None, delivery: Box::new(delivery) });
+                    let at = self.will_be(due);
+                    return Some(Step::Again { at, gate: None, delivery: Box::new(delivery) });
                 }
                 Wait::Topic(delay) => {
                     let said = rows::of_entry(&leg.record, delivery.key.delivery, &entry, delivery.said, now);
@@ -881,7 +897,7 @@ impl Deliverer {
         let mut verdicts = Vec::new();
         for ((granted, _), outcome) in granted.into_iter().zip(outcomes) {
             if let (Outcome::Paused { reason, code }, Some(gate)) = (&outcome, gate)
-                && gate.close(reason, self.now())
+                && gate.close(reason, self.now(), self.elapsed())
             {
                 tracing::error!(provider = provider.name(), %reason, %code, "the provider is paused; its deliveries wait");
             }
@@ -958,13 +974,14 @@ impl Deliverer {
             delivery.fresh = false;
             if !kept {
                 // The lease ran out under us: whoever has it now says what became of it.
-                steps.push(Step::Again { at: now, gate: None, delivery: Box::new(delivery) });
+                steps.push(Step::Again { at: self.elapsed(), gate: None, delivery: Box::new(delivery) });
                 continue;
             }
             let Some(phase) = phase else {
                 // Nothing was called, so nothing is said; older attempts are with the next outcome.
                 let provider = delivery.listed.as_ref().and_then(|it| self.parts.providers.of(&it.address));
-                steps.push(Step::Again { at: now, gate: provider.map(|it| it.name()), delivery: Box::new(delivery) });
+                let (at, gate) = (self.elapsed(), provider.map(|it| it.name()));
+                steps.push(Step::Again { at, gate, delivery: Box::new(delivery) });
                 continue;
             };
             let leg = delivery.leg.clone();
@@ -973,7 +990,10 @@ impl Deliverer {
             (delivery.known, delivery.said) = (number, number);
             match phase {
                 Phase::Scheduled { due, .. } => match Schedule::resume(number, due, now) {
-                    Wait::Memory => steps.push(Step::Again { at: due, gate: None, delivery: Box::new(delivery) }),
+                    Wait::Memory => {
+                        let at = self.will_be(due);
+                        steps.push(Step::Again { at, gate: None, delivery: Box::new(delivery) });
+                    }
                     Wait::Topic(delay) => {
                         follow.push(self.retry(&delivery, number, delay, now));
                         finished.push((leg, Ended::Held));
@@ -1201,8 +1221,8 @@ impl Deliverer {
 }
 
 impl Delivery {
-    fn refreshed(mut self, known: &Known, now: Instant) -> Self {
-        self.looked = now;
+    fn refreshed(mut self, known: &Known, looked: Duration) -> Self {
+        self.looked = looked;
         if self.leg.record.channel != Channel::InApp {
             self.listed = known.addresses.iter().find(|it| it.address.address_id == self.address_id).cloned();
         }

@@ -26,7 +26,7 @@ use crate::directory::{Change, Directory, Listed, MemoryDirectory};
 use crate::ledger::{Claim, Claimed, Entry, Incarnation, Key, Ledger, MemoryLedger, Settle};
 use crate::log::memory::{CrashPoint, MemoryLog};
 use crate::log::{
-    Append, Assignment, Clock, Commit, GroupReader, Log, Reader, Record, Retention, TopicPartition, TopicSpec,
+    Append, Assignment, Clock, Commit, Elapsed, GroupReader, Log, Reader, Record, Retention, TopicPartition, TopicSpec,
 };
 use crate::outcome::{Code, Outcome};
 use crate::providers::paced::Paced;
@@ -307,6 +307,9 @@ struct World {
     directory: Arc<MemoryDirectory>,
     provider: Arc<Scripted>,
     clock: Clock,
+    elapsed: Elapsed,
+    /// How much that clock is ahead of the right one.
+    ahead_ms: Arc<AtomicI64>,
     /// How many times faster than tokio's time it runs.
     speed: u32,
     topics: Topics,
@@ -323,7 +326,10 @@ impl World {
     async fn of(channel: Channel, partitions: u32, speed: u32) -> Self {
         #[expect(clippy::disallowed_methods, reason = "the test's one clock, which tokio moves")]
         let start = tokio::time::Instant::now();
-        let clock: Clock = Arc::new(move || T0.after(start.elapsed() * speed));
+        let elapsed: Elapsed = Arc::new(move || start.elapsed() * speed);
+        let ahead_ms = Arc::<AtomicI64>::default();
+        let (right, ahead) = (elapsed.clone(), ahead_ms.clone());
+        let clock: Clock = Arc::new(move || Instant(T0.after(right()).0 + ahead.load(Ordering::Relaxed)));
         let log = MemoryLog::new(clock.clone()).unwrap();
         let topics = Topics::default();
         let mut names = vec![topics.lifecycle(), topics.returned(), topics.dlq(), topics.addresses()];
@@ -338,6 +344,8 @@ impl World {
             directory: Arc::default(),
             provider: Arc::default(),
             clock,
+            elapsed,
+            ahead_ms,
             speed,
             topics,
             channel,
@@ -437,6 +445,7 @@ impl World {
             schedule: Schedule::default(),
             categories: BTreeMap::new(),
             clock: self.clock.clone(),
+            elapsed: self.elapsed.clone(),
             speed: self.speed,
             process: name.into(),
         };
@@ -866,6 +875,60 @@ async fn a_paused_provider_burns_no_attempts_and_an_opt_out_reaches_what_waits_f
     assert_eq!(world.provider.times("u1").len(), calls);
     assert_eq!(world.said("u1"), ["created suppressed opted_out"]);
     assert_eq!(world.said("u2"), ["created rendered sent delivered"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_is_set_back_holds_up_no_commit_no_probe_and_no_rate() {
+    const HOURS_2: i64 = 2 * 3_600_000;
+    let world = World { rate: Some("1/s".parse().unwrap()), ..World::new(Channel::Push).await };
+    let paused = Outcome::paused(Code::new(403, "InvalidProviderToken"), "check the key");
+    world.provider.set("paused", [Answer::Is(paused), ok()]);
+    let say = async |user: &str| {
+        world.device(user, "d").await;
+        world.say(&LaneRecord { fresh_until: Instant::NEVER, ..world.leg(user, Priority::Medium) }, Some(1));
+    };
+    world.ahead_ms.store(HOURS_2, Ordering::Relaxed);
+    let seldom = Limits { commit_every: Duration::from_millis(250), ..limits() };
+    let process = world.start(&MEDIUM, Crash::never(), "p", seldom).await;
+    // A commit, a token that was taken, and a gate that closes, all at the wrong hour.
+    say("before").await;
+    world.done(&MEDIUM).await;
+    say("paused").await;
+    world.until(|| !process.deliverer.paused().is_empty()).await;
+    world.ahead_ms.store(0, Ordering::Relaxed);
+    let asked = (world.elapsed)();
+    for user in ["after1", "after2"] {
+        say(user).await;
+    }
+    world.done(&MEDIUM).await;
+    let took = (world.elapsed)() - asked;
+    assert!(took < Duration::from_secs(10), "{took:?}: a probe, three tokens and a commit take seconds");
+    process.stop().await;
+    for user in ["before", "paused", "after1", "after2"] {
+        assert_eq!(world.said(user), ["created rendered sent delivered"], "{user}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leg_that_came_too_late_twice_in_one_batch_is_settled_twice() {
+    for (expires, said) in [(false, "leg: returned stale"), (true, "leg: expired expired")] {
+        let world = World::new(Channel::Push).await;
+        let now = (world.clock)();
+        world.device("u", "d").await;
+        world.device("u", "e").await;
+        let leg = LaneRecord { fresh_until: now, ..world.leg("u", Priority::Medium) };
+        let leg = LaneRecord { expires_at: expires.then_some(now), ..leg };
+        // An append whose acknowledgement was lost is made again.
+        world.say(&leg, Some(1));
+        world.say(&leg, Some(1));
+        let process = world.start(&MEDIUM, Crash::never(), "p", limits()).await;
+        world.done(&MEDIUM).await;
+        process.stop().await;
+        assert_eq!(world.said("u"), [said]);
+        let returned: Vec<Returned> = world.json(&world.topics.returned());
+        let whole = returned.iter().filter(|it| it.leg.only_address.is_none()).count();
+        assert_eq!((whole, returned.len()), if expires { (0, 0) } else { (2, 2) });
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -128,12 +128,10 @@ impl Deliverer {
         if late.is_empty() {
             return punctual;
         }
-        let keys: Vec<_> = late.iter().map(|it| it.key.clone()).collect();
-        let Some(entries) = self.entries(desk, &keys).await else { return punctual };
-        let (mut uncalled, incarnation) =
-            (BTreeMap::<DeliveryId, (Arc<Leg>, Vec<Delivery>)>::new(), self.incarnation());
-        for (delivery, entry) in late.into_iter().zip(entries) {
-            if entry.is_some() || delivery.leg.believed.is_lost(&incarnation) {
+        let Some(called) = self.called_before(desk, &late).await else { return punctual };
+        let mut uncalled = BTreeMap::<DeliveryId, (Arc<Leg>, Vec<Delivery>)>::new();
+        for (delivery, called) in late.into_iter().zip(called) {
+            if called {
                 punctual.push(delivery);
             } else {
                 let first = delivery.leg.open.lock().unwrap_or_else(PoisonError::into_inner).deliveries[0];

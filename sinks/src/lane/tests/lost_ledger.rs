@@ -34,6 +34,48 @@ async fn a_lost_ledger_makes_what_was_in_flight_unknown_and_nothing_else() {
     assert_eq!(world.said("u2"), ["created rendered sent delivered"]);
 }
 
+// As `a_call_to_an_address_that_died_since_is_accounted_for_though_another_lives`, and nobody knows any more whether it
+// was called.
+#[tokio::test(start_paused = true)]
+async fn a_call_to_an_address_that_died_since_is_accounted_for_though_the_ledger_was_lost() {
+    for others in [&["b"][..], &[]] {
+        let world = World::new(Channel::Push).await;
+        let dead = [world.device("u1", "a").await, world.device("u2", "c").await];
+        for other in others {
+            world.device("u1", other).await;
+            world.device("u2", "d").await;
+        }
+        world.provider.set("u1", [vec![Answer::Never; 1 + others.len()], vec![ok()]].concat());
+        world.say(&world.leg("u1", Priority::Medium), Some(1));
+        let first = world.start(&MEDIUM, Crash::never(), "first", limits()).await;
+        world.until(|| world.provider.times("u1").len() == 1 + others.len()).await;
+        world.kill(first).await;
+        for address in dead {
+            world.strike(address).await;
+        }
+        world.ledger.lose();
+        let second = world.start(&MEDIUM, Crash::never(), "second", limits()).await;
+        world.done(&MEDIUM).await;
+        world.say(&world.leg("u2", Priority::Medium), Some(2));
+        world.done(&MEDIUM).await;
+        second.stop().await;
+        let lost = "created sent retry unknown ledger_unreachable";
+        let mut said = world.said("u1");
+        said.sort();
+        // What was read after the loss was not called before it: the address that is dead has no part in it.
+        match others {
+            [] => {
+                assert_eq!(said, [lost, "failed unreachable"]);
+                assert_eq!(world.said("u2"), ["leg: suppressed unreachable"]);
+            }
+            _ => {
+                assert_eq!(said, [lost, lost, "delivered", "failed unreachable"]);
+                assert_eq!(world.said("u2"), ["created rendered sent delivered"]);
+            }
+        }
+    }
+}
+
 // Found by the simulator: a reader called at once after it had first heard of the ledger, died before it committed, and
 // the ledger was lost with it. The next one knew of no other ledger.
 #[tokio::test(start_paused = true)]

@@ -101,6 +101,14 @@ impl World {
         address
     }
 
+    /// The address is not live any more.
+    pub(super) async fn strike(&self, address: Address) {
+        let (user, address_id) = (address.user_id.clone(), address.address_id.clone());
+        let address = Address { status: AddressStatus::Invalid, ..address };
+        let listed = Some(Box::new(Listed { address, partition: 0 }));
+        self.directory.apply(&[Change::Address { user, address_id, listed }], &[]).await.unwrap();
+    }
+
     pub(super) async fn profile(&self, user: &str, json: &str) {
         let profile = Some(Box::new(Profile::from_json(Some(json.as_bytes())).unwrap()));
         self.directory.apply(&[Change::Profile { user: user.into(), profile }], &[]).await.unwrap();

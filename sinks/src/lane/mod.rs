@@ -19,7 +19,8 @@
 //! 5. Call the provider, for less time than the lease. A critical call that the ledger does not know of is said
 //!    to be `unknown` first, durably.
 //! 6. *Settle* in the ledger.
-//! 7. Rows; then what follows: a retry record, a dead letter, an invalid address, a returned leg.
+//! 7. Rows; then what follows: a retry record, which names the ledger's word that its attempt was claimed under, a
+//!    dead letter, an invalid address, a returned leg.
 //! 8. Commit up to the first record that is not settled, with the highest mark below it. Then the ledger
 //!    forgets what that mark passed.
 //!

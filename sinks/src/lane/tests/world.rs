@@ -27,7 +27,7 @@ use crate::lane::{
 };
 use crate::ledger::{Ledger, MemoryLedger};
 use crate::log::memory::MemoryLog;
-use crate::log::{Clock, Log, Record, Retention, TopicPartition, TopicSpec};
+use crate::log::{Append, Clock, Log, Record, Retention, TopicPartition, TopicSpec};
 use crate::providers::Provider;
 use crate::providers::paced::Paced;
 use crate::render::{Content, InApp};
@@ -137,6 +137,14 @@ impl World {
         let topic = self.lane(record.priority).topic;
         let to = wire::place(&topic, &record.user, u32::try_from(self.partitions_of(&topic).len()).unwrap());
         self.log.append(&[wire::leg(to, record, epoch)]).unwrap();
+    }
+
+    /// What stands in `topic` stands there once more.
+    pub(super) fn again(&self, topic: &str) {
+        let to = self.partitions_of(topic).remove(0);
+        let append = |Record { key, value, headers, .. }| Append { to: to.clone(), key, value, headers };
+        let records: Vec<_> = self.records(topic).into_iter().map(append).collect();
+        self.log.append(&records).unwrap();
     }
 
     pub(super) fn mark(&self, priority: Priority, said_through: u64) {

@@ -1,7 +1,8 @@
 //! Step 2: addresses and profiles are looked up, and a leg becomes one delivery per address.
 //!
 //! Per live one, that is. A retry record names its address, whatever became of it since; and of those that are gone
-//! the ledger is asked whether they were called, because then they have to be accounted for.
+//! the ledger is asked whether they were called, because then they have to be accounted for. Where it was lost nobody
+//! can tell, and all of them are.
 
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -54,24 +55,23 @@ impl Deliverer {
         self.admit(desk, deliveries).await
     }
 
-    /// Those that were called before their address died, in the same order: they still have to be accounted for, whether
-    /// or not another address of their user lives. Critical legs wait for no ledger: where it does not answer in time,
-    /// all may have been called. `None`: abandoned.
+    /// Those that were called before their address died, or may have been, in the same order: they still have to be
+    /// accounted for, whether or not another address of their user lives. Critical legs wait for no ledger: where it
+    /// does not answer in time, all may have been called. `None`: abandoned.
     async fn called(&self, desk: &Desk, gone: Vec<Delivery>) -> Option<Vec<Delivery>> {
         if gone.is_empty() {
             return Some(gone);
         }
-        let keys: Vec<_> = gone.iter().map(|it| it.key.clone()).collect();
-        let asked = self.entries(desk, &keys);
-        let entries = if gone.iter().any(|it| it.leg.is_critical()) {
+        let asked = self.called_before(desk, &gone);
+        let called = if gone.iter().any(|it| it.leg.is_critical()) {
             match tokio::time::timeout(CRITICAL_LEDGER_WAIT, asked).await {
-                Ok(entries) => entries?,
+                Ok(called) => called?,
                 Err(_) => return Some(gone),
             }
         } else {
             asked.await?
         };
-        Some(gone.into_iter().zip(entries).filter_map(|(it, entry)| entry.map(|_| it)).collect())
+        Some(gone.into_iter().zip(called).filter_map(|(it, called)| called.then_some(it)).collect())
     }
 
     fn deliveries(&self, leg: &Arc<Leg>, known: &Known) -> Vec<Delivery> {

@@ -128,12 +128,11 @@ impl Deliverer {
         if late.is_empty() {
             return punctual;
         }
-        let keys: Vec<_> = late.iter().map(|it| it.key.clone()).collect();
-        let Some(entries) = self.entries(desk, &keys).await else { return punctual };
+        let Some(called) = self.called_before(desk, &late).await else { return punctual };
         // By leg, and not by what it is made of: a repeat in the same batch is a record of its own, to be settled.
-        let (mut uncalled, incarnation) = (Vec::<(Arc<Leg>, Vec<Delivery>)>::new(), self.incarnation());
-        for (delivery, entry) in late.into_iter().zip(entries) {
-            if entry.is_some() || delivery.leg.believed.is_lost(&incarnation) {
+        let mut uncalled = Vec::<(Arc<Leg>, Vec<Delivery>)>::new();
+        for (delivery, called) in late.into_iter().zip(called) {
+            if called {
                 punctual.push(delivery);
             } else {
                 match uncalled.last_mut().filter(|(leg, _)| Arc::ptr_eq(leg, &delivery.leg)) {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tidings_schemas::lane::LaneRecord;
 
-use super::{Deliverer, Desk};
+use super::{Deliverer, Delivery, Desk};
 use crate::directory::Known;
 use crate::ledger::{Entry, Key, Ledger, LedgerError};
 
@@ -51,6 +51,16 @@ impl Deliverer {
             desk.troubles.met(CLAIMS_WAIT, &error, self.now());
             pause = self.pause(desk, pause).await?;
         }
+    }
+
+    /// For each whether it was called before; or may have been, where the ledger was lost that it would stand in.
+    /// `None`: abandoned.
+    pub(super) async fn called_before(&self, desk: &Desk, deliveries: &[Delivery]) -> Option<Vec<bool>> {
+        let keys: Vec<_> = deliveries.iter().map(|it| it.key.clone()).collect();
+        let entries = self.entries(desk, &keys).await?;
+        let incarnation = self.incarnation();
+        let called = |(it, entry): (&Delivery, Option<Entry>)| entry.is_some() || it.leg.believed.is_lost(&incarnation);
+        Some(deliveries.iter().zip(entries).map(called).collect())
     }
 
     /// The ledger was lost, or is heard for the first time: learns its incarnation.

@@ -59,7 +59,7 @@ impl Deliverer {
                             Claimed::Granted(entry) => {
                                 Asked::Granted(Granted { delivery, owner, entry, under: Some(incarnation.clone()) })
                             }
-                            Claimed::Met(entry) => Asked::Met(Met { delivery, entry }),
+                            Claimed::Met(entry) => Asked::Met(Met { delivery, entry, under: incarnation.clone() }),
                         });
                     return Some(answered.collect());
                 }

@@ -140,6 +140,8 @@ struct Granted {
 struct Met {
     delivery: Delivery,
     entry: Entry,
+    /// The incarnation that it stands in.
+    under: Incarnation,
 }
 
 enum Step {

@@ -28,7 +28,7 @@ impl Deliverer {
     /// and tells of itself.
     pub(super) async fn meet(&self, desk: &Desk, met: Met) -> Option<Step> {
         let now = self.now();
-        let Met { mut delivery, entry } = met;
+        let Met { mut delivery, entry, under } = met;
         let attempt = entry.newest().clone();
         let leg = delivery.leg.clone();
         let origin = attempt.phase.note().and_then(|note| note.origin);
@@ -52,7 +52,10 @@ impl Deliverer {
                 }
                 Wait::Topic(delay) => {
                     let said = rows::of_entry(&leg.record, delivery.key.delivery, &entry, delivery.said, now);
-                    self.say(desk, said, vec![self.retry(&delivery, attempt.number, delay, now)]).await;
+                    // What may have been called under an earlier word still may.
+                    let under = if leg.believed.is_lost(&under) { &leg.believed } else { &under };
+                    let retry = self.retry(&delivery, attempt.number, Some(under), delay, now);
+                    self.say(desk, said, vec![retry]).await;
                     self.finish(desk, &leg, Ended::Held).await;
                 }
             },
@@ -87,7 +90,7 @@ impl Deliverer {
         };
         for (Verdict { granted, phase, detail }, kept) in verdicts.into_iter().zip(kept) {
             let kept = kept || granted.under.is_none();
-            let Granted { mut delivery, entry, .. } = granted;
+            let Granted { mut delivery, entry, under, .. } = granted;
             let number = entry.newest().number;
             delivery.fresh = false;
             if !kept {
@@ -112,7 +115,7 @@ impl Deliverer {
                         steps.push(Step::Again { at, gate: None, delivery: Box::new(delivery) });
                     }
                     Wait::Topic(delay) => {
-                        follow.push(self.retry(&delivery, number, delay, now));
+                        follow.push(self.retry(&delivery, number, under.as_ref(), delay, now));
                         finished.push((leg, Ended::Held));
                     }
                 },
@@ -182,7 +185,15 @@ impl Deliverer {
         }
     }
 
-    fn retry(&self, delivery: &Delivery, attempt: u32, delay: RetryDelay, now: Instant) -> Append {
+    /// The record of `attempt`, which was claimed under `under`, until the next one is due.
+    fn retry(
+        &self,
+        delivery: &Delivery,
+        attempt: u32,
+        under: Option<&Incarnation>,
+        delay: RetryDelay,
+        now: Instant,
+    ) -> Append {
         let record = &delivery.leg.record;
         let class = RetryClass::of(record.priority);
         let topic = self.parts.topics.retry(record.channel, class, delay);
@@ -195,7 +206,7 @@ impl Deliverer {
             }
         };
         let waits = LaneRecord { only_address: Some(delivery.address_id.clone()), ..record.clone() };
-        let retry = Retry { due: now.after(delay.duration()), attempt, siblings };
+        let retry = Retry { due: now.after(delay.duration()), attempt, siblings, under: under.cloned() };
         wire::retry(self.to(&topic, &record.user), &waits, &retry)
     }
 

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use tidings_schemas::channel::{Channel, Priority};
 use tidings_schemas::lane::LaneRecord;
 use tidings_schemas::time::Instant;
+use tidings_schemas::topics::{RetryClass, RetryDelay};
 
 use super::crash::Crash;
 use super::provider::{Answer, busy, ok};
@@ -32,6 +33,124 @@ async fn a_lost_ledger_makes_what_was_in_flight_unknown_and_nothing_else() {
     second.stop().await;
     assert_eq!(world.said("u1"), ["created sent retry unknown ledger_unreachable", "delivered"]);
     assert_eq!(world.said("u2"), ["created rendered sent delivered"]);
+}
+
+// The log had taken a retry record and not said so, and it was appended again. Or a lane record was read again, met
+// its scheduled attempt, and waited once more.
+#[tokio::test(start_paused = true)]
+async fn a_retry_record_that_stands_twice_is_an_unknown_where_the_ledger_was_lost_in_between() {
+    for lost in [false, true] {
+        let world = World::new(Channel::Push).await;
+        for user in ["u1", "u2", "u3"] {
+            world.device(user, "a").await;
+        }
+        world.provider.set("u1", [busy(), busy(), ok()]);
+        world.provider.set("u3", [busy(), busy(), ok()]);
+        world.say(&world.leg("u1", Priority::Medium), Some(1));
+        let process = world.start(&MEDIUM, Crash::never(), "p", limits()).await;
+        world.done(&MEDIUM).await;
+        assert_eq!(world.said("u1"), ["created rendered sent retry", "retry", "delivered"]);
+        if lost {
+            world.ledger.lose();
+        }
+        // Another lane hears of the loss before the second one is read.
+        world.say(&world.leg("u2", Priority::Medium), Some(2));
+        world.done(&MEDIUM).await;
+        world.again(&world.topics.retry(Channel::Push, RetryClass::Normal, RetryDelay::Seconds5));
+        // One that is retried after the loss is told from it.
+        world.say(&world.leg("u3", Priority::Medium), Some(3));
+        world.done(&MEDIUM).await;
+        process.stop().await;
+        let first = ["created rendered sent retry", "retry", "delivered"];
+        let second: &[&str] = if lost { &["retry unknown ledger_unreachable", "delivered"] } else { &[] };
+        assert_eq!(world.said("u1"), [&first[..], second].concat(), "lost: {lost}");
+        assert_eq!(world.provider.has("u1"), if lost { 2 } else { 1 });
+        assert_eq!(world.said("u3"), first, "lost: {lost}");
+    }
+}
+
+// Whoever wrote it, at whatever step the one before had died: the word that it names is never younger than the attempt
+// that it may repeat.
+#[tokio::test(start_paused = true)]
+async fn killed_at_any_step_a_retry_record_that_is_repeated_after_a_loss_is_an_unknown() {
+    let (mut crashes, mut doubled) = (0, 0);
+    for lost in [false, true] {
+        for point in 0.. {
+            let world = World::new(Channel::Push).await;
+            for user in ["u1", "u2"] {
+                world.device(user, "a").await;
+            }
+            world.provider.set("u1", [busy(), busy(), ok()]);
+            world.say(&world.leg("u1", Priority::Medium), Some(1));
+            let first = world.start(&MEDIUM, Crash::at(point), "first", limits()).await;
+            world.until(|| first.crash.is_dead() || world.is_done(&MEDIUM)).await;
+            let crashed = first.crash.is_dead();
+            world.kill(first).await;
+            if lost {
+                world.ledger.lose();
+            }
+            let second = world.start(&MEDIUM, Crash::never(), "second", limits()).await;
+            world.done(&MEDIUM).await;
+            world.ledger.lose();
+            world.say(&world.leg("u2", Priority::Medium), Some(2));
+            world.done(&MEDIUM).await;
+            world.again(&world.topics.retry(Channel::Push, RetryClass::Normal, RetryDelay::Seconds5));
+            world.done(&MEDIUM).await;
+            second.stop().await;
+
+            let (times, said) = (world.provider.has("u1"), world.said("u1"));
+            let unknown = said.iter().any(|row| row.contains("unknown"));
+            assert!(times == 1 || unknown, "lost {lost}, point {point}: {times} times, and nobody says so: {said:?}");
+            doubled += i32::from(times > 1);
+            crashes += i32::from(crashed);
+            if !crashed {
+                break;
+            }
+        }
+    }
+    assert!(crashes > 40 && doubled > 40, "only {crashes} points were met, and {doubled} duplicates");
+}
+
+// As `a_call_to_an_address_that_died_since_is_accounted_for_though_another_lives`, and nobody knows any more whether it
+// was called.
+#[tokio::test(start_paused = true)]
+async fn a_call_to_an_address_that_died_since_is_accounted_for_though_the_ledger_was_lost() {
+    for others in [&["b"][..], &[]] {
+        let world = World::new(Channel::Push).await;
+        let dead = [world.device("u1", "a").await, world.device("u2", "c").await];
+        for other in others {
+            world.device("u1", other).await;
+            world.device("u2", "d").await;
+        }
+        world.provider.set("u1", [vec![Answer::Never; 1 + others.len()], vec![ok()]].concat());
+        world.say(&world.leg("u1", Priority::Medium), Some(1));
+        let first = world.start(&MEDIUM, Crash::never(), "first", limits()).await;
+        world.until(|| world.provider.times("u1").len() == 1 + others.len()).await;
+        world.kill(first).await;
+        for address in dead {
+            world.strike(address).await;
+        }
+        world.ledger.lose();
+        let second = world.start(&MEDIUM, Crash::never(), "second", limits()).await;
+        world.done(&MEDIUM).await;
+        world.say(&world.leg("u2", Priority::Medium), Some(2));
+        world.done(&MEDIUM).await;
+        second.stop().await;
+        let lost = "created sent retry unknown ledger_unreachable";
+        let mut said = world.said("u1");
+        said.sort();
+        // What was read after the loss was not called before it: the address that is dead has no part in it.
+        match others {
+            [] => {
+                assert_eq!(said, [lost, "failed unreachable"]);
+                assert_eq!(world.said("u2"), ["leg: suppressed unreachable"]);
+            }
+            _ => {
+                assert_eq!(said, [lost, lost, "delivered", "failed unreachable"]);
+                assert_eq!(world.said("u2"), ["created rendered sent delivered"]);
+            }
+        }
+    }
 }
 
 // Found by the simulator: a reader called at once after it had first heard of the ledger, died before it committed, and

@@ -6,13 +6,11 @@ use std::sync::atomic::Ordering;
 use tidings_schemas::channel::{Channel, Priority};
 use tidings_schemas::lane::{LaneRecord, Returned};
 use tidings_schemas::lifecycle::{State, Unit};
-use tidings_schemas::profile::{Address, AddressStatus};
 
 use super::crash::Crash;
 use super::provider::{Answer, busy, ok};
 use super::world::World;
 use super::{MEDIUM, limits};
-use crate::directory::{Change, Directory, Listed};
 use crate::lane::wire::DeadLetter;
 use crate::outcome::{Code, Outcome};
 
@@ -109,10 +107,7 @@ async fn a_call_to_an_address_that_died_since_is_accounted_for_though_another_li
     let first = world.start(&MEDIUM, Crash::never(), "first", limits()).await;
     world.until(|| world.provider.times("u1").len() == 2).await;
     world.kill(first).await;
-    let address = Address { status: AddressStatus::Invalid, ..dead };
-    let listed = Some(Box::new(Listed { address, partition: 0 }));
-    let change = Change::Address { user: "u1".into(), address_id: "a".into(), listed };
-    world.directory.apply(&[change], &[]).await.unwrap();
+    world.strike(dead).await;
     let second = world.start(&MEDIUM, Crash::never(), "second", limits()).await;
     world.done(&MEDIUM).await;
     second.stop().await;

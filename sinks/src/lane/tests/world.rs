@@ -27,7 +27,7 @@ use crate::lane::{
 };
 use crate::ledger::{Ledger, MemoryLedger};
 use crate::log::memory::MemoryLog;
-use crate::log::{Clock, Elapsed, Log, Record, Retention, TopicPartition, TopicSpec};
+use crate::log::{Append, Clock, Elapsed, Log, Record, Retention, TopicPartition, TopicSpec};
 use crate::providers::Provider;
 use crate::providers::paced::Paced;
 use crate::render::{Content, InApp};
@@ -109,6 +109,14 @@ impl World {
         address
     }
 
+    /// The address is not live any more.
+    pub(super) async fn strike(&self, address: Address) {
+        let (user, address_id) = (address.user_id.clone(), address.address_id.clone());
+        let address = Address { status: AddressStatus::Invalid, ..address };
+        let listed = Some(Box::new(Listed { address, partition: 0 }));
+        self.directory.apply(&[Change::Address { user, address_id, listed }], &[]).await.unwrap();
+    }
+
     pub(super) async fn profile(&self, user: &str, json: &str) {
         let profile = Some(Box::new(Profile::from_json(Some(json.as_bytes())).unwrap()));
         self.directory.apply(&[Change::Profile { user: user.into(), profile }], &[]).await.unwrap();
@@ -137,6 +145,14 @@ impl World {
         let topic = self.lane(record.priority).topic;
         let to = wire::place(&topic, &record.user, u32::try_from(self.partitions_of(&topic).len()).unwrap());
         self.log.append(&[wire::leg(to, record, epoch)]).unwrap();
+    }
+
+    /// What stands in `topic` stands there once more.
+    pub(super) fn again(&self, topic: &str) {
+        let to = self.partitions_of(topic).remove(0);
+        let append = |Record { key, value, headers, .. }| Append { to: to.clone(), key, value, headers };
+        let records: Vec<_> = self.records(topic).into_iter().map(append).collect();
+        self.log.append(&records).unwrap();
     }
 
     pub(super) fn mark(&self, priority: Priority, said_through: u64) {

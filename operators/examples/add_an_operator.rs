@@ -19,7 +19,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tidings_operators::item::Item;
-use tidings_operators::keyed::{Cx, Operator, State, Subkey, TimerId};
+use tidings_operators::keyed::{Cx, Operator, State, Subkey, Table, TimerId};
 use tidings_operators::params::Report;
 use tidings_schemas::channel::Priority;
 use tidings_schemas::lifecycle::State as Did;
@@ -63,6 +63,7 @@ impl Operator for CoolDown {
     type User = ();
     type Entry = CoolV1;
     type Body = ();
+    type Store = Table<Self>;
 
     fn check(params: &CoolDownParams, report: &mut Report<'_>) {
         report.positive("span", params.span.0);

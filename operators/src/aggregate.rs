@@ -26,7 +26,7 @@ use tidings_schemas::time::Instant;
 use tidings_schemas::units::Period;
 
 use crate::item::Item;
-use crate::keyed::{Cx, Operator, State, Subkey, TimerId};
+use crate::keyed::{Cx, Operator, State, Subkey, Table, TimerId};
 use crate::params::{Mistake, Report, key};
 
 const FLUSH: TimerId = TimerId(0);
@@ -105,6 +105,7 @@ impl Operator for Aggregate {
     type User = ();
     type Entry = WindowV1;
     type Body = Option<Box<Item>>;
+    type Store = Table<Self>;
 
     fn check(params: &AggregateParams, report: &mut Report<'_>) {
         report.positive("window", params.window.0);

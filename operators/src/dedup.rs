@@ -10,7 +10,7 @@
 //! 10:01  like-77   -> deduplicated (e_… of 10:00)
 //! +24 h  like-77   -> goes on
 //! ```
-//! Keeps 16 bytes per key for the window; a key is forgotten by its own timer.
+//! Keeps a note per key, 36 bytes and a slot of an index, for the window.
 
 use std::time::Duration;
 
@@ -22,10 +22,8 @@ use tidings_schemas::reason::Reason;
 use tidings_schemas::units::Period;
 
 use crate::item::Item;
-use crate::keyed::{About, Cx, Operator, State, Subkey, TimerId};
+use crate::keyed::{About, Cx, NoteId, Notes, Operator, State};
 use crate::params::Report;
-
-const FORGET: TimerId = TimerId(0);
 
 /// Parameters of `dedup`.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -56,6 +54,7 @@ impl Operator for Dedup {
     type User = ();
     type Entry = FirstV1;
     type Body = ();
+    type Store = Notes<Self>;
 
     fn check(params: &DedupParams, report: &mut Report<'_>) {
         report.positive("window", params.window.0);
@@ -66,9 +65,9 @@ impl Operator for Dedup {
     }
 
     fn on_event(&self, cx: &mut Cx<'_, Self>, _: u8, item: Box<Item>) {
-        let subkey = if item.returned.is_some() { return_key(&item) } else { Subkey::from(&item.dedup_key.0) };
+        let id = if item.returned.is_some() { return_id(&item) } else { item.dedup_key.0 };
         let event = item.first_event();
-        if let Some(FirstV1(first)) = cx.entry(&subkey).cloned() {
+        if let Some(FirstV1(first)) = cx.noted(&id).cloned() {
             // A record that was handed over twice has one event id: it is one event, not a repeat of
             // one. So is a return that deliver said twice.
             if first != event {
@@ -78,21 +77,16 @@ impl Operator for Dedup {
             }
             return;
         }
-        *cx.entry_mut(&subkey) = FirstV1(event);
-        cx.set_timer(&subkey, FORGET, cx.now().after(self.window));
+        cx.note(&id, FirstV1(event), self.window);
         cx.emit(0, item);
-    }
-
-    fn on_timer(&self, cx: &mut Cx<'_, Self>, subkey: &Subkey, _: TimerId) {
-        cx.remove(subkey);
     }
 }
 
 /// What makes two returns the same: notification, channel, address, replay, number of the return.
-fn return_key(item: &Item) -> Subkey {
+fn return_id(item: &Item) -> NoteId {
     let mut hasher = IdHasher::new("returned");
     hasher.field(&item.notification.0).text(item.channel().map_or("", |channel| channel.as_str()));
     hasher.text(item.only_address.as_deref().unwrap_or("")).number(u64::from(item.replay));
     hasher.number(u64::from(item.returns));
-    Subkey::from(&hasher.finish())
+    hasher.finish()
 }

@@ -11,6 +11,7 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
@@ -23,10 +24,12 @@ use tidings_schemas::reason::Reason;
 use tidings_schemas::time::Instant;
 
 use crate::harness::drafts::{Call, Drafts};
+pub use crate::harness::notes::{NoteId, Notes};
 use crate::harness::ordinal::Ordinal;
 use crate::harness::profiles::Profiles;
-use crate::harness::stage::Flow;
-use crate::harness::table::{Table, UserKey, decode};
+use crate::harness::stage::{Flow, Store};
+pub use crate::harness::table::Table;
+use crate::harness::table::{UserKey, decode};
 use crate::ingest::Path;
 use crate::item::{Item, Member, Page, Subject};
 use crate::params::{Position, Report, SideInput};
@@ -234,6 +237,8 @@ pub trait Operator: Send + Sized + 'static {
     type Entry: State;
     /// State per (user, subkey), written when set.
     type Body: Body;
+    /// How all this lies in memory: in a [`Table`], unless it is [`Notes`].
+    type Store: Store<Self>;
 
     /// Says what is wrong with parameters that could be read.
     fn check(params: &Self::Params, report: &mut Report<'_>) {
@@ -366,7 +371,7 @@ pub struct Cx<'a, O: Operator> {
     pub(crate) profiles: &'a Profiles,
     pub(crate) rules: &'a Rules,
     pub(crate) path: Path,
-    pub(crate) table: &'a mut Table<O>,
+    pub(crate) table: &'a mut O::Store,
     /// What is handed on.
     pub(crate) flows: &'a mut Vec<Flow>,
     /// How many of them this call has handed on.
@@ -428,6 +433,66 @@ impl<O: Operator> Cx<'_, O> {
         quiet::verdict(self.user.placement, &self.known().profile, self.rules, item.priority, channel, self.now)
     }
 
+    /// Hands `item` on to whoever is connected to output `port`.
+    pub fn emit(&mut self, port: u8, item: Box<Item>) {
+        // Rows stand at port 0, before everything that the same call sets in motion.
+        let ordinal = self.place.hop(self.number, port.saturating_add(1), self.emitted);
+        self.emitted += 1;
+        let (cause, placement) = (self.cause.clone(), self.user.placement);
+        self.flows.push(Flow { ordinal, cause, port, placement, item });
+    }
+
+    /// Says what happened to every event of `item`.
+    pub fn record_events(&mut self, item: &Item, did: &[Did], reason: Option<Reason>, until: Option<Instant>) {
+        for member in &item.members {
+            self.record_member(item, member, did, reason, until);
+        }
+    }
+
+    /// Says what happened to one event of `item`.
+    pub fn record_member(
+        &mut self,
+        item: &Item,
+        member: &Member,
+        did: &[Did],
+        reason: Option<Reason>,
+        until: Option<Instant>,
+    ) {
+        self.draft(Unit::Event, &About::member(item, member), did, reason, until, None);
+    }
+
+    /// Says what happened to `item` as a leg.
+    pub fn record_leg(&mut self, item: &Item, did: &[Did], reason: Option<Reason>, until: Option<Instant>) {
+        self.draft(Unit::Leg, &About::leg(item), did, reason, until, None);
+    }
+
+    /// As the others, of facts that the caller put together.
+    pub fn record_about(&mut self, unit: Unit, about: About<'_>, did: &[Did], reason: Option<Reason>) {
+        self.draft(unit, &about, did, reason, None, None);
+    }
+
+    /// As the others, with the cause in the operator's own words instead of the engine's.
+    pub fn record_caused(&mut self, unit: Unit, about: About<'_>, did: &[Did], reason: Option<Reason>, cause: String) {
+        self.draft(unit, &about, did, reason, None, Some(&Cause::Words(cause)));
+    }
+
+    fn draft(
+        &mut self,
+        unit: Unit,
+        about: &About<'_>,
+        did: &[Did],
+        reason: Option<Reason>,
+        until: Option<Instant>,
+        cause: Option<&Cause>,
+    ) {
+        let call = *self.call.get_or_insert_with(|| self.drafts.call(self.place, Some(self.number)));
+        let cause = cause.unwrap_or(self.cause);
+        self.drafts.add(call, self.operator, cause, unit, about, did, reason, until);
+    }
+}
+
+/// The state of an operator that keeps it in a [`Table`].
+impl<O: Operator<Store = Table<O>>> Cx<'_, O> {
     /// The state kept for the user as a whole.
     #[must_use]
     pub fn user(&self) -> Option<&O::User> {
@@ -498,61 +563,18 @@ impl<O: Operator> Cx<'_, O> {
     pub fn timer(&self, subkey: &Subkey, id: TimerId) -> Option<Instant> {
         self.table.timer(self.user, subkey, id)
     }
+}
 
-    /// Hands `item` on to whoever is connected to output `port`.
-    pub fn emit(&mut self, port: u8, item: Box<Item>) {
-        // Rows stand at port 0, before everything that the same call sets in motion.
-        let ordinal = self.place.hop(self.number, port.saturating_add(1), self.emitted);
-        self.emitted += 1;
-        let (cause, placement) = (self.cause.clone(), self.user.placement);
-        self.flows.push(Flow { ordinal, cause, port, placement, item });
+/// The state of an operator that keeps it in [`Notes`].
+impl<O: Operator<User = (), Body = (), Store = Notes<O>>> Cx<'_, O> {
+    /// What was noted of the user under this id.
+    #[must_use]
+    pub fn noted(&self, id: &NoteId) -> Option<&O::Entry> {
+        self.table.head(self.user, id)
     }
 
-    /// Says what happened to every event of `item`.
-    pub fn record_events(&mut self, item: &Item, did: &[Did], reason: Option<Reason>, until: Option<Instant>) {
-        for member in &item.members {
-            self.record_member(item, member, did, reason, until);
-        }
-    }
-
-    /// Says what happened to one event of `item`.
-    pub fn record_member(
-        &mut self,
-        item: &Item,
-        member: &Member,
-        did: &[Did],
-        reason: Option<Reason>,
-        until: Option<Instant>,
-    ) {
-        self.draft(Unit::Event, &About::member(item, member), did, reason, until, None);
-    }
-
-    /// Says what happened to `item` as a leg.
-    pub fn record_leg(&mut self, item: &Item, did: &[Did], reason: Option<Reason>, until: Option<Instant>) {
-        self.draft(Unit::Leg, &About::leg(item), did, reason, until, None);
-    }
-
-    /// As the others, of facts that the caller put together.
-    pub fn record_about(&mut self, unit: Unit, about: About<'_>, did: &[Did], reason: Option<Reason>) {
-        self.draft(unit, &about, did, reason, None, None);
-    }
-
-    /// As the others, with the cause in the operator's own words instead of the engine's.
-    pub fn record_caused(&mut self, unit: Unit, about: About<'_>, did: &[Did], reason: Option<Reason>, cause: String) {
-        self.draft(unit, &about, did, reason, None, Some(&Cause::Words(cause)));
-    }
-
-    fn draft(
-        &mut self,
-        unit: Unit,
-        about: &About<'_>,
-        did: &[Did],
-        reason: Option<Reason>,
-        until: Option<Instant>,
-        cause: Option<&Cause>,
-    ) {
-        let call = *self.call.get_or_insert_with(|| self.drafts.call(self.place, Some(self.number)));
-        let cause = cause.unwrap_or(self.cause);
-        self.drafts.add(call, self.operator, cause, unit, about, did, reason, until);
+    /// Notes `entry` under this id, for `span`, which is 1 ms or more; then it is forgotten.
+    pub fn note(&mut self, id: &NoteId, entry: O::Entry, span: Duration) {
+        self.table.make(self.user, id, entry, self.now.after(span));
     }
 }

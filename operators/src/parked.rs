@@ -16,7 +16,7 @@ use tidings_schemas::time::Instant;
 
 use crate::candidates::closed;
 use crate::item::Item;
-use crate::keyed::{About, Cx, Operator, State, Subkey};
+use crate::keyed::{About, Cx, Operator, State, Subkey, Table};
 
 /// What a place knows beside the leg in it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,7 +33,7 @@ pub struct PlaceV1 {
 impl State for PlaceV1 {}
 
 /// State for operators whose entries are places and counters of their own.
-pub trait Places: Operator<Body = Option<Box<Item>>> {
+pub trait Places: Operator<Body = Option<Box<Item>>, Store = Table<Self>> {
     /// The place in an entry's head.
     fn place(entry: &Self::Entry) -> Option<&PlaceV1>;
     /// An entry that is this place.

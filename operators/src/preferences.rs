@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use tidings_schemas::lifecycle::{State as Did, Unit};
 
 use crate::item::Item;
-use crate::keyed::{About, Cx, Operator};
+use crate::keyed::{About, Cx, Operator, Table};
 
 use crate::params::SideInput;
 
@@ -33,6 +33,7 @@ impl Operator for Preferences {
     type User = ();
     type Entry = ();
     type Body = ();
+    type Store = Table<Self>;
 
     fn new(_: PreferencesParams) -> Self {
         Self

@@ -23,7 +23,7 @@ use tidings_schemas::reason::Reason;
 use tidings_schemas::units::Period;
 
 use crate::item::Item;
-use crate::keyed::{Cx, Known, Operator, Subkey, TimerId};
+use crate::keyed::{Cx, Known, Operator, Subkey, Table, TimerId};
 use crate::params::{Mistake, Position, Report, SideInput, key};
 use crate::parked::{self, PlaceV1, Places};
 use crate::quiet::Verdict;
@@ -67,6 +67,7 @@ impl Operator for QuietHours {
     type User = ();
     type Entry = PlaceV1;
     type Body = Option<Box<Item>>;
+    type Store = Table<Self>;
 
     fn check(params: &QuietHoursParams, report: &mut Report<'_>) {
         if params.spread.0 > SPREAD_MAX {

@@ -32,7 +32,7 @@ use tidings_schemas::time::Instant;
 use tidings_schemas::units::Rate;
 
 use crate::item::Item;
-use crate::keyed::{Cx, Known, Operator, State, Subkey, TimerId};
+use crate::keyed::{Cx, Known, Operator, State, Subkey, Table, TimerId};
 use crate::params::{Mistake, Names, Position, Report, Step, key};
 use crate::parked::{self, PlaceV1, Places};
 use crate::quiet::Verdict;
@@ -255,6 +255,7 @@ impl Operator for RateLimit {
     type User = ();
     type Entry = EntryV1;
     type Body = Option<Box<Item>>;
+    type Store = Table<Self>;
 
     fn check(params: &RateLimitParams, report: &mut Report<'_>) {
         for (index, level) in params.levels.iter().enumerate() {

@@ -24,7 +24,7 @@ use tidings_schemas::reason::Reason;
 
 use crate::candidates::{Candidates, closed};
 use crate::item::Item;
-use crate::keyed::{Cx, Operator};
+use crate::keyed::{Cx, Operator, Table};
 use crate::params::{Position, SideInput};
 
 /// `route` has no parameters.
@@ -43,6 +43,7 @@ impl Operator for Route {
     type User = ();
     type Entry = ();
     type Body = ();
+    type Store = Table<Self>;
 
     fn new(_: RouteParams) -> Self {
         Self

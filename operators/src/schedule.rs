@@ -17,7 +17,7 @@ use tidings_schemas::lifecycle::State as Did;
 use tidings_schemas::reason::Reason;
 
 use crate::item::Item;
-use crate::keyed::{Cx, Operator, PORT_CRITICAL, Subkey, TimerId};
+use crate::keyed::{Cx, Operator, PORT_CRITICAL, Subkey, Table, TimerId};
 
 const DUE: TimerId = TimerId(0);
 
@@ -37,6 +37,7 @@ impl Operator for Schedule {
     type User = ();
     type Entry = ();
     type Body = Option<Box<Item>>;
+    type Store = Table<Self>;
 
     fn new(_: ScheduleParams) -> Self {
         Self

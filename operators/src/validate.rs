@@ -24,7 +24,7 @@ use tidings_schemas::lifecycle::State as Did;
 
 use crate::ingest::Path;
 use crate::item::Item;
-use crate::keyed::{Cause, Cx, Operator, PORT_CRITICAL, PORT_HIGH, State, Subkey, TimerId};
+use crate::keyed::{Cause, Cx, Operator, PORT_CRITICAL, PORT_HIGH, State, Subkey, Table, TimerId};
 use crate::params::Position;
 
 const FORGET: TimerId = TimerId(0);
@@ -55,6 +55,7 @@ impl Operator for Validate {
     type User = ();
     type Entry = HereV1;
     type Body = ();
+    type Store = Table<Self>;
 
     fn new(_: ValidateParams) -> Self {
         Self

@@ -24,7 +24,7 @@ use tidings_operators::harness::feed::{Lot, RawRecord};
 use tidings_operators::harness::output::{EpochOutput, To};
 use tidings_operators::ingest::{Path, ingest};
 use tidings_operators::item::Item;
-use tidings_operators::keyed::{Cx, Operator, State, Subkey};
+use tidings_operators::keyed::{Cx, Operator, State, Subkey, Table};
 use tidings_operators::registry::{OperatorKind, Wiring};
 use tidings_operators::rules::Rules;
 use tidings_operators::script;
@@ -300,6 +300,7 @@ impl<S: Count> Operator for Tally<S> {
     type User = S;
     type Entry = S;
     type Body = ();
+    type Store = Table<Self>;
 
     fn new(_: TallyParams) -> Self {
         Self(std::marker::PhantomData)

@@ -39,6 +39,7 @@ pub mod delta;
 pub(crate) mod drafts;
 pub mod dropped;
 pub mod feed;
+pub mod notes;
 pub mod ordinal;
 pub mod output;
 pub(crate) mod profiles;

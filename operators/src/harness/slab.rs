@@ -18,6 +18,13 @@ pub(crate) struct Tag {
     generation: u32,
 }
 
+impl Tag {
+    /// What lies in a place that is not filled again while anybody asks for it.
+    pub(crate) const fn only(place: Place) -> Self {
+        Self { place, generation: 0 }
+    }
+}
+
 struct Slot<T> {
     generation: u32,
     value: Option<T>,

@@ -1,4 +1,4 @@
-//! One operator within the chain: its state, and the calls into it.
+//! One operator within the chain: what it asks of its state, whichever layout that has, and the calls into it.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use super::aside::{Crumb, Crumbs, PORT_ASIDE, Skip, parked, skip_at};
 use super::drafts::Drafts;
 use super::ordinal::Ordinal;
 use super::profiles::Profiles;
-use super::table::{Image, StateKey, Table, UserKey};
+use super::table::{Image, StateKey, UserKey};
 use super::timers::Due;
 use crate::ingest::{ItemFacts, Path};
 use crate::item::Item;
@@ -69,18 +69,50 @@ pub(crate) trait Stage: Send {
     fn restore(&mut self, key: &StateKey, image: &Image) -> Result<(), String>;
 }
 
+/// Where an operator's state lies: what the engine asks of it, in whichever layout. What operators ask of
+/// it, their [`Cx`] offers.
+pub trait Store<O: Operator>: Default + Send {
+    /// What is due at `now`, at most `per_group` of a key group: the rest waits for the next epoch.
+    /// Each of them is to be [fired](Self::fires).
+    fn due(&mut self, now: Instant, per_group: usize) -> Vec<Due>;
+    /// Whether a due timer fires now. Not if it was set in this epoch: then in the next; nor if a call
+    /// of this wave moved it or took it back.
+    fn fires(&mut self, due: &Due) -> bool;
+    /// Takes off a timer that fires.
+    fn fire(&mut self, due: &Due);
+    /// The earliest deadline, as of the end of the last epoch.
+    fn next_timer(&self) -> Option<Instant>;
+    /// Removes an entry and its timers, and returns its body. The entry lies there, empty, until its image was made.
+    fn take_out(&mut self, user: UserKey<'_>, subkey: &Subkey) -> Option<O::Body>;
+    /// Forgets what is known of the user as a whole.
+    fn clear_user(&mut self, user: UserKey<'_>);
+    /// The user's subkeys, in order.
+    fn subkeys(&self, user: UserKey<'_>) -> Vec<Subkey>;
+    /// Whether there is anything of the user.
+    fn has_entries(&self, user: UserKey<'_>) -> bool;
+    /// Users with state, in order.
+    fn user_names(&self) -> Vec<Arc<str>>;
+    /// Images of all that this epoch touched, and how many; the marks are taken off.
+    fn drain_dirty(&mut self) -> (usize, Bytes);
+    /// Puts an image back.
+    ///
+    /// # Errors
+    /// When it is none of this operator's state.
+    fn restore(&mut self, key: &StateKey, image: &Image) -> Result<(), String>;
+}
+
 /// An operator with its state.
 pub(crate) struct Keyed<O: Operator> {
     id: Arc<str>,
     /// Its place in the chain: what ordinals name it by.
     number: usize,
     operator: O,
-    table: Table<O>,
+    table: O::Store,
 }
 
 impl<O: Operator> Keyed<O> {
     pub(crate) fn new(id: Arc<str>, number: usize, operator: O) -> Self {
-        Self { id, number, operator, table: Table::new() }
+        Self { id, number, operator, table: O::Store::default() }
     }
 
     fn call(
@@ -147,7 +179,7 @@ impl<O: Operator> Keyed<O> {
             None => self.table.subkeys(user),
         };
         for (index, subkey) in subkeys.iter().enumerate() {
-            let body = self.table.remove(user, subkey).map(|(_, body)| body);
+            let body = self.table.take_out(user, subkey);
             if let Some(item) = body.and_then(|body| parked(&body)) {
                 let (cause, ordinal) = (Cause::Words(skip.problem.clone()), ordinal.hop(self.number, 0, index));
                 out.flows.push(Flow { ordinal, cause, port: PORT_ASIDE, placement: user.placement, item });
@@ -185,14 +217,13 @@ impl<O: Operator> Stage for Keyed<O> {
             if !self.table.fires(&due) {
                 continue;
             }
-            let Due { at, user, subkey, id, .. } = due;
-            let ordinal = Ordinal::timer(at, &user, &subkey, id);
-            if self.take_out(env, UserKey::of(&user), &ordinal, Some(&subkey), out) {
+            let (user, ordinal) = (UserKey::of(&due.user), Ordinal::timer(due.at, &due.user, &due.subkey, due.id));
+            if self.take_out(env, user, &ordinal, Some(&due.subkey), out) {
                 continue;
             }
-            self.call(env, UserKey::of(&user), &ordinal, &Cause::Timer, out, |operator, cx| {
-                cx.clear_timer(&subkey, id);
-                operator.on_timer(cx, &subkey, id);
+            self.table.fire(&due);
+            self.call(env, user, &ordinal, &Cause::Timer, out, |operator, cx| {
+                operator.on_timer(cx, &due.subkey, due.id);
             });
         }
     }

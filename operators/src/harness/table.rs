@@ -20,7 +20,8 @@ use tidings_schemas::time::Instant;
 use super::buffers::Buffers;
 use super::delta::{put_body_kept, put_body_set, put_key, put_state, put_timers};
 use super::slab::{Place, Slab, Tag};
-use super::timers::{Due, OfEntry, Timer, Timers};
+use super::stage::Store;
+use super::timers::{Due, OfEntry, Timer, Timers, first_of_groups};
 use crate::keyed::{Body, Keeps, Operator, State, Subkey, TimerId};
 use crate::short::Short;
 
@@ -29,7 +30,7 @@ const SUB_TABLES: usize = 256;
 
 /// A user as tables find it.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct UserKey<'a> {
+pub struct UserKey<'a> {
     pub(crate) name: &'a Arc<str>,
     /// [`placement`] of the name: hashed once per record, and asked for everywhere.
     pub(crate) placement: u64,
@@ -176,8 +177,8 @@ pub struct StateKey {
     pub subkey: Option<Subkey>,
 }
 
-/// The state of one operator on one worker.
-pub(crate) struct Table<O: Operator> {
+/// The state of one operator on one worker: entries of any kind, with any timers.
+pub struct Table<O: Operator> {
     user_index: Index,
     users: Slab<User<O>>,
     entry_index: Index,
@@ -194,8 +195,8 @@ pub(crate) struct Table<O: Operator> {
     last: Cell<Place>,
 }
 
-impl<O: Operator> Table<O> {
-    pub(crate) fn new() -> Self {
+impl<O: Operator> Default for Table<O> {
+    fn default() -> Self {
         Self {
             user_index: Index::new(),
             users: Slab::default(),
@@ -209,7 +210,9 @@ impl<O: Operator> Table<O> {
             last: Cell::new(0),
         }
     }
+}
 
+impl<O: Operator> Table<O> {
     fn find_user(&self, user: UserKey<'_>) -> Option<Place> {
         let is = |place| self.users.get(place).is_some_and(|known| known.is(user));
         self.user_index.find(UserKey::hash(user.placement), is)
@@ -292,15 +295,6 @@ impl<O: Operator> Table<O> {
         self.mark_user(place).expect("a user that was made or found just now").state.get_or_insert_default()
     }
 
-    pub(crate) fn clear_user(&mut self, user: UserKey<'_>) {
-        let Some(place) = self.find_user(user) else { return };
-        if self.users.get(place).is_some_and(|user| user.state.is_some())
-            && let Some(user) = self.mark_user(place)
-        {
-            user.state = None;
-        }
-    }
-
     fn mark_user(&mut self, place: Place) -> Option<&mut User<O>> {
         let user = self.users.get_mut(place)?;
         if !user.dirty {
@@ -349,27 +343,6 @@ impl<O: Operator> Table<O> {
         }
     }
 
-    /// The user's subkeys, in order.
-    pub(crate) fn subkeys(&self, user: UserKey<'_>) -> Vec<Subkey> {
-        let places = self.find_user(user).and_then(|place| self.users.get(place)).map(|user| &*user.entries);
-        let entries = places.unwrap_or_default().iter().filter_map(|place| self.entries.get(*place));
-        let there = entries.filter(|entry| !entry.is_gone());
-        let mut subkeys: Vec<_> = there.map(|entry| Subkey::from_bytes(&entry.subkey)).collect();
-        subkeys.sort_unstable();
-        subkeys
-    }
-
-    pub(crate) fn has_entries(&self, user: UserKey<'_>) -> bool {
-        self.find_user(user).is_some()
-    }
-
-    /// Users with state, in order.
-    pub(crate) fn user_names(&self) -> Vec<Arc<str>> {
-        let mut names: Vec<_> = self.users.iter().map(|user| Arc::from(user.name())).collect();
-        names.sort_unstable();
-        names
-    }
-
     pub(crate) fn timer(&self, user: UserKey<'_>, subkey: &Subkey, id: TimerId) -> Option<Instant> {
         self.entry(user, subkey)?.timer(id).map(|timer| timer.at)
     }
@@ -404,42 +377,6 @@ impl<O: Operator> Table<O> {
         }
     }
 
-    /// What is due at `now`, at most `per_group` of a key group: the rest waits for the next epoch.
-    /// Each of them is to be [fired](Self::fires).
-    pub(crate) fn due(&mut self, now: Instant, per_group: usize) -> Vec<Due> {
-        let mut due = std::mem::take(&mut self.timers.overdue);
-        due.retain(|due| self.stands(due.at, due.entry, due.id));
-        while let Some((at, list)) = self.timers.pop(now) {
-            for (tag, id) in list {
-                if self.stands(at, tag, id)
-                    && let Some(entry) = self.entries.get(tag.place)
-                    && let Some(user) = self.users.get(entry.user)
-                {
-                    let (group, subkey) = (key_group(user.placement), Subkey::from_bytes(&entry.subkey));
-                    due.push(Due { group, at, user: user.name().into(), subkey, id, entry: tag });
-                }
-            }
-        }
-        // Stable, because what was left from the last epoch is in order already.
-        due.sort();
-        due.dedup();
-        let (mut group, mut taken) = (None, 0);
-        let (due, overdue) = due.into_iter().partition(|due| {
-            if group != Some(due.group) {
-                (group, taken) = (Some(due.group), 0);
-            }
-            taken += 1;
-            taken <= per_group
-        });
-        self.timers.overdue = overdue;
-        for Due { entry, id, .. } in &due {
-            if let Some(timer) = self.entries.tagged_mut(*entry).and_then(|entry| entry.timer_mut(*id)) {
-                timer.is_listed = false;
-            }
-        }
-        due
-    }
-
     /// Whether the timer that the list of `at` names is due then. One that was moved to later goes into its list.
     fn stands(&mut self, at: Instant, tag: Tag, id: TimerId) -> bool {
         let Some(timer) = self.entries.tagged_mut(tag).and_then(|entry| entry.timer_mut(id)) else { return false };
@@ -452,26 +389,6 @@ impl<O: Operator> Table<O> {
             self.timers.list(moved, tag, id);
         }
         moved == at
-    }
-
-    /// Whether a due timer fires now. Not if it was set in this epoch: then in the next; nor if a call
-    /// of this wave moved it or took it back.
-    pub(crate) fn fires(&mut self, due: &Due) -> bool {
-        let timer = self.entries.tagged_mut(due.entry).and_then(|entry| entry.timer_mut(due.id));
-        let Some(timer) = timer.filter(|timer| timer.at == due.at) else { return false };
-        if timer.is_fresh {
-            if !timer.is_listed {
-                (timer.listed, timer.is_listed) = (due.at, true);
-                self.timers.list(due.at, due.entry, due.id);
-            }
-            return false;
-        }
-        true
-    }
-
-    /// The earliest deadline, as of the end of the last epoch.
-    pub(crate) const fn next_timer(&self) -> Option<Instant> {
-        self.timers.next
     }
 
     /// Finds the earliest deadline; what stands in a list no more is dropped on the way.
@@ -497,8 +414,106 @@ impl<O: Operator> Table<O> {
         self.timers.next = [next, waits].into_iter().flatten().min();
     }
 
-    /// Images of all that this epoch touched, and how many; the marks are taken off.
-    pub(crate) fn drain_dirty(&mut self) -> (usize, Bytes) {
+    fn drop_entry(&mut self, place: Place) {
+        let Some(entry) = self.entries.remove(place) else { return };
+        let Some(user) = self.users.get_mut(entry.user) else { return };
+        self.entry_index.remove(UserKey::entry_hash(user.placement, &entry.subkey), place);
+        let number = entry.number as usize;
+        user.entries.swap_remove(number);
+        if let Some(moved) = user.entries.get(number).and_then(|moved| self.entries.get_mut(*moved)) {
+            moved.number = entry.number;
+        }
+    }
+
+    fn drop_user_if_gone(&mut self, place: Place) {
+        let gone = |user: &User<O>| user.state.is_none() && !user.dirty && user.entries.is_empty();
+        if self.users.get(place).is_some_and(gone)
+            && let Some(user) = self.users.remove(place)
+        {
+            self.user_index.remove(UserKey::hash(user.placement), place);
+        }
+    }
+}
+
+impl<O: Operator> Store<O> for Table<O> {
+    fn due(&mut self, now: Instant, per_group: usize) -> Vec<Due> {
+        let mut due = std::mem::take(&mut self.timers.overdue);
+        due.retain(|due| self.stands(due.at, due.entry, due.id));
+        while let Some((at, list)) = self.timers.pop(now) {
+            for (tag, id) in list {
+                if self.stands(at, tag, id)
+                    && let Some(entry) = self.entries.get(tag.place)
+                    && let Some(user) = self.users.get(entry.user)
+                {
+                    let (group, subkey) = (key_group(user.placement), Subkey::from_bytes(&entry.subkey));
+                    due.push(Due { group, at, user: user.name().into(), subkey, id, entry: tag });
+                }
+            }
+        }
+        let (due, overdue) = first_of_groups(due, per_group);
+        self.timers.overdue = overdue;
+        for Due { entry, id, .. } in &due {
+            if let Some(timer) = self.entries.tagged_mut(*entry).and_then(|entry| entry.timer_mut(*id)) {
+                timer.is_listed = false;
+            }
+        }
+        due
+    }
+
+    fn fires(&mut self, due: &Due) -> bool {
+        let timer = self.entries.tagged_mut(due.entry).and_then(|entry| entry.timer_mut(due.id));
+        let Some(timer) = timer.filter(|timer| timer.at == due.at) else { return false };
+        if timer.is_fresh {
+            if !timer.is_listed {
+                (timer.listed, timer.is_listed) = (due.at, true);
+                self.timers.list(due.at, due.entry, due.id);
+            }
+            return false;
+        }
+        true
+    }
+
+    fn fire(&mut self, due: &Due) {
+        self.clear_timer(UserKey::of(&due.user), &due.subkey, due.id);
+    }
+
+    fn next_timer(&self) -> Option<Instant> {
+        self.timers.next
+    }
+
+    fn take_out(&mut self, user: UserKey<'_>, subkey: &Subkey) -> Option<O::Body> {
+        self.remove(user, subkey).map(|(_, body)| body)
+    }
+
+    fn clear_user(&mut self, user: UserKey<'_>) {
+        let Some(place) = self.find_user(user) else { return };
+        if self.users.get(place).is_some_and(|user| user.state.is_some())
+            && let Some(user) = self.mark_user(place)
+        {
+            user.state = None;
+        }
+    }
+
+    fn subkeys(&self, user: UserKey<'_>) -> Vec<Subkey> {
+        let places = self.find_user(user).and_then(|place| self.users.get(place)).map(|user| &*user.entries);
+        let entries = places.unwrap_or_default().iter().filter_map(|place| self.entries.get(*place));
+        let there = entries.filter(|entry| !entry.is_gone());
+        let mut subkeys: Vec<_> = there.map(|entry| Subkey::from_bytes(&entry.subkey)).collect();
+        subkeys.sort_unstable();
+        subkeys
+    }
+
+    fn has_entries(&self, user: UserKey<'_>) -> bool {
+        self.find_user(user).is_some()
+    }
+
+    fn user_names(&self) -> Vec<Arc<str>> {
+        let mut names: Vec<_> = self.users.iter().map(|user| Arc::from(user.name())).collect();
+        names.sort_unstable();
+        names
+    }
+
+    fn drain_dirty(&mut self) -> (usize, Bytes) {
         if deliberate::has(Bug::ForgottenDirtyKey) && self.dirty.len() > 1 {
             self.dirty.pop();
         }
@@ -557,28 +572,7 @@ impl<O: Operator> Table<O> {
         (images, self.pages.exchange(&mut self.page))
     }
 
-    fn drop_entry(&mut self, place: Place) {
-        let Some(entry) = self.entries.remove(place) else { return };
-        let Some(user) = self.users.get_mut(entry.user) else { return };
-        self.entry_index.remove(UserKey::entry_hash(user.placement, &entry.subkey), place);
-        let number = entry.number as usize;
-        user.entries.swap_remove(number);
-        if let Some(moved) = user.entries.get(number).and_then(|moved| self.entries.get_mut(*moved)) {
-            moved.number = entry.number;
-        }
-    }
-
-    fn drop_user_if_gone(&mut self, place: Place) {
-        let gone = |user: &User<O>| user.state.is_none() && !user.dirty && user.entries.is_empty();
-        if self.users.get(place).is_some_and(gone)
-            && let Some(user) = self.users.remove(place)
-        {
-            self.user_index.remove(UserKey::hash(user.placement), place);
-        }
-    }
-
-    /// Puts an image back.
-    pub(crate) fn restore(&mut self, key: &StateKey, image: &Image) -> Result<(), String> {
+    fn restore(&mut self, key: &StateKey, image: &Image) -> Result<(), String> {
         let user = UserKey::of(&key.user);
         let head = image.head.as_ref();
         let Some(subkey) = &key.subkey else {
@@ -638,7 +632,7 @@ impl postcard::ser_flavors::Flavor for Append<'_> {
 }
 
 /// Appends a state's bytes.
-fn encode<S: State>(state: &S, bytes: &mut Vec<u8>) {
+pub(crate) fn encode<S: State>(state: &S, bytes: &mut Vec<u8>) {
     let start = bytes.len();
     // Serialising into memory fails only for types that do not know their length; none of ours.
     if postcard::serialize_with_flavor(state, Append(bytes)).is_err() {
@@ -657,20 +651,19 @@ pub(crate) fn decode<S: State>(version: u8, bytes: &[u8]) -> Result<S, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dedup::Dedup;
     use crate::keyed::Sleeper;
     use crate::schedule::Schedule;
 
     const ID: TimerId = TimerId(0);
 
     /// Fires what is due at `now` in the next epoch; the keys, in order.
-    fn fired(table: &mut Table<Dedup>, now: i64, per_group: usize) -> String {
+    fn fired(table: &mut Table<Schedule>, now: i64, per_group: usize) -> String {
         table.drain_dirty();
         fires(table, now, per_group)
     }
 
     /// The same in the epoch that is under way.
-    fn fires(table: &mut Table<Dedup>, now: i64, per_group: usize) -> String {
+    fn fires(table: &mut Table<Schedule>, now: i64, per_group: usize) -> String {
         let mut keys = String::new();
         for due in table.due(Instant(now), per_group) {
             if table.fires(&due) {
@@ -684,7 +677,7 @@ mod tests {
 
     #[test]
     fn a_timer_fires_once_when_it_was_last_set_to() {
-        let (mut table, name) = (Table::<Dedup>::new(), Arc::from("u1"));
+        let (mut table, name) = (Table::<Schedule>::default(), Arc::from("u1"));
         let user = UserKey::of(&name);
         for (key, at) in [("a", 10), ("b", 10), ("c", 20), ("d", 30), ("e", 40), ("a", 25), ("d", 15), ("e", 12)] {
             table.set_timer(user, &Subkey::of(&[key]), ID, Instant(at));
@@ -703,7 +696,7 @@ mod tests {
 
     #[test]
     fn what_is_parked_lies_as_its_bytes_unless_they_are_many() {
-        let (mut table, name) = (Table::<Schedule>::new(), Arc::from("u1"));
+        let (mut table, name) = (Table::<Schedule>::default(), Arc::from("u1"));
         let user = UserKey::of(&name);
         let mut large = crate::script::like("u1", "bob", "photo", 2);
         large.members.iter_mut().for_each(|member| Arc::make_mut(member).content.data = "x".repeat(5_000).into());
@@ -723,11 +716,11 @@ mod tests {
 
     #[test]
     fn an_entry_that_was_only_a_timer_is_gone_once_that_is_taken_back() {
-        let (mut table, name) = (Table::<Dedup>::new(), Arc::from("u1"));
+        let (mut table, name) = (Table::<Schedule>::default(), Arc::from("u1"));
         let (user, key) = (UserKey::of(&name), Subkey::of(&["a"]));
         table.set_timer(user, &key, ID, Instant(10));
         let mut state = super::super::delta::Pending::default();
-        let mut drain = |table: &mut Table<Dedup>| {
+        let mut drain = |table: &mut Table<Schedule>| {
             let (images, page) = table.drain_dirty();
             let mut delta = super::super::delta::Delta::new();
             delta.push(&Arc::from("o"), images, page);
@@ -742,7 +735,7 @@ mod tests {
 
     #[test]
     fn a_timer_set_for_the_past_fires_in_the_next_epoch() {
-        let (mut table, name) = (Table::<Dedup>::new(), Arc::from("u1"));
+        let (mut table, name) = (Table::<Schedule>::default(), Arc::from("u1"));
         table.set_timer(UserKey::of(&name), &Subkey::of(&["a"]), ID, Instant(5));
         assert_eq!(fires(&mut table, 10, 9), "");
         assert_eq!(table.next_timer(), Some(Instant(5)));
@@ -751,7 +744,7 @@ mod tests {
 
     #[test]
     fn what_is_beyond_a_groups_bound_stays_due_unless_it_is_taken_back() {
-        let (mut table, name) = (Table::<Dedup>::new(), Arc::from("u1"));
+        let (mut table, name) = (Table::<Schedule>::default(), Arc::from("u1"));
         let user = UserKey::of(&name);
         for key in ["f", "e", "d", "c", "b", "a"] {
             table.set_timer(user, &Subkey::of(&[key]), ID, Instant(5));

@@ -76,13 +76,28 @@ impl OfEntry {
 
 /// A timer that is due. They fire in this order.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Due {
+pub struct Due {
     pub(crate) group: KeyGroup,
     pub(crate) at: Instant,
     pub(crate) user: Arc<str>,
     pub(crate) subkey: Subkey,
     pub(crate) id: TimerId,
     pub(crate) entry: Tag,
+}
+
+/// What is due, in order, at most `per_group` of a key group; and what is left for the next epoch, in order.
+pub(crate) fn first_of_groups(mut due: Vec<Due>, per_group: usize) -> (Vec<Due>, Vec<Due>) {
+    // Stable, because what was left from the last epoch is in order already.
+    due.sort();
+    due.dedup();
+    let (mut group, mut taken) = (None, 0);
+    due.into_iter().partition(|due| {
+        if group != Some(due.group) {
+            (group, taken) = (Some(due.group), 0);
+        }
+        taken += 1;
+        taken <= per_group
+    })
 }
 
 /// The lists.

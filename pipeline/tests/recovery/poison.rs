@@ -5,7 +5,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tidings_operators::item::Item;
-use tidings_operators::keyed::{Cx, Known, Operator, State, Subkey, TimerId};
+use tidings_operators::keyed::{Cx, Known, Operator, State, Subkey, Table, TimerId};
 use tidings_operators::registry::OperatorKind;
 use tidings_schemas::lifecycle::State as Did;
 
@@ -39,6 +39,7 @@ impl Operator for Poison {
     type User = Kept;
     type Entry = Kept;
     type Body = Option<Box<Item>>;
+    type Store = Table<Self>;
 
     fn new(_: PoisonParams) -> Self {
         Self

@@ -25,6 +25,9 @@ use crate::workload::GAP;
 /// How many times likelier a process dies at an append that is seldom made: it is to be met as often as others.
 const SELDOM: u64 = 10;
 
+/// The topic of rows.
+const ROWS: &str = "notifications.lifecycle";
+
 /// The cut log's topic.
 pub const CUTS: &str = "notifications.cuts";
 
@@ -60,6 +63,10 @@ pub struct Nature {
     pub touched: u64,
     /// When the log last failed somebody.
     pub failed_at: Option<Instant>,
+    /// Cuts in a row that took nothing, while nothing was said and nothing came in.
+    pub idle_cuts: u64,
+    /// The most that there were.
+    pub idle_cuts_most: u64,
     /// Nothing is drawn where somebody reads, and what follows is kept.
     pub plain: bool,
     /// How often a process did what others can see, or saw what others do.
@@ -145,6 +152,12 @@ impl World {
         let timestamp = self.time.truth();
         let mut nature = self.nature();
         nature.touched += 1;
+        nature.idle_cuts = if records.iter().all(says_nothing) {
+            nature.idle_cuts + u64::from(records.iter().any(|record| &*record.to.topic == CUTS))
+        } else {
+            0
+        };
+        nature.idle_cuts_most = nature.idle_cuts_most.max(nature.idle_cuts);
         for (append, offset) in records.iter().zip(&offsets) {
             let Append { to, key, value, headers } = append.clone();
             if headers.iter().any(|(name, _)| name == GAP) {
@@ -342,6 +355,16 @@ impl ProcessLog {
 fn counts_a_checkpoint(record: &Append) -> bool {
     let bytes = record.value.as_deref().unwrap_or_default();
     &*record.to.topic == CUTS && matches!(Entry::decode(0, bytes), Ok(Entry::Checkpoint { .. }))
+}
+
+/// Whether a record is none that anybody waits for: a cut that takes nothing, rows, a mark.
+fn says_nothing(record: &Append) -> bool {
+    let bytes = record.value.as_deref().unwrap_or_default();
+    let is_mark = || record.headers.iter().any(|(name, _)| name == HEADER_MARK);
+    match &*record.to.topic {
+        CUTS => !matches!(Entry::decode(0, bytes), Ok(Entry::Cut { cut, .. }) if !cut.ends.is_empty()),
+        topic => topic == ROWS || is_mark(),
+    }
 }
 
 impl Log for ProcessLog {

@@ -17,6 +17,9 @@ use tidings_simulator::{exhaustive, interleave};
 /// Seeds within which each deliberate bug must be caught.
 const CAUGHT_WITHIN: u64 = 200;
 
+/// Steps within which a world that a deliberate bug breaks must be judged: beyond it the judgement is too patient.
+const JUDGED_WITHIN: u64 = 5_000_000;
+
 /// New seeds lie below it.
 const SEEDS_BELOW: u64 = 1_000_000_000_000;
 
@@ -171,6 +174,7 @@ fn many(wanted: &Wanted, clock: &SystemClock) -> bool {
             tally.epochs += outcome.epochs;
             tally.said += outcome.said;
             tally.generations += outcome.generations;
+            tally.idle_cuts = tally.idle_cuts.max(outcome.idle_cuts);
         }
     };
     std::thread::scope(|scope| {
@@ -185,12 +189,12 @@ fn many(wanted: &Wanted, clock: &SystemClock) -> bool {
         }
         return false;
     }
-    let Tally { seeds, epochs, said, generations, slowest: (slowest, which), .. } = tally;
+    let Tally { seeds, epochs, said, generations, idle_cuts, slowest: (slowest, which), .. } = tally;
     let took = clock.elapsed().as_secs_f64();
     let rate = seeds as f64 / took.max(0.001);
     println!(
-        "{seeds} seeds, from {first}, pass: {generations} generations, {epochs} epochs, {said} lane records; \
-         {rate:.1} seeds/s, the slowest {which} in {:.1} s",
+        "{seeds} seeds, from {first}, pass: {generations} generations, {epochs} epochs, {said} lane records, up to \
+         {idle_cuts} cuts in a row for nothing; {rate:.1} seeds/s, the slowest {which} in {:.1} s",
         slowest.as_secs_f64()
     );
     true
@@ -206,12 +210,14 @@ struct Tally {
     epochs: usize,
     said: usize,
     generations: usize,
+    idle_cuts: u64,
 }
 
 fn summary(outcome: &Outcome) {
-    let Outcome { steps, writes, epochs, said, generations, struck, .. } = outcome;
+    let Outcome { steps, writes, epochs, said, generations, idle_cuts, struck, .. } = outcome;
     println!(
-        "{steps} steps, {writes} writes, {epochs} epochs, {said} lane records, {generations} generations; {struck:?}"
+        "{steps} steps, {writes} writes, {epochs} epochs, {said} lane records, {generations} generations, up to {idle_cuts} \
+         cuts in a row for nothing; {struck:?}"
     );
 }
 
@@ -278,11 +284,16 @@ fn bugs(name: &str) -> bool {
     for bug in named {
         // A seed that fails without the bug proves nothing about it.
         let caught = (1..=CAUGHT_WITHIN).find_map(|seed| {
-            let broken = run(seed, Some(bug), false).broken?;
-            run(seed, None, false).broken.is_none().then_some((seed, broken))
+            let Outcome { broken, steps, .. } = run(seed, Some(bug), false);
+            let broken = broken?;
+            run(seed, None, false).broken.is_none().then_some((seed, steps, broken))
         });
         match caught {
-            Some((seed, broken)) => {
+            Some((seed, steps, broken)) => {
+                if steps > JUDGED_WITHIN {
+                    println!("{bug:?}: JUDGED after {steps} steps, which are more than {JUDGED_WITHIN}");
+                    all = false;
+                }
                 let what: String = broken.what.chars().take(90).collect();
                 println!("{bug:?}: caught at seed {seed} by {}: {}", broken.promise, what.lines().next().unwrap_or(""));
             }

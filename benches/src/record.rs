@@ -169,13 +169,7 @@ fn write(decided: &Decided, params: &ClickHouseParams, server: &Server, clock: &
 fn filled(decided: &Decided, clock: &Arc<SystemClock>) -> Result<MemoryLog> {
     let machine = Arc::clone(clock);
     let log = MemoryLog::new(Arc::new(move || machine.wall()))?;
-    let spec = |name: &str, partitions| TopicSpec {
-        name: name.to_owned(),
-        partitions,
-        retention: Retention::Forever,
-        replication: 1,
-        min_insync: 1,
-    };
+    let spec = |name, partitions| TopicSpec::one_copy(name, partitions, Retention::Forever);
     log.create(&[spec(TOPIC, PARTITIONS), spec(DLQ, 1)])?;
     let topic: Arc<str> = TOPIC.into();
     for (partition, block) in &decided.blocks {

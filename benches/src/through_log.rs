@@ -167,14 +167,12 @@ fn plan(setup: &Setup, workload: &Workload, workers: usize, prefix: &str) -> Pla
 
 fn create(log: &Arc<dyn Log>, plan: &Plan) -> Result<()> {
     let day = Duration::from_secs(24 * 3600);
-    let spec =
-        |name: String, partitions, retention| TopicSpec { name, partitions, retention, replication: 1, min_insync: 1 };
     let side: Vec<&String> =
         plan.sources.iter().filter(|source| source.side_input).map(|source| &source.topic).collect();
-    let mut specs = vec![spec(plan.outlets.topics.cuts(), 1, Retention::Forever)];
+    let mut specs = vec![TopicSpec::one_copy(plan.outlets.topics.cuts(), 1, Retention::Forever)];
     for (name, partitions) in &plan.outlets.partitions {
         let retention = if side.contains(&name) { Retention::Compacted(day) } else { Retention::For(day) };
-        specs.push(spec(name.clone(), *partitions, retention));
+        specs.push(TopicSpec::one_copy(name, *partitions, retention));
     }
     Ok(log.create(&specs)?)
 }

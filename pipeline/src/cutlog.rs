@@ -26,12 +26,12 @@
 //! # If it dies at step n
 //! 1. A `begin` without followers fences older generations and nothing else.
 //! 2. An append whose acknowledgement was lost is found by the next starter: it counts, and its epoch
-//!    is replayed. One that never landed was never said: outputs wait for durability.
+//!    is replayed. One that never landed was never said: no epoch runs before its cut is durable.
 //! 3. The same bytes twice are one cut and an ignored repeat.
 //!
 //! # Not promised
 //! That a fenced generation learns of it at once. It may go on deciding; it can only repeat what was
-//! said, because its next cut does not count and outputs wait for their cut.
+//! said, because its next cut does not count and no epoch runs before its cut counts.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -57,11 +57,42 @@ impl Clock for TestClock {
     }
 }
 
+/// How long something may take that is waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Rung when the path has done something at its log, or is about to wait there: what it did before can be seen then.
+#[derive(Default)]
+struct Bell {
+    rings: Mutex<u64>,
+    rung: Condvar,
+}
+
+impl Bell {
+    fn ring(&self) {
+        *self.rings.lock().unwrap() += 1;
+        self.rung.notify_all();
+    }
+
+    /// Waits until it is so, which is asked again at each ring.
+    #[expect(clippy::disallowed_methods, reason = "who waits too long has failed")]
+    fn until(&self, what: &str, mut so: impl FnMut() -> bool) {
+        let begun = std::time::Instant::now();
+        let mut heard = *self.rings.lock().unwrap();
+        while !so() {
+            let left = PATIENCE.saturating_sub(begun.elapsed());
+            assert!(!left.is_zero(), "not within {PATIENCE:?}: {what}");
+            let rings = self.rings.lock().unwrap();
+            heard = *self.rung.wait_timeout_while(rings, left, |rings| *rings == heard).unwrap().0;
+        }
+    }
+}
+
 /// A process's handle of the log: it can die, topics can be stuck, and it knows what was touched.
 #[derive(Clone)]
 struct Handle {
     log: MemoryLog,
     process: Arc<Process>,
+    bell: Arc<Bell>,
 }
 
 #[derive(Default)]
@@ -103,7 +134,12 @@ impl Log for Handle {
         if let Some(gate) = &self.process.gate {
             drop(gate.1.wait_while(gate.0.lock().unwrap(), |open| !*open).unwrap());
         }
-        self.log.append(records).inspect_err(|_| self.process.dead.store(self.process.mortal, Ordering::SeqCst))
+        let appended = self.log.append(records);
+        if appended.is_err() && self.process.mortal {
+            self.process.die();
+        }
+        self.bell.ring();
+        appended
     }
 
     fn reader(&self, partition: &TopicPartition, from: u64) -> Result<Box<dyn Reader>, LogError> {
@@ -112,7 +148,7 @@ impl Log for Handle {
         if self.process.stuck {
             return Ok(Box::new(Stuck(from)));
         }
-        self.log.reader(partition, from)
+        Ok(Box::new(Follower { reader: self.log.reader(partition, from)?, bell: Arc::clone(&self.bell) }))
     }
 
     fn range(&self, partition: &TopicPartition) -> Result<Range<u64>, LogError> {
@@ -140,9 +176,9 @@ impl Log for Handle {
     ) -> Result<Box<dyn GroupReader>, LogError> {
         self.process.alive()?;
         topics.iter().for_each(|topic| self.process.touch(topic));
-        let process = Arc::clone(&self.process);
-        let assignment = Arc::new(MortalAssignment { assignment, process: Arc::clone(&process) });
-        Ok(Box::new(MortalMember { member: self.log.join(group, topics, assignment)?, process }))
+        let handle = self.clone();
+        let assignment = Arc::new(MortalAssignment { assignment, handle: handle.clone() });
+        Ok(Box::new(MortalMember { member: self.log.join(group, topics, assignment)?, handle }))
     }
 
     fn committed(&self, group: &str, partition: &TopicPartition) -> Result<Option<Commit>, LogError> {
@@ -163,30 +199,44 @@ impl Reader for Stuck {
     }
 }
 
+struct Follower {
+    reader: Box<dyn Reader>,
+    bell: Arc<Bell>,
+}
+
+impl Reader for Follower {
+    fn poll(&mut self, records_max: usize, wait: Duration) -> Result<Batch, LogError> {
+        self.bell.ring();
+        self.reader.poll(records_max, wait)
+    }
+}
+
 struct MortalAssignment {
     assignment: Arc<dyn Assignment>,
-    process: Arc<Process>,
+    handle: Handle,
 }
 
 impl Assignment for MortalAssignment {
     fn assigned(&self, partitions: &[(TopicPartition, Option<Commit>)]) {
         self.assignment.assigned(partitions);
+        self.handle.bell.ring();
     }
 
     fn revoked(&self, partitions: &[TopicPartition]) -> Vec<(TopicPartition, Commit)> {
         let commits = self.assignment.revoked(partitions);
-        if self.process.alive().is_ok() { commits } else { Vec::new() }
+        if self.handle.process.alive().is_ok() { commits } else { Vec::new() }
     }
 }
 
 struct MortalMember {
     member: Box<dyn GroupReader>,
-    process: Arc<Process>,
+    handle: Handle,
 }
 
 impl GroupReader for MortalMember {
     fn poll(&mut self, records_max: usize, wait: Duration) -> Result<Vec<(TopicPartition, Record)>, LogError> {
-        self.process.alive()?;
+        self.handle.process.alive()?;
+        self.handle.bell.ring();
         self.member.poll(records_max, wait)
     }
 
@@ -199,18 +249,22 @@ impl GroupReader for MortalMember {
     }
 
     fn commit(&mut self, commits: &[(TopicPartition, Commit)]) -> Result<(), LogError> {
-        self.process.alive()?;
-        match self.process.dies_in_commit.filter(|_| !commits.is_empty()) {
+        let Handle { process, bell, .. } = &self.handle;
+        process.alive()?;
+        let committed = match process.dies_in_commit.filter(|_| !commits.is_empty()) {
             None => self.member.commit(commits),
-            Some(CrashPoint::LostAck) => self.member.commit(commits).and(Err(self.process.die())),
-            Some(_) => Err(self.process.die()),
-        }
+            Some(CrashPoint::LostAck) => self.member.commit(commits).and(Err(process.die())),
+            Some(_) => Err(process.die()),
+        };
+        bell.ring();
+        committed
     }
 }
 
 /// The log that outlives processes.
 struct World {
     log: MemoryLog,
+    bell: Arc<Bell>,
 }
 
 impl World {
@@ -220,19 +274,17 @@ impl World {
         let mut names = vec![HIGH.to_owned(), LIFECYCLE.to_owned(), DLQ.to_owned()];
         names.extend(Channel::ALL.iter().map(|channel| topics.lane(*channel, Priority::Critical)));
         names.extend([topics.events(Priority::Low), topics.lane(Channel::Push, Priority::Low)]);
-        let spec = |name: &str, partitions, retention| TopicSpec {
-            name: name.to_owned(),
-            partitions,
-            retention,
-            replication: 1,
-            min_insync: 1,
-        };
-        let mut specs: Vec<_> = names.iter().map(|name| spec(name, 1, Retention::Forever)).collect();
-        specs.push(spec(EVENTS, 2, Retention::Forever));
+        let mut specs: Vec<_> =
+            names.into_iter().map(|name| TopicSpec::one_copy(name, 1, Retention::Forever)).collect();
+        specs.push(TopicSpec::one_copy(EVENTS, 2, Retention::Forever));
         let compacted = Retention::Compacted(Duration::from_secs(86_400));
-        specs.extend([PROFILES, ADDRESSES].map(|name| spec(name, 2, compacted)));
+        specs.extend([PROFILES, ADDRESSES].map(|name| TopicSpec::one_copy(name, 2, compacted)));
         log.create(&specs).unwrap();
-        Self { log }
+        Self { log, bell: Arc::default() }
+    }
+
+    fn until(&self, what: &str, so: impl FnMut() -> bool) {
+        self.bell.until(what, so);
     }
 
     fn write(&self, topic: &str, partition: u32, key: &str, value: &str, headers: Headers) {
@@ -315,6 +367,11 @@ impl World {
         self.log.range(&TopicPartition { topic: EVENTS.into(), partition: 0 }).unwrap().end
     }
 
+    fn handle(&self, process: &Arc<Process>) -> Arc<Handle> {
+        let (log, process, bell) = (self.log.clone(), Arc::clone(process), Arc::clone(&self.bell));
+        Arc::new(Handle { log, process, bell })
+    }
+
     fn start(&self, process: Process) -> Running {
         self.start_with(process, Process::default())
     }
@@ -322,10 +379,9 @@ impl World {
     /// With a process for the lanes' handle of its own.
     fn start_with(&self, process: Process, lanes: Process) -> Running {
         let (process, lanes) = (Arc::new(process), Arc::new(lanes));
-        let handle = |process: &Arc<Process>| Handle { log: self.log.clone(), process: Arc::clone(process) };
         let around = CriticalSurroundings {
-            log: Arc::new(handle(&process)),
-            lanes: Arc::new(handle(&lanes)),
+            log: self.handle(&process),
+            lanes: self.handle(&lanes),
             clock: Arc::new(TestClock(AtomicI64::new(DECIDED.0))),
             stop: Arc::default(),
             status: Arc::default(),
@@ -402,17 +458,6 @@ fn plan() -> CriticalPlan {
     }
 }
 
-/// Asks until it is so.
-fn until(what: &str, mut so: impl FnMut() -> bool) {
-    for _ in 0..10_000 {
-        if so() {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    panic!("not within ten seconds: {what}");
-}
-
 #[test]
 fn a_code_leaves_at_once_though_side_inputs_are_stuck() {
     let world = World::new();
@@ -420,7 +465,7 @@ fn a_code_leaves_at_once_though_side_inputs_are_stuck() {
     world.address(Channel::Email);
     let running = world.start(Process { stuck: true, ..Process::default() });
     world.code("c1");
-    until("it is committed", || world.committed() == 1);
+    world.until("it is committed", || world.committed() == 1);
     assert!(!running.followed() && running.status.ready.load(Ordering::Relaxed));
     // Of whom nothing is known gets it on the type's default channels; SMS, because it is security's.
     assert_eq!(world.spoken(), "push email sms in_app");
@@ -496,9 +541,9 @@ fn what_is_known_of_a_user_is_honoured() {
         world.profile(profile);
         addresses.iter().for_each(|channel| world.address(*channel));
         let running = world.start(Process::default());
-        until("side inputs are read", || running.followed());
+        world.until("side inputs are read", || running.followed());
         world.event(&format!(r#"{{"id":"c1","user_id":"u1",{event}}}"#));
-        until("it is committed", || world.committed() == 1);
+        world.until("it is committed", || world.committed() == 1);
         assert_eq!(world.spoken(), expected, "{what}");
         running.stop().unwrap();
     }
@@ -508,15 +553,15 @@ fn what_is_known_of_a_user_is_honoured() {
 fn a_changed_profile_holds_for_the_next_record() {
     let world = World::new();
     let running = world.start(Process::default());
-    until("side inputs are read", || running.followed());
+    world.until("side inputs are read", || running.followed());
     world.profile(r#"{"channels":{"push":false,"email":false,"sms":false}}"#);
     // Nobody says when a follower has seen it: ask with further codes.
     let mut asked = 0;
-    until("a code goes to the inbox alone", || {
+    world.until("a code goes to the inbox alone", || {
         let before = world.lanes().len();
         world.code(&format!("c{asked}"));
         asked += 1;
-        until("it is committed", || world.committed() == asked);
+        world.until("it is committed", || world.committed() == asked);
         world.lanes().len() == before + 1
     });
     running.stop().unwrap();
@@ -533,7 +578,7 @@ fn what_does_not_belong_goes_where_it_does() {
     let kept = EventId::new("high", 0, 42);
     let from_decide = vec![("event".to_owned(), Bytes::from(kept.to_string()))];
     world.write(EVENTS, 0, "u1", r#"{"type":"verification_code","user_id":"u1"}"#, from_decide);
-    until("all is committed", || world.committed() == 5);
+    world.until("all is committed", || world.committed() == 5);
 
     let handed: Vec<_> = world.read(HIGH);
     let header = |record: &Record| String::from_utf8(record.header("event").unwrap().to_vec()).unwrap();
@@ -566,7 +611,7 @@ fn a_producers_repeat_is_the_same_notification_and_another_event() {
     let running = world.start(Process::default());
     world.code("c1");
     world.code("c1");
-    until("both are committed", || world.committed() == 2);
+    world.until("both are committed", || world.committed() == 2);
     let pushed = world.read(PUSH);
     let legs = [leg(&pushed[0]), leg(&pushed[1])];
     assert_eq!((legs[0].notification, legs[0].leg), (legs[1].notification, legs[1].leg));
@@ -636,17 +681,16 @@ fn a_crash_at_any_step_loses_nothing() {
         }
         let lanes = Arc::new(lanes);
         let process = Arc::new(process);
-        let handle = |process: &Arc<Process>| Handle { log: world.log.clone(), process: Arc::clone(process) };
         let around = CriticalSurroundings {
-            log: Arc::new(handle(&process)),
-            lanes: Arc::new(handle(&lanes)),
+            log: world.handle(&process),
+            lanes: world.handle(&lanes),
             clock: Arc::new(TestClock(AtomicI64::new(DECIDED.0))),
             stop: Arc::default(),
             status: Arc::default(),
             observer: None,
         };
         let first = Running::of(plan(), around, Arc::clone(&process));
-        until(&what, || process.alive().is_err() || lanes.alive().is_err());
+        world.until(&what, || process.alive().is_err() || lanes.alive().is_err());
         // A dead process says nothing more, with either handle.
         process.die();
         lanes.die();
@@ -656,7 +700,7 @@ fn a_crash_at_any_step_loses_nothing() {
         world.log.evict(GROUP);
 
         let second = world.start(Process::default());
-        until(&what, || world.committed() == world.end());
+        world.until(&what, || world.committed() == world.end());
         nothing_is_lost(&world, &what);
         second.stop().unwrap();
     }
@@ -673,7 +717,7 @@ fn a_log_that_is_away_is_tried_again_and_order_is_kept() {
     let running = world.start(Process::default());
     let ids: Vec<String> = (0..20).map(|number| format!("c{number}")).collect();
     ids.iter().for_each(|id| world.code(id));
-    until("all is committed", || world.committed() == 20);
+    world.until("all is committed", || world.committed() == 20);
     let mut events: Vec<_> = world.read(PUSH).iter().map(|record| leg(record).event).collect();
     assert!(events.len() > 20, "a lost acknowledgement repeats what was said");
     // Without repeats, every event stands where its first record stood.
@@ -691,12 +735,12 @@ fn rows_that_cannot_be_written_hold_up_no_lane_record() {
     let running = world.start(Process { gate: Some(Arc::clone(&gate)), ..Process::default() });
     for number in 1..=20 {
         world.code(&format!("c{number}"));
-        until("it is in its lane", || world.read(PUSH).len() == number);
+        world.until("it is in its lane", || world.read(PUSH).len() == number);
     }
     assert_eq!((world.committed(), world.rows().len()), (0, 0), "what has no rows yet is not committed");
     *gate.0.lock().unwrap() = true;
     gate.1.notify_all();
-    until("all is committed", || world.committed() == 20);
+    world.until("all is committed", || world.committed() == 20);
     assert_eq!(world.rows().len(), 20 * 5);
     running.stop().unwrap();
 }
@@ -711,7 +755,7 @@ fn a_flood_of_low_priority_shares_nothing_with_it() {
         world.write("notifications.push.low", 0, "u1", "{}", Vec::new());
     }
     world.code("c1");
-    until("it is committed", || world.committed() == 1);
+    world.until("it is committed", || world.committed() == 1);
     // It stands behind nothing of the flood: it reads and writes no topic of another priority.
     let touched = running.process.touched.lock().unwrap().clone();
     assert_eq!(touched, [ADDRESSES, EVENTS, LIFECYCLE, PROFILES].map(str::to_owned).into());
@@ -723,10 +767,10 @@ fn a_member_that_was_evicted_joins_again() {
     let world = World::new();
     let running = world.start(Process::default());
     world.code("c1");
-    until("it is committed", || world.committed() == 1);
+    world.until("it is committed", || world.committed() == 1);
     world.log.evict(GROUP);
     world.code("c2");
-    until("the next is committed", || world.committed() == 2);
+    world.until("the next is committed", || world.committed() == 2);
     assert_eq!(running.status.partitions.load(Ordering::Relaxed), 2);
     running.stop().unwrap();
 }
@@ -738,12 +782,12 @@ fn a_graceful_stop_commits_and_leaves_nothing_to_repeat() {
     for number in 1..=100 {
         world.code(&format!("c{number}"));
     }
-    until("all is said", || world.read(PUSH).len() == 100);
+    world.until("all is said", || world.read(PUSH).len() == 100);
     running.stop().unwrap();
     assert_eq!(world.committed(), 100);
     let again = world.start(Process::default());
     world.code("c101");
-    until("it is committed", || world.committed() == 101);
+    world.until("it is committed", || world.committed() == 101);
     assert_eq!(world.read(PUSH).len(), 101);
     again.stop().unwrap();
 }
@@ -760,21 +804,21 @@ fn two_members_share_the_partitions_and_the_observer_sees_all_rows() {
     let world = World::new();
     let seen = Arc::new(Seen::default());
     let around = CriticalSurroundings {
-        log: Arc::new(world.log.clone()),
-        lanes: Arc::new(world.log.clone()),
+        log: world.handle(&Arc::default()),
+        lanes: world.handle(&Arc::default()),
         clock: Arc::new(TestClock(AtomicI64::new(DECIDED.0))),
         stop: Arc::default(),
         status: Arc::default(),
         observer: Some(Arc::clone(&seen) as Arc<dyn Observer>),
     };
     let running = Running::of(CriticalPlan { members: 2, ..plan() }, around, Arc::default());
-    until("both partitions are read", || running.status.partitions.load(Ordering::Relaxed) == 2);
+    world.until("both partitions are read", || running.status.partitions.load(Ordering::Relaxed) == 2);
     for partition in [0, 1] {
         let user = format!("u{partition}");
         let event = format!(r#"{{"type":"verification_code","user_id":"{user}"}}"#);
         world.write(EVENTS, partition, &user, &event, Vec::new());
     }
-    until("all rows are seen", || *seen.0.lock().unwrap() == 10);
+    world.until("all rows are seen", || *seen.0.lock().unwrap() == 10);
     assert_eq!(world.read(PUSH).len(), 2);
     running.stop().unwrap();
 }

@@ -54,9 +54,7 @@ impl World {
 
     fn topic_kept(&self, name: &str, partitions: u32, retention: Retention) -> String {
         let name = format!("{}.{name}", self.prefix);
-        self.log
-            .create(&[TopicSpec { name: name.clone(), partitions, retention, replication: 1, min_insync: 1 }])
-            .unwrap();
+        self.log.create(&[TopicSpec::one_copy(&name, partitions, retention)]).unwrap();
         name
     }
 
@@ -276,12 +274,8 @@ fn a_missing_topic_is_named(world: &World) {
 }
 
 fn topics_are_as_they_were_made(world: &World) {
-    let spec = |name: &str, partitions, retention| TopicSpec {
-        name: format!("{}.{name}", world.prefix),
-        partitions,
-        retention,
-        replication: 1,
-        min_insync: 1,
+    let spec = |name: &str, partitions, retention| {
+        TopicSpec::one_copy(format!("{}.{name}", world.prefix), partitions, retention)
     };
     let specs = [
         spec("a", 3, Retention::For(EIGHT_DAYS)),
@@ -302,7 +296,7 @@ fn topics_are_as_they_were_made(world: &World) {
 fn a_weaker_topic_is_told_in_words(world: &World) {
     let day = |days: u64| Retention::For(Duration::from_secs(days * 86_400));
     let topic = world.topic_kept("t", 2, day(3));
-    let spec = TopicSpec { name: topic.clone(), partitions: 2, retention: day(3), replication: 1, min_insync: 1 };
+    let spec = TopicSpec::one_copy(&topic, 2, day(3));
     let missing = format!("{}.nowhere", world.prefix);
     let said = |want: TopicSpec| world.log.weaknesses(&[want]).unwrap().join("\n").replace(&topic, "T");
     assert_eq!(said(spec.clone()), "");
@@ -876,9 +870,7 @@ fn a_killed_process_leaves_every_acknowledged_record_in_the_embedded_log() {
 /// Says of each record that it was acknowledged, until somebody ends this.
 fn append_until_killed(directory: &std::path::Path) {
     let log = EmbeddedLog::open(directory, noon()).unwrap();
-    let spec =
-        TopicSpec { name: "t".to_owned(), partitions: 1, retention: Retention::Forever, replication: 1, min_insync: 1 };
-    log.create(&[spec]).unwrap();
+    log.create(&[TopicSpec::one_copy("t", 1, Retention::Forever)]).unwrap();
     let partition = at("t", 0);
     let mut said = std::io::stdout();
     for offset in 0_u64.. {

@@ -270,6 +270,7 @@ impl Frames {
 #[cfg(test)]
 mod tests {
     use std::net::TcpListener;
+    use std::time::Duration;
 
     use super::*;
     use crate::harness::dataflow::Assigned;
@@ -320,12 +321,11 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (stream, _) = listener.accept().unwrap();
-        let said = Arc::new(Mutex::new(Vec::new()));
-        let hears = Arc::clone(&said);
+        let (says, said) = std::sync::mpsc::sync_channel(9);
         let ending = Arc::new(Ending {
             abort: AtomicBool::new(false),
             sockets: vec![stream.try_clone().unwrap()],
-            broken: Arc::new(move |how| hears.lock().unwrap().push(how)),
+            broken: Arc::new(move |how| says.try_send(how).unwrap()),
             over: Mutex::new(false),
             changed: Condvar::new(),
         });
@@ -339,15 +339,13 @@ mod tests {
             link.write_all(b"into nothing").unwrap();
             read
         });
-        while said.lock().unwrap().is_empty() {
-            std::thread::yield_now();
-        }
+        let how = said.recv_timeout(Duration::from_secs(20)).expect("nobody said that the link broke");
         assert!(!reads.is_finished(), "a made-up end reached workers that run");
         ending.abort();
         ending.over();
         let read = reads.join().unwrap();
         assert_eq!((read.len(), &read[50..]), (48 + 5 + 48, &[0; 51][..]));
-        assert_eq!(said.lock().unwrap()[..1], ["the data connection to process 1 broke: it was closed"]);
+        assert_eq!(how, "the data connection to process 1 broke: it was closed");
     }
 
     /// A partition with nothing in it, or one that kills whoever reads it.

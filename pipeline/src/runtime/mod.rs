@@ -8,11 +8,11 @@
 //! # Protocol
 //! An epoch, step by step:
 //! 1. Readers read ahead; workers report how far.
-//! 2. The coordinator broadcasts cut e at the reported positions and appends it to the cut log; never
-//!    with an earlier one unacknowledged.
+//! 2. The coordinator appends cut e at the reported positions to the cut log, never with an earlier one
+//!    unacknowledged, and broadcasts it once it is durable. Meanwhile the workers run epoch e - 1.
 //! 3. Workers run epoch e.
-//! 4. Once cut e is durable *and* every worker has finished e, egress writes its outputs. Everything
-//!    up to `said_through` was acknowledged.
+//! 4. Once every worker has finished e, egress writes its outputs. Everything up to `said_through` was
+//!    acknowledged.
 //! 5. Once a second a mark says so in every lane partition that was written.
 //! 6. Every few seconds the keeper writes a checkpoint of a finished epoch; its entry is appended
 //!    once that epoch was said. Cuts below the second-newest are trimmed.
@@ -21,8 +21,8 @@
 //! side inputs to their end, checkpoint, go on.
 //!
 //! # Invariants
-//! - Nothing of an epoch is said before its cut is durable, nor before its counts and digest were
-//!   compared where it is a replay.
+//! - Nothing of an epoch is run before its cut is durable: whatever a worker says, changes or dies of
+//!   can be replayed. Nothing of a replayed one is said before its counts and digest were compared.
 //! - A checkpoint that counts says that everything up to its epoch was said.
 //!
 //! # If it dies at step n
@@ -34,7 +34,7 @@
 //! Critical events pass none of these steps: [`critical`] stands beside them.
 //!
 //! # Not promised
-//! That a broken disk or a log that stays away lets it go on: outputs wait, epochs are bounded, and
+//! That a broken disk or a log that stays away lets it go on: epochs wait for their cuts and are bounded, and
 //! the log keeps the input.
 
 pub mod clock;

@@ -202,8 +202,7 @@ mod tests {
     fn log(partitions: &[(u64, u64)], text: &str) -> MemoryLog {
         let log = MemoryLog::new(Arc::new(|| Instant(0))).unwrap();
         let count = u32::try_from(partitions.len()).unwrap();
-        let (name, retention) = ("t".to_owned(), Retention::Forever);
-        log.create(&[TopicSpec { name, partitions: count, retention, replication: 1, min_insync: 1 }]).unwrap();
+        log.create(&[TopicSpec::one_copy("t", count, Retention::Forever)]).unwrap();
         for (partition, (oldest, end)) in (0..).zip(partitions) {
             let to = TopicPartition { topic: "t".into(), partition };
             let value = |number| Some(format!("{text}{number}").into());

@@ -452,9 +452,7 @@ mod tests {
 
     fn log() -> MemoryLog {
         let log = MemoryLog::new(Arc::new(|| Instant(0))).unwrap();
-        let retention = Retention::Forever;
-        log.create(&[TopicSpec { name: TOPIC.to_owned(), partitions: 4, retention, replication: 1, min_insync: 1 }])
-            .unwrap();
+        log.create(&[TopicSpec::one_copy(TOPIC, 4, Retention::Forever)]).unwrap();
         log
     }
 

@@ -24,15 +24,8 @@ fn up(world: &World, process: &str, hosts: &[SocketAddr; 2]) -> Running {
 }
 
 /// Waits for a process that ends by itself; its exit code, and what it said.
-fn ended(running: Running) -> (Option<i32>, String) {
-    let running = std::cell::RefCell::new(running);
-    let mut code = None;
-    let said = || running.borrow().said();
-    until("it ends by itself", PATIENCE, said, || {
-        let status = running.borrow_mut().ended();
-        status.inspect(|status| code = status.code()).is_some()
-    });
-    (code, said())
+fn ended(mut running: Running) -> (Option<i32>, String) {
+    (running.end().code(), running.said())
 }
 
 #[test]
@@ -44,7 +37,8 @@ fn two_processes_decide_together_and_whichever_is_killed_or_frozen_comes_back() 
     let hosts = [free_address(), free_address()];
     world.write(&events(100));
     let mut zero = up(&world, "0", &hosts);
-    let not_ready = || world.get(&format!("{}/readyz", zero.console)).err().unwrap_or_default();
+    let readyz = format!("{}/readyz", zero.console().unwrap());
+    let not_ready = || world.get(&readyz).err().unwrap_or_default();
     let waits = format!("decide waits for process 1 ({})", hosts[1]);
     until("it says whom it waits for", PATIENCE, not_ready, || not_ready().contains(&waits));
     let mut one = up(&world, "1", &hosts);
@@ -70,7 +64,7 @@ fn two_processes_decide_together_and_whichever_is_killed_or_frozen_comes_back() 
     let before = generations(&zero);
     kill_process(one.pid(), Signal::STOP).unwrap();
     world.write(&events(400)[300..]);
-    until("process 0 misses it", PATIENCE, || zero.said(), || zero.said().contains("process 1 is gone: silence"));
+    zero.until("process 0 misses it", |heard| heard.said.contains("process 1 is gone: silence"));
     kill_process(one.pid(), Signal::CONT).unwrap();
     let (_, said) = ended(one);
     assert!(said.contains("this process was frozen for 1"), "{said}");

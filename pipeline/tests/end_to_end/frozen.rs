@@ -16,11 +16,6 @@ fn run(world: &World, more: &[&str]) -> Running {
     Running::spawn(world.tidings(&[&RUN[..], &WATCHDOG, more].concat()))
 }
 
-fn up(running: &mut Running) {
-    let running = std::cell::RefCell::new(running);
-    until("it is up", PATIENCE, || running.borrow().said(), || running.borrow_mut().has_console());
-}
-
 /// The child of a supervisor, the newest.
 fn child(said: &str) -> Option<Pid> {
     let (_, rest) = said.rsplit_once("started as process ")?;
@@ -33,23 +28,13 @@ fn a_process_that_was_frozen_ends_when_it_awakes() {
     world.create_topics();
     let _providers = world.providers();
     let mut running = run(&world, &[]);
-    up(&mut running);
+    running.up();
     kill_process(running.pid(), Signal::STOP).unwrap();
     // The freeze itself is what is waited for.
     std::thread::sleep(Duration::from_secs(12));
     kill_process(running.pid(), Signal::CONT).unwrap();
-    let mut status = None;
-    let ended = std::cell::RefCell::new(&mut running);
-    until(
-        "it ends by itself",
-        PATIENCE,
-        || ended.borrow().said(),
-        || {
-            status = ended.borrow_mut().ended();
-            status.is_some()
-        },
-    );
-    assert_eq!(status.unwrap().signal(), Some(Signal::ABORT.as_raw()));
+    let status = running.end();
+    assert_eq!(status.signal(), Some(Signal::ABORT.as_raw()));
     assert!(running.said().contains("this process was frozen for 1"), "{}", running.said());
 }
 
@@ -64,8 +49,7 @@ fn a_supervisor_replaces_what_is_killed_and_what_is_frozen() {
     for (signal, events_before) in [(Signal::KILL, 100), (Signal::STOP, 200)] {
         let before = child(&running.said()).unwrap();
         kill_process(before, signal).unwrap();
-        let is_another = || child(&running.said()).is_some_and(|child| child != before);
-        until("another is started", PATIENCE, || running.said(), is_another);
+        running.until("another is started", |heard| child(&heard.said).is_some_and(|child| child != before));
         assert!(test_kill_process(before).is_err(), "{before:?} still lives");
         world.write(&events(events_before + 100)[events_before..]);
         let all = events_before as u64 + 100;
@@ -84,8 +68,8 @@ fn a_process_whose_supervisor_is_gone_stops() {
     let Some(mut world) = World::new("a_process_whose_supervisor_is_gone_stops") else { return };
     world.create_topics();
     let _providers = world.providers();
-    let mut running = run(&world, &["--supervise"]);
-    up(&mut running);
+    let running = run(&world, &["--supervise"]);
+    running.up();
     let child = child(&running.said()).unwrap();
     running.kill();
     until("the child is gone", PATIENCE, String::new, || test_kill_process(child).is_err());
@@ -96,18 +80,8 @@ fn a_supervisor_ends_with_a_process_that_is_refused() {
     let Some(mut world) = World::new("a_supervisor_ends_with_a_process_that_is_refused") else { return };
     let _providers = world.providers();
     let mut running = run(&world, &["--supervise"]);
-    let mut status = None;
-    let ended = std::cell::RefCell::new(&mut running);
-    until(
-        "it ends",
-        PATIENCE,
-        || ended.borrow().said(),
-        || {
-            status = ended.borrow_mut().ended();
-            status.is_some()
-        },
-    );
-    assert_eq!(status.unwrap().code(), Some(78), "{}", running.said());
+    let status = running.end();
+    assert_eq!(status.code(), Some(78), "{}", running.said());
     let missing = format!("topic `{}` does not exist", world.topics.events(Priority::High));
     assert!(running.said().contains(&missing), "{}", running.said());
 }

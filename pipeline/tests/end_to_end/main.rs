@@ -7,6 +7,8 @@
 
 #[path = "../real/checks.rs"]
 mod checks;
+#[path = "../real/child.rs"]
+mod child;
 mod cluster;
 mod frozen;
 mod main_job;

@@ -89,12 +89,8 @@ fn rows_wait_for_a_clickhouse_that_comes_late() {
     let running = Running::start(world.tidings(&RUN));
     let cut = || world.metric(&running, "tidings_source_records_total").unwrap_or(0);
     until("the events are decided", PATIENCE, || running.said(), || cut() >= 200);
-    until(
-        "it says what it waits for",
-        PATIENCE,
-        || running.said(),
-        || running.said().contains("ClickHouse's schema cannot be brought up to date; the log keeps the rows"),
-    );
+    let waits = "ClickHouse's schema cannot be brought up to date; the log keeps the rows";
+    running.until("it says what it waits for", |heard| heard.said.contains(waits));
     let _bridge = Bridge::between(port, &world.services.clickhouse);
     until("the rows arrive", PATIENCE, || running.said(), || recorded(&world, 200));
     let (status, said) = running.stop();

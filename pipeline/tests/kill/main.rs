@@ -9,6 +9,8 @@
 
 #[path = "../real/checks.rs"]
 mod checks;
+#[path = "../real/child.rs"]
+mod child;
 #[path = "../real/proxy.rs"]
 mod proxy;
 mod round;

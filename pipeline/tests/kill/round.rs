@@ -1,11 +1,13 @@
 //! A round under way: does what the timeline says, keeps the process running as a supervisor would, waits
 //! until nothing is to come, and checks.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -15,7 +17,7 @@ use crate::checks::{self, Stopwatch};
 use crate::proxy::{Network, Proxy};
 use crate::timeline::{Fault, Layout, Step, WATCHDOG_MS, draw};
 use crate::workload::{Random, Workload, Written};
-use crate::world::{PATIENCE, Providers, Running, World, free_address, now, until};
+use crate::world::{Providers, Running, World, free_address, now};
 
 /// How long everything may take to settle after the last step. A delivery that fails four times waits 81 s and
 /// jitter between its attempts; the rest is for a busy machine.
@@ -49,6 +51,8 @@ pub(crate) struct Round {
     between: Option<Between>,
     /// Was frozen, and another one runs beside it.
     zombie: Option<Running>,
+    /// Something comes here when a process ends.
+    ends: (SyncSender<()>, Receiver<()>),
     supervised: bool,
     providers: Providers,
     disk: Option<Disk>,
@@ -77,6 +81,7 @@ impl Round {
             other: None,
             between,
             zombie: None,
+            ends: sync_channel(1),
             supervised: false,
             providers,
             disk,
@@ -96,15 +101,12 @@ impl Round {
         self.world.write(&people);
         (0..self.asked.layout.processes()).for_each(|process| self.start(process));
         if !timeline.from_start {
-            self.up();
+            self.running.as_ref().unwrap().up();
         }
         let begun = self.clock.elapsed();
         self.clock.lap("the timeline begins");
         for (at, step) in timeline.steps {
-            while self.clock.elapsed() < begun + at {
-                self.tend();
-                std::thread::sleep((begun + at).saturating_sub(self.clock.elapsed()).min(Duration::from_millis(20)));
-            }
+            self.tend(begun + at);
             self.step(step, &stream, begun);
         }
         self.settle(expected);
@@ -113,10 +115,8 @@ impl Round {
         let (replayed, unkept) = (metric("tidings_replayed_epochs_total"), metric("tidings_checkpoint_failures_total"));
         assert!(running.ended().is_none(), "it ended after all was settled:\n{}", running.said());
         if let Some(mut zombie) = self.zombie.take() {
-            let zombie = std::cell::RefCell::new(&mut zombie);
-            let said = || zombie.borrow().said();
-            until("whoever was replaced ends by itself", PATIENCE, said, || zombie.borrow_mut().ended().is_some());
-            let said = said();
+            zombie.end();
+            let said = zombie.said();
             let why = reason(&said);
             self.clock.lap(&format!("the one that was replaced ended by itself, {why}"));
             self.ended.push(format!("the replaced one: {why}"));
@@ -154,26 +154,51 @@ impl Round {
         if self.supervised {
             command.arg("--supervise");
         }
-        *self.slot(process) = Some(Running::spawn(command));
+        let told = self.ends.0.clone();
+        *self.slot(process) = Some(Running::spawn_for(command, Some(told)));
     }
 
     fn slot(&mut self, process: usize) -> &mut Option<Running> {
         if process == 0 { &mut self.running } else { &mut self.other }
     }
 
-    /// Starts processes that ended by themselves again; `None` is one that was killed and is to stay so.
-    fn tend(&mut self) {
+    /// Waits until the clock shows `until`, and keeps processes running meanwhile, as a supervisor would. None is still to
+    /// be started again when it returns.
+    fn tend(&mut self, until: Duration) {
+        let mut again = BTreeMap::new();
+        self.note_ends(&mut again);
+        loop {
+            let now = self.clock.elapsed();
+            let Some(next) = again.values().copied().chain((now < until).then_some(until)).min() else { return };
+            // Whether somebody ended or a time has come: both are looked at.
+            let _ = self.ends.1.recv_timeout(next.saturating_sub(now));
+            let now = self.clock.elapsed();
+            again.retain(|process, at| {
+                let is_due = *at <= now;
+                if is_due {
+                    self.start(*process);
+                }
+                !is_due
+            });
+            // Who ends later is the next call's, or this one might never return.
+            if now < until {
+                self.note_ends(&mut again);
+            }
+        }
+    }
+
+    /// Notes which processes ended by themselves, and when they are to be started again. `None` is one that was killed and
+    /// is to stay so.
+    fn note_ends(&mut self, again: &mut BTreeMap<usize, Duration>) {
         for process in 0..self.asked.layout.processes() {
-            let Some(running) = self.slot(process) else { continue };
-            running.has_console();
+            let Some(running) = self.slot(process).as_mut().filter(|_| !again.contains_key(&process)) else { continue };
             let Some(status) = running.ended() else { continue };
             let said = running.said();
             let what = format!("{status}: {}", reason(&said));
             self.clock.lap(&format!("process {process} ended by itself, {what}"));
             self.ended.push(what);
             self.said.push(said);
-            std::thread::sleep(AGAIN_AFTER);
-            self.start(process);
+            again.insert(process, self.clock.elapsed() + AGAIN_AFTER);
         }
     }
 
@@ -233,14 +258,15 @@ impl Round {
         assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
-    /// Waits until nothing is to come, and starts whatever ends by itself again.
+    /// Waits until nothing is to come, which ClickHouse is asked again and again, and keeps processes running meanwhile.
     #[expect(clippy::disallowed_methods, reason = "how long to wait for a real server is real time")]
     fn settle(&mut self, expected: crate::workload::Expected) {
         let since = std::time::Instant::now();
-        let mut pause = Duration::from_millis(200);
+        let mut pause = Duration::ZERO;
         let mut left = String::new();
         loop {
-            self.tend();
+            self.tend(self.clock.elapsed() + pause);
+            pause = (pause * 2).clamp(Duration::from_millis(200), Duration::from_secs(1));
             // One answer, not all: the first is the cheapest, and others follow from it.
             let Some(open) = checks::unsettled(&self.world, expected).next() else { break };
             if open != left {
@@ -250,17 +276,9 @@ impl Round {
             let running = self.running.as_ref().unwrap();
             let story = || checks::story(&self.world, running, expected);
             assert!(since.elapsed() < SETTLED_WITHIN, "not settled after {SETTLED_WITHIN:?}\n{}", story());
-            std::thread::sleep(pause);
-            pause = (pause * 2).min(Duration::from_secs(1));
         }
-        self.up();
+        self.running.as_ref().unwrap().up();
         self.clock.lap("settled");
-    }
-
-    /// Waits until the process is up.
-    fn up(&mut self) {
-        let running = std::cell::RefCell::new(self.running.as_mut().unwrap());
-        until("it is up", PATIENCE, || running.borrow().said(), || running.borrow_mut().has_console());
     }
 }
 

@@ -81,7 +81,7 @@ pub(crate) fn story(world: &World, running: &Running, expected: Expected) -> Str
         "{}deliveries under way:\n{}\nclosed epoch, newest epoch, events with rows: {epochs:?}\n{}\n{}",
         unsettled(world, expected).collect::<String>(),
         met.join("\n"),
-        world.get(&format!("{}/metrics", running.console)).unwrap_or_default(),
+        world.get(&format!("{}/metrics", running.console().unwrap_or_default())).unwrap_or_default(),
         running.said(),
     )
 }

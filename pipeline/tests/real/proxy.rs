@@ -1,15 +1,9 @@
 //! A network between two processes that can be cut, fall silent and heal: a TCP proxy of a test's own.
-#![allow(dead_code, reason = "each program takes what it needs")]
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::thread::JoinHandle;
-use std::time::Duration;
-
-/// How long nothing is done before it is looked again.
-const LOOK: Duration = Duration::from_millis(10);
 
 /// What a network does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,22 +16,43 @@ pub(crate) enum Network {
     IsCut,
 }
 
-const ALL: [Network; 3] = [Network::Heals, Network::FallsSilent, Network::IsCut];
-const ENDED: u8 = 3;
+struct State {
+    /// What it does; none once it is taken away.
+    network: Option<Network>,
+    /// Whoever carries one direction of a connection, and where it reads.
+    carriers: Vec<(Weak<TcpStream>, JoinHandle<()>)>,
+}
+
+impl State {
+    fn connects(&self) -> bool {
+        matches!(self.network, Some(Network::Heals | Network::FallsSilent))
+    }
+}
 
 struct Shared {
-    state: AtomicU8,
-    target: Mutex<SocketAddr>,
-    carriers: Mutex<Vec<JoinHandle<()>>>,
+    target: SocketAddr,
+    state: Mutex<State>,
+    changed: Condvar,
 }
 
 impl Shared {
-    fn is(&self, state: Network) -> bool {
-        self.state.load(Ordering::Relaxed) == state as u8
+    /// Whoever reads or writes where nothing connects any more is woken by the end of its connection.
+    fn change(&self, network: Option<Network>) {
+        let mut state = self.state.lock().unwrap();
+        state.network = network;
+        if !state.connects() {
+            for stream in state.carriers.iter().filter_map(|(stream, _)| stream.upgrade()) {
+                let _ = stream.shutdown(Shutdown::Both);
+            }
+        }
+        self.changed.notify_all();
     }
 
-    fn has_ended(&self) -> bool {
-        self.state.load(Ordering::Relaxed) == ENDED
+    /// Waits while the network is silent; says whether it carries then.
+    fn carries(&self) -> bool {
+        let state = self.state.lock().unwrap();
+        let is_silent = |state: &mut State| state.network == Some(Network::FallsSilent);
+        self.changed.wait_while(state, is_silent).unwrap().network == Some(Network::Heals)
     }
 }
 
@@ -52,86 +67,74 @@ impl Proxy {
     /// One before `target`.
     pub(crate) fn before(target: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
-        let (state, target, carriers) = (AtomicU8::new(0), Mutex::new(target), Mutex::default());
-        let shared = Arc::new(Shared { state, target, carriers });
+        let state = Mutex::new(State { network: Some(Network::Heals), carriers: Vec::new() });
+        let shared = Arc::new(Shared { target, state, changed: Condvar::new() });
         let own = Arc::clone(&shared);
         let accepts = std::thread::spawn(move || {
-            while !own.has_ended() {
-                match listener.accept() {
-                    Ok((stream, _)) => connect(stream, &own),
-                    Err(_) => std::thread::sleep(LOOK),
+            for stream in listener.incoming() {
+                let Some(network) = own.state.lock().unwrap().network else { return };
+                // One that ended before it was taken is no connection.
+                if let (Ok(stream), Network::Heals | Network::FallsSilent) = (stream, network) {
+                    connect(stream, &own);
                 }
             }
         });
         Self { address, shared, accepts: Some(accepts) }
     }
 
-    /// New connections go there.
-    pub(crate) fn aim(&self, target: SocketAddr) {
-        *self.shared.target.lock().unwrap() = target;
-    }
-
     /// From now on the network does this.
     pub(crate) fn set(&self, network: Network) {
-        self.shared.state.store(ALL.iter().position(|known| *known == network).unwrap() as u8, Ordering::Relaxed);
+        self.shared.change(Some(network));
     }
 }
 
 impl Drop for Proxy {
     fn drop(&mut self) {
-        self.shared.state.store(ENDED, Ordering::Relaxed);
+        self.shared.change(None);
+        // Whoever accepts waits for a connection: this is the last one.
+        let last = TcpStream::connect(self.address).unwrap();
         if let Some(accepts) = self.accepts.take() {
             accepts.join().unwrap();
         }
-        let carriers = std::mem::take(&mut *self.shared.carriers.lock().unwrap());
-        carriers.into_iter().for_each(|carrier| carrier.join().unwrap());
+        drop(last);
+        let carriers = std::mem::take(&mut self.shared.state.lock().unwrap().carriers);
+        carriers.into_iter().for_each(|(_, carrier)| carrier.join().unwrap());
     }
 }
 
-/// Joins a new connection to one to the target. One that comes while the network is down, or whose target is, ends.
+/// Joins a new connection to one to the target. One whose target is down ends, and so does one that was on its way
+/// when the network was cut.
 fn connect(stream: TcpStream, shared: &Arc<Shared>) {
-    if shared.is(Network::IsCut) {
+    let Ok(onward) = TcpStream::connect(shared.target) else { return };
+    let (near, far) = (Arc::new(stream), Arc::new(onward));
+    let mut state = shared.state.lock().unwrap();
+    if !state.connects() {
         return;
     }
-    let target = *shared.target.lock().unwrap();
-    let Ok(onward) = TcpStream::connect(target) else { return };
-    let two = [(stream.try_clone(), onward.try_clone()), (onward.try_clone(), stream.try_clone())];
-    let mut carriers = shared.carriers.lock().unwrap();
-    carriers.retain(|carrier| !carrier.is_finished());
-    for (from, to) in two {
-        let (Ok(from), Ok(to)) = (from, to) else { return };
-        let shared = Arc::clone(shared);
-        carriers.push(std::thread::spawn(move || carry(from, to, &shared)));
+    state.carriers.retain(|(_, carrier)| !carrier.is_finished());
+    for (from, to) in [(&near, &far), (&far, &near)] {
+        let (stream, from, to, shared) = (Arc::downgrade(from), Arc::clone(from), Arc::clone(to), Arc::clone(shared));
+        state.carriers.push((stream, std::thread::spawn(move || carry(&from, &to, &shared))));
     }
 }
 
-fn carry(mut from: TcpStream, mut to: TcpStream, shared: &Shared) {
-    let _ = (from.set_nonblocking(false), from.set_read_timeout(Some(LOOK)), from.set_nodelay(true));
+fn carry(mut from: &TcpStream, mut to: &TcpStream, shared: &Shared) {
     let _ = to.set_nodelay(true);
     let mut bytes = vec![0; 64 << 10];
-    while !shared.has_ended() && !shared.is(Network::IsCut) {
-        if shared.is(Network::FallsSilent) {
-            std::thread::sleep(LOOK);
-            continue;
+    while shared.carries() {
+        let read = from.read(&mut bytes);
+        // What was read, and be it the end, is carried on only if the network is still there.
+        if !shared.carries() {
+            break;
         }
-        match from.read(&mut bytes) {
+        match read {
             Ok(0) => {
                 let _ = to.shutdown(Shutdown::Write);
                 return;
             }
-            // What was read is carried on only if the network is still there.
-            Ok(count) => {
-                while shared.is(Network::FallsSilent) {
-                    std::thread::sleep(LOOK);
-                }
-                if to.write_all(&bytes[..count]).is_err() {
-                    break;
-                }
-            }
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
-            Err(_) => break,
+            Ok(count) if to.write_all(&bytes[..count]).is_ok() => {}
+            _ => break,
         }
     }
     let _ = (from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both));

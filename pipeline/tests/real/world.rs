@@ -6,9 +6,10 @@ use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -19,6 +20,7 @@ use tidings_schemas::topics::Topics;
 use tidings_sinks::log::kafka::{KafkaLog, KafkaParams};
 use tidings_sinks::log::{Append, Log, Record, TopicPartition};
 
+use crate::child::Killed;
 use crate::workload::{To, Written};
 
 /// How long something may take that is waited for, where nothing else is said.
@@ -308,7 +310,7 @@ impl World {
 
     /// One of the numbers at `/metrics`, summed over its labels; none where nobody answers.
     pub(crate) fn metric(&self, running: &Running, name: &str) -> Option<u64> {
-        let text = self.get(&format!("{}/metrics", running.console)).ok()?;
+        let text = self.get(&format!("{}/metrics", running.console()?)).ok()?;
         let values = text.lines().filter(|line| line.split(['{', ' ']).next() == Some(name));
         Some(values.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum())
     }
@@ -325,56 +327,113 @@ pub(crate) fn free_address() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
-/// A child that does not outlive its test.
-pub(crate) struct Killed(pub(crate) Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 pub(crate) struct Providers {
     /// Held for its end.
     child: Killed,
     pub(crate) inbox: String,
 }
 
-/// `tidings run`, with its console.
+/// What is heard of a process.
+#[derive(Default)]
+pub(crate) struct Heard {
+    /// What it said on stderr so far.
+    pub(crate) said: String,
+    /// How it ended is to be asked.
+    pub(crate) has_ended: bool,
+}
+
+impl Heard {
+    /// Where its console is. The newest: a supervised process says it each time that it starts.
+    fn console(&self) -> Option<String> {
+        let (_, rest) = self.said.rsplit_once("metrics at ").filter(|(_, rest)| rest.contains('\n'))?;
+        rest.lines().next().map(str::to_owned)
+    }
+
+    /// Of much, the beginning and the end.
+    fn shown(&self) -> String {
+        let lines: Vec<&str> = self.said.lines().collect();
+        let (head, tail) =
+            (lines.len().min(SAID_LINES), lines.len().saturating_sub(SAID_LINES).max(SAID_LINES.min(lines.len())));
+        let left_out = if tail > head { format!("\n… {} lines …\n", tail - head) } else { "\n".to_owned() };
+        lines[..head].join("\n") + &left_out + &lines[tail..].join("\n") + "\n"
+    }
+}
+
+/// Wakes whoever waits to hear of a process.
+#[derive(Default)]
+struct Ear {
+    heard: Mutex<Heard>,
+    news: Condvar,
+}
+
+impl Ear {
+    fn hears(&self, change: impl FnOnce(&mut Heard)) {
+        change(&mut self.heard.lock().unwrap());
+        self.news.notify_all();
+    }
+}
+
+/// `tidings run`.
 pub(crate) struct Running {
     child: Killed,
-    pub(crate) console: String,
-    said: Arc<Mutex<String>>,
+    ear: Arc<Ear>,
 }
 
 impl Running {
     /// Starts it.
     pub(crate) fn spawn(command: Command) -> Self {
-        let (child, said) = spawn(command);
-        Self { child, console: String::new(), said }
+        Self::spawn_for(command, None)
+    }
+
+    /// Starts it; at its end, it is told.
+    pub(crate) fn spawn_for(mut command: Command, told: Option<SyncSender<()>>) -> Self {
+        let mut child = Killed(command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap());
+        let ear = Arc::<Ear>::default();
+        let (mut pipe, says) = (child.0.stderr.take().unwrap(), Arc::clone(&ear));
+        // Ends with the child.
+        std::thread::spawn(move || {
+            let mut piece = [0; 4096];
+            while let Ok(read @ 1..) = pipe.read(&mut piece) {
+                says.hears(|heard| heard.said.push_str(&String::from_utf8_lossy(&piece[..read])));
+            }
+        });
+        let ends = Arc::clone(&ear);
+        child.at_its_end(move || {
+            ends.hears(|heard| heard.has_ended = true);
+            // Whoever was told of another and did not look yet will see both.
+            if let Some(told) = told {
+                let _ = told.try_send(());
+            }
+        });
+        Self { child, ear }
     }
 
     /// Starts it and waits until it says where its console is.
     pub(crate) fn start(command: Command) -> Self {
-        let mut running = Self::spawn(command);
-        let said = Arc::clone(&running.said);
-        let said = || said.lock().unwrap().clone();
-        until("the console is there", PATIENCE, said, || {
-            assert!(running.ended().is_none(), "it ended:\n{}", said());
-            running.has_console()
-        });
+        let running = Self::spawn(command);
+        running.up();
         running
     }
 
-    /// Whether it said where its console is.
-    pub(crate) fn has_console(&mut self) -> bool {
-        // The newest one: a supervised process says it each time that it starts.
-        let said = self.said.lock().unwrap();
-        if let Some((_, rest)) = said.rsplit_once("metrics at ").filter(|(_, rest)| rest.contains('\n')) {
-            self.console = rest.lines().next().unwrap_or_default().to_owned();
-        }
-        !self.console.is_empty()
+    /// Waits until it says where its console is.
+    pub(crate) fn up(&self) {
+        self.until("it says where its console is", |heard| heard.has_ended || heard.console().is_some());
+        assert!(self.console().is_some(), "it ended:\n{}", self.said());
+    }
+
+    /// Waits until what is heard of it makes it so.
+    pub(crate) fn until(&self, what: &str, so: impl Fn(&Heard) -> bool) {
+        let heard = self.ear.heard.lock().unwrap();
+        let (heard, waited) = self.ear.news.wait_timeout_while(heard, PATIENCE, |heard| !so(heard)).unwrap();
+        let shown = heard.shown();
+        drop(heard);
+        assert!(!waited.timed_out(), "waited for {PATIENCE:?}: {what}\n{shown}");
+    }
+
+    /// Waits until it ends by itself.
+    pub(crate) fn end(&mut self) -> ExitStatus {
+        self.until("it ends", |heard| heard.has_ended);
+        self.child.0.wait().unwrap()
     }
 
     /// How it ended, if it did.
@@ -386,14 +445,14 @@ impl Running {
         rustix::process::Pid::from_child(&self.child.0)
     }
 
+    /// Where its console is, if it said so.
+    pub(crate) fn console(&self) -> Option<String> {
+        self.ear.heard.lock().unwrap().console()
+    }
+
     /// What it said on stderr so far; of much, the beginning and the end.
     pub(crate) fn said(&self) -> String {
-        let said = self.said.lock().unwrap();
-        let lines: Vec<&str> = said.lines().collect();
-        let (head, tail) =
-            (lines.len().min(SAID_LINES), lines.len().saturating_sub(SAID_LINES).max(SAID_LINES.min(lines.len())));
-        let left_out = if tail > head { format!("\n… {} lines …\n", tail - head) } else { "\n".to_owned() };
-        lines[..head].join("\n") + &left_out + &lines[tail..].join("\n") + "\n"
+        self.ear.heard.lock().unwrap().shown()
     }
 
     /// SIGKILL.
@@ -405,37 +464,13 @@ impl Running {
     /// SIGTERM; waits for its end.
     pub(crate) fn stop(mut self) -> (ExitStatus, String) {
         rustix::process::kill_process(self.pid(), rustix::process::Signal::TERM).unwrap();
-        let mut status = None;
-        let said = Arc::clone(&self.said);
-        until(
-            "it stops",
-            PATIENCE,
-            || said.lock().unwrap().clone(),
-            || {
-                status = self.child.0.try_wait().unwrap();
-                status.is_some()
-            },
-        );
-        (status.unwrap(), self.said())
+        let status = self.end();
+        (status, self.said())
     }
 }
 
-/// A child whose stderr is gathered.
-fn spawn(mut command: Command) -> (Killed, Arc<Mutex<String>>) {
-    let mut child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
-    let said = Arc::new(Mutex::new(String::new()));
-    let (mut pipe, gathered) = (child.stderr.take().unwrap(), Arc::clone(&said));
-    // Ends with the child.
-    std::thread::spawn(move || {
-        let mut piece = [0; 4096];
-        while let Ok(read @ 1..) = pipe.read(&mut piece) {
-            gathered.lock().unwrap().push_str(&String::from_utf8_lossy(&piece[..read]));
-        }
-    });
-    (Killed(child), said)
-}
-
-/// Asks `done` again and again until it is so; `story` says where it stands if it never is.
+/// Asks `done` again and again until it is so; `story` says where it stands if it never is. For those who say nothing
+/// unasked: ClickHouse, Kafka, what a console serves, another's child.
 #[expect(clippy::disallowed_methods, reason = "how long to wait for a real server is real time")]
 pub(crate) fn until(what: &str, patience: Duration, story: impl Fn() -> String, mut done: impl FnMut() -> bool) {
     let start = std::time::Instant::now();

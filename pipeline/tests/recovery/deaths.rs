@@ -1,28 +1,37 @@
 //! Calls that take the whole process along: the processes are children, and this is who starts them again.
 
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
 
 use tidings_pipeline::checkpoint::Checkpoints;
 use tidings_pipeline::runtime::clock::{Clock, SystemClock};
-use tidings_pipeline::runtime::coordinator::{Status, Surroundings, run};
+use tidings_pipeline::runtime::coordinator::{Observer, Status, Surroundings, run};
 use tidings_pipeline::runtime::crumbs::Crumbs;
+use tidings_pipeline::runtime::watch::Watchdog;
 use tidings_schemas::block::{Block, Kind};
 use tidings_schemas::lifecycle::{Row, State, Unit};
 use tidings_schemas::reason::Reason;
 use tidings_sinks::log::embedded::EmbeddedLog;
-use tidings_sinks::log::{Append, Log, Retention, TopicPartition, TopicSpec};
+use tidings_sinks::log::{Append, Log, TopicPartition};
 
-use crate::world::{World, topics};
+use crate::child::Killed;
+use crate::world::{World, create_topics};
 
 const FOLDER: &str = "TIDINGS_TEST_DEATHS";
 
-/// Four deaths are enough once the cut is durable under which it died. Who dies before that is replayed by nobody, and the
-/// next process meets the record in ordinary work again: where the disk is slow, some times over.
-const DEATHS_MAX: usize = 10;
+/// How long a child's watchdog bears a standstill. A step is a few milliseconds' work, so that a slow machine is not
+/// taken for one that stands still.
+const STILL: Duration = Duration::from_secs(10);
+
+/// How long a child may take to come to its end, one way or the other: a healthy one takes a second or two.
+const END_MAX: Duration = Duration::from_secs(300);
+
+/// One in ordinary work, one in a replay among its neighbours, two alone.
+const DEATHS_MAX: usize = 4;
 
 /// Events of the workload: some before and behind what kills, of several people.
 const EVENTS: usize = 40;
@@ -40,11 +49,7 @@ fn open(folder: &Path) -> (Arc<dyn Log>, Arc<SystemClock>) {
 
 fn write(folder: &Path, kills: &str) {
     let (log, _) = open(folder);
-    let spec = |(name, partitions)| {
-        let retention = Retention::Forever;
-        TopicSpec { name, partitions, retention, replication: 1, min_insync: 1 }
-    };
-    log.create(&topics().into_iter().map(spec).collect::<Vec<_>>()).unwrap();
+    create_topics(&*log);
     let event = |number: usize| {
         let (user, object) = (number % 6, if number == EVENTS / 2 { kills } else { "photo" });
         let json = format!(r#"{{"id":"e{number}","type":"comment","user_id":"u{user}","object":{{"id":"{object}"}}}}"#);
@@ -54,6 +59,16 @@ fn write(folder: &Path, kills: &str) {
     log.append(&(0..EVENTS).map(event).collect::<Vec<_>>()).unwrap();
 }
 
+/// Tells of each epoch.
+struct Epochs(SyncSender<()>);
+
+impl Observer for Epochs {
+    fn rows(&self, _: &[Row]) {
+        // Where one is told of already, this one is seen with it.
+        let _ = self.0.try_send(());
+    }
+}
+
 /// What a child does: decides until all of it was said.
 #[test]
 fn a_child_decides() {
@@ -61,13 +76,14 @@ fn a_child_decides() {
     let folder = Path::new(&folder);
     let (log, clock) = open(folder);
     let checkpoints = folder.join("checkpoints");
+    let (tell, epochs) = sync_channel(1);
     let around = Surroundings {
         log,
         checkpoints: Checkpoints::in_folder(&checkpoints).unwrap(),
         clock,
         stop: Arc::new(AtomicBool::new(false)),
         status: Arc::new(Status::default()),
-        observer: None,
+        observer: Some(Arc::new(Epochs(tell))),
         older: Arc::new(|_, _| Err("there is one topology".to_owned())),
         accept_divergence: false,
         may_drop: Default::default(),
@@ -75,40 +91,45 @@ fn a_child_decides() {
     };
     let plan = World::poisoned(false).plan_of_poison(2);
     let (stop, status) = (Arc::clone(&around.stop), Arc::clone(&around.status));
+    let _watched = watch(&status);
     let decides = std::thread::spawn(move || run(&plan, &around));
-    let all = || {
-        let said = status.said_through.load(Ordering::Relaxed);
-        status.ready.load(Ordering::Relaxed) && said > 5 && said >= status.epoch.load(Ordering::Relaxed)
-    };
     // What it decides takes an epoch or two; idle ones follow.
-    while !all() && !decides.is_finished() {
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    let mut cut = None;
+    let mut all = || {
+        let said = status.said_through.load(Ordering::Relaxed);
+        let is_under_way = status.ready.load(Ordering::Relaxed) && said > 5;
+        is_under_way && said >= *cut.get_or_insert_with(|| status.epoch.load(Ordering::Relaxed))
+    };
+    // Nobody tells of epochs any more once it has ended.
+    while !all() && epochs.recv().is_ok() {}
     stop.store(true, Ordering::Relaxed);
     decides.join().unwrap().unwrap();
 }
 
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// Ends the process when a part of it stands still, until what it returns is let go of.
+fn watch(status: &Arc<Status>) -> SyncSender<()> {
+    let (status, clock) = (Arc::clone(status), SystemClock::default());
+    let (watched, over) = sync_channel(0);
+    std::thread::spawn(move || {
+        let mut watchdog = Watchdog::new(STILL);
+        while over.recv_timeout(watchdog.pause()) == Err(RecvTimeoutError::Timeout) {
+            if watchdog.look(clock.elapsed(), &status.pulses.counts()).is_some() {
+                std::process::abort();
+            }
+        }
+    });
+    watched
 }
 
-/// Starts a child; says whether it came to its end by itself within some seconds, which is what a watchdog asks.
+/// Starts a child; says whether it came to its end alive.
 fn lives(folder: &Path) -> bool {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["deaths::a_child_decides", "--exact"]).env(FOLDER, folder);
     let mut child = Killed(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
-    for _ in 0..600 {
-        if let Some(status) = child.0.try_wait().unwrap() {
-            return status.success();
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    false
+    let (runs, end) = sync_channel::<()>(0);
+    child.at_its_end(move || drop(runs));
+    assert_eq!(end.recv_timeout(END_MAX), Err(RecvTimeoutError::Disconnected), "it neither decides nor dies");
+    child.0.wait().unwrap().success()
 }
 
 fn rows(log: &dyn Log) -> Vec<Row> {
@@ -134,7 +155,7 @@ fn rows(log: &dyn Log) -> Vec<Row> {
 
 #[test]
 fn what_takes_the_process_along_is_set_aside_after_two_deaths_at_one_place() {
-    // One ends the process, the other is ended by whoever watches.
+    // One ends the process, the other is ended by the watchdog.
     for kills in ["fatal_poison", "endless_poison"] {
         let folder = tempfile::tempdir().unwrap();
         write(folder.path(), kills);

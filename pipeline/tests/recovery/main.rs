@@ -5,6 +5,8 @@
 //! end everything that was ever said is compared with a plain recomputation along the logged cuts:
 //! byte for byte, nothing missing, nothing else, nothing twice.
 
+#[path = "../real/child.rs"]
+mod child;
 mod cluster;
 mod deaths;
 mod dying;

@@ -136,7 +136,7 @@ fn topology_bytes(wiring: &Wiring) -> Vec<u8> {
     wiring.operators.iter().flat_map(|operator| operator.kind.bytes().chain([b'\n'])).collect()
 }
 
-pub(crate) fn topics() -> Vec<(String, u32)> {
+fn topics() -> Vec<(String, u32)> {
     let topics = Topics::default();
     let mut all: Vec<(String, u32)> = SOURCES.iter().map(|(topic, count, _)| ((*topic).to_owned(), *count)).collect();
     for channel in Channel::ALL {
@@ -149,19 +149,17 @@ pub(crate) fn topics() -> Vec<(String, u32)> {
     all
 }
 
+pub(crate) fn create_topics(log: &dyn Log) {
+    let spec = |(name, partitions)| TopicSpec::one_copy(name, partitions, Retention::Forever);
+    log.create(&topics().into_iter().map(spec).collect::<Vec<_>>()).unwrap();
+}
+
 impl World {
     pub(crate) fn new() -> Self {
         let clock = Arc::new(ScaledClock::new("2026-03-28T21:00:00Z".parse().unwrap(), SPEED));
         let stamp = Arc::clone(&clock);
         let log = MemoryLog::new(Arc::new(move || stamp.wall())).unwrap();
-        let spec = |(name, partitions): (String, u32)| TopicSpec {
-            name,
-            partitions,
-            retention: Retention::Forever,
-            replication: 1,
-            min_insync: 1,
-        };
-        log.create(&topics().into_iter().map(spec).collect::<Vec<_>>()).unwrap();
+        create_topics(&log);
         let cuts: Arc<Mutex<BTreeMap<u64, Vec<u8>>>> = Arc::default();
         let witnessed: Arc<dyn Log> = Arc::new(Witness { log: Arc::new(log.clone()), cuts: Arc::clone(&cuts) });
         let rules = Arc::new(script::rules_of(&script::policies(), Duration::from_secs(600)));
@@ -230,8 +228,9 @@ impl World {
             Append { to, key: Some(format!("u{user}").into()), value: Some(json.into()), headers: vec![] }
         };
         self.log.append(&(0..events).map(event).collect::<Vec<_>>()).unwrap();
+        // Nothing but time is waited for.
         while self.clock.wall() < until {
-            std::thread::sleep(Duration::from_millis(5));
+            std::thread::sleep(self.clock.real(until.since(self.clock.wall())).max(Duration::from_millis(1)));
         }
         self.clock.wall()
     }
@@ -352,6 +351,7 @@ impl World {
             } else if self.clock.wall() > noon && epoch > *over.get_or_insert(epoch) + 10 {
                 stop.store(true, Ordering::Relaxed);
             }
+            // Nobody tells when a generation is ready or lost: its status can only be looked at.
             std::thread::sleep(Duration::from_millis(2));
         }
         let ended = process.join().unwrap();

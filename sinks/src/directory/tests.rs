@@ -87,9 +87,8 @@ impl Loading {
     fn new() -> Self {
         let log = MemoryLog::new(Arc::new(|| Instant(0))).unwrap();
         let topics = Topics::default();
-        let spec =
-            |name| TopicSpec { name, partitions: 2, retention: Retention::Forever, replication: 1, min_insync: 1 };
-        log.create(&[spec(topics.addresses()), spec(topics.preferences())]).unwrap();
+        let names = [topics.addresses(), topics.preferences()];
+        log.create(&names.map(|name| TopicSpec::one_copy(name, 2, Retention::Forever))).unwrap();
         Self { log, topics, stop: CancellationToken::new() }
     }
 

@@ -10,7 +10,8 @@
 //! # Protocol
 //! 1. Poll. Marks are remembered; records of epochs that a mark has passed are repeats and dropped. What
 //!    exceeds the bounds in flight, or is not due, is held, and its partition not fetched.
-//! 2. Look up addresses and profile; a leg becomes one delivery per live address.
+//! 2. Look up addresses and profile; a leg becomes one delivery per live address, and per address that was called,
+//!    or may have been, and died since.
 //! 3. What is stale goes back, what is expired ends; unless it was called before: then it is seen to its end
 //!    here. The rest waits at its provider's gate and for a token of its rates, then is *claimed* in the ledger,
 //!    under a word of it that a commit of the record's partition names.
@@ -18,7 +19,8 @@
 //! 5. Call the provider, for less time than the lease. A critical call that the ledger does not know of is said
 //!    to be `unknown` first, durably.
 //! 6. *Settle* in the ledger.
-//! 7. Rows; then what follows: a retry record, a dead letter, an invalid address, a returned leg.
+//! 7. Rows; then what follows: a retry record, which names the ledger's word that its attempt was claimed under, a
+//!    dead letter, an invalid address, a returned leg.
 //! 8. Commit up to the first record that is not settled, with the highest mark below it. Then the ledger
 //!    forgets what that mark passed.
 //!
@@ -39,7 +41,8 @@
 //!
 //! # Not promised
 //! Order between two deliveries of one user once one of them is retried. A retried delivery that quiet hours
-//! overtake goes out: it was called, so it ends here.
+//! overtake goes out: it was called, so it ends here. What became of a call whose address was removed from the
+//! directory, not only struck, before the next owner came: nothing knows of that delivery any more.
 
 mod deliver;
 mod gate;

@@ -9,8 +9,10 @@
 //! A record may stand in a lane twice: an append whose acknowledgement was lost is made again, and the critical
 //! path says again what it had not committed. The ledger knows the second one, unless it was lost in
 //! between. So after a loss a record is suspect as well that may repeat an earlier one: of an epoch no later than
-//! those that were read before, or, on the critical path, of an event that is older than the loss. Of the suspect ones
-//! that are called the attempt before is said to be unknown; too many of them for a moment, rather than too few.
+//! those that were read before, or, on the critical path, of an event that is older than the loss. A retry record names
+//! the word under which its last attempt was claimed: what it repeats was called under that one or a later one. Of
+//! the suspect ones that are called the attempt before is said to be unknown; too many of them for a moment, rather
+//! than too few.
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -44,14 +46,14 @@ impl Metadata {
 }
 
 /// How a record tells whether it may repeat one that was read before a loss.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Sign {
     /// Its epoch.
     Epoch(u64),
     /// A critical one's event came in then.
     Event(Instant),
-    /// It waits in a retry topic and says itself which attempt it is.
-    Attempt,
+    /// It waits in a retry topic, and names the ledger's word under which its last attempt was claimed, if it was.
+    Attempt(Option<Incarnation>),
 }
 
 /// A loss of the ledger that may concern records still to be read.
@@ -69,11 +71,11 @@ struct Lost {
 }
 
 impl Lost {
-    fn concerns(&self, offset: u64, sign: Sign) -> bool {
+    fn concerns(&self, offset: u64, sign: &Sign) -> bool {
         let repeats = match sign {
-            Sign::Epoch(epoch) => self.epoch.is_some_and(|before| epoch <= before),
-            Sign::Event(came) => came <= self.at,
-            Sign::Attempt => false,
+            Sign::Epoch(epoch) => self.epoch.is_some_and(|before| *epoch <= before),
+            Sign::Event(came) => *came <= self.at,
+            Sign::Attempt(_) => false,
         };
         offset < self.end || repeats
     }
@@ -150,13 +152,15 @@ impl Progress {
     }
 
     /// A record was read and is in flight from here on; says under which incarnation.
-    pub(crate) fn took(&mut self, offset: u64, sign: Sign) -> Incarnation {
+    pub(crate) fn took(&mut self, offset: u64, sign: &Sign) -> Incarnation {
         self.next = offset + 1;
-        let believed = match &self.lost {
-            Some(lost) if lost.concerns(offset, sign) => lost.incarnation.clone(),
+        let believed = match (&self.lost, sign) {
+            // Whatever it repeats was called after that attempt: under the same word, or a later one.
+            (_, Sign::Attempt(Some(under))) => under.clone(),
+            (Some(lost), sign) if lost.concerns(offset, sign) => lost.incarnation.clone(),
             _ => self.ledger.clone(),
         };
-        if let Sign::Epoch(epoch) = sign {
+        if let Sign::Epoch(epoch) = *sign {
             self.epoch = self.epoch.max(Some(epoch));
             if let Some(lost) = self.lost.as_mut().filter(|lost| offset < lost.end) {
                 lost.epoch = lost.epoch.max(Some(epoch));
@@ -244,10 +248,10 @@ mod tests {
     fn a_commit_stands_at_the_first_open_record_and_names_only_marks_below_it() {
         let mut progress = Progress::resume(None, 10, 10, word("a"), T0);
         assert_eq!(said(&mut progress), r#"10 {"ledger":"a"}"#);
-        progress.took(10, Sign::Epoch(10));
-        progress.took(11, Sign::Epoch(11));
+        progress.took(10, &Sign::Epoch(10));
+        progress.took(11, &Sign::Epoch(11));
         progress.marked(12, 5);
-        progress.took(13, Sign::Epoch(13));
+        progress.took(13, &Sign::Epoch(13));
         progress.settled(11);
         progress.settled(13);
         assert!(progress.is_repeat(5) && !progress.is_repeat(6));
@@ -274,12 +278,12 @@ mod tests {
     #[test]
     fn what_was_in_flight_when_the_ledger_was_lost_stays_suspect_until_it_is_settled() {
         let mut progress = Progress::resume(None, 0, 0, word("a"), T0);
-        progress.took(0, Sign::Epoch(0));
+        progress.took(0, &Sign::Epoch(0));
         let commit = progress.commit();
         // The ledger is lost while nobody runs: everything up to the end may have been in flight.
         let mut progress = Progress::resume(Some(&commit), 0, 2, word("b"), T0);
         assert_eq!(
-            [progress.took(0, Sign::Epoch(0)), progress.took(1, Sign::Epoch(1)), progress.took(2, Sign::Epoch(2))],
+            [progress.took(0, &Sign::Epoch(0)), progress.took(1, &Sign::Epoch(1)), progress.took(2, &Sign::Epoch(2))],
             [word("a"), word("a"), word("b")]
         );
         progress.settled(0);
@@ -287,7 +291,7 @@ mod tests {
         assert_eq!(said(&mut progress), format!(r#"1 {{"ledger":"b","epoch":2,"lost":{lost}}}"#));
         // Lost again while running.
         progress.refounded(word("c"), T0);
-        assert_eq!(progress.took(3, Sign::Epoch(3)), word("c"));
+        assert_eq!(progress.took(3, &Sign::Epoch(3)), word("c"));
         progress.settled(1);
         let lost = r#"{"ledger":"b","end":3,"epoch":2,"at":"1970-01-01T00:00:01Z"}"#;
         assert_eq!(said(&mut progress), format!(r#"2 {{"ledger":"c","epoch":3,"lost":{lost}}}"#));
@@ -316,7 +320,7 @@ mod tests {
         for (offset, sign, expected) in
             [(0, Sign::Epoch(5), "a"), (2, Sign::Epoch(6), "a"), (3, Sign::Epoch(6), "a"), (4, Sign::Epoch(7), "b")]
         {
-            assert_eq!(progress.took(offset, sign), word(expected), "{offset} {sign:?}");
+            assert_eq!(progress.took(offset, &sign), word(expected), "{offset} {sign:?}");
         }
     }
 
@@ -330,20 +334,20 @@ mod tests {
             assert!(next.names(&Incarnation::unheard()), "critical does without");
             next.refounded(Incarnation::unheard(), T0);
             next.refounded(word(heard), T0);
-            assert!(next.took(0, Sign::Epoch(1)).is_lost(&word(heard)), "{heard}");
+            assert!(next.took(0, &Sign::Epoch(1)).is_lost(&word(heard)), "{heard}");
         }
     }
 
     #[test]
     fn who_comes_after_a_loss_that_another_one_noticed_knows_what_it_concerns() {
         let mut progress = Progress::resume(None, 0, 0, word("a"), T0);
-        progress.took(0, Sign::Epoch(5));
-        progress.took(1, Sign::Epoch(6));
+        progress.took(0, &Sign::Epoch(5));
+        progress.took(1, &Sign::Epoch(6));
         progress.refounded(word("b"), T0);
         let noticed = progress.commit();
         // Nobody notices this one.
         let mut unnoticed = Progress::resume(None, 0, 0, word("a"), T0);
-        unnoticed.took(0, Sign::Epoch(6));
+        unnoticed.took(0, &Sign::Epoch(6));
         unnoticed.settled(0);
         let unnoticed = unnoticed.commit();
         for (commit, end, offset, sign, expected) in [
@@ -355,7 +359,7 @@ mod tests {
             (&unnoticed, 1, 1, Sign::Epoch(7), "b"),
         ] {
             let mut next = Progress::resume(Some(commit), 0, end, word("b"), T0);
-            assert_eq!(next.took(offset, sign), word(expected), "{commit:?}, {offset}, {sign:?}");
+            assert_eq!(next.took(offset, &sign), word(expected), "{commit:?}, {offset}, {sign:?}");
         }
     }
 
@@ -364,16 +368,19 @@ mod tests {
         let after = Instant(T0.0 + 1);
         // Lost while it runs: epochs up to 5 were read before.
         let mut progress = Progress::resume(None, 0, 0, word("a"), Instant(0));
-        progress.took(0, Sign::Epoch(5));
+        progress.took(0, &Sign::Epoch(5));
         progress.refounded(word("b"), T0);
         for (offset, sign, expected) in [
             (1, Sign::Epoch(5), "a"),
             (2, Sign::Epoch(6), "b"),
             (3, Sign::Event(T0), "a"),
             (4, Sign::Event(after), "b"),
-            (5, Sign::Attempt, "b"),
+            (5, Sign::Attempt(None), "b"),
+            (6, Sign::Attempt(Some(word("a"))), "a"),
+            (7, Sign::Attempt(Some(word("b"))), "b"),
+            (8, Sign::Attempt(Some(word("c"))), "c"),
         ] {
-            assert_eq!(progress.took(offset, sign), word(expected), "{sign:?}");
+            assert_eq!(progress.took(offset, &sign), word(expected), "{sign:?}");
         }
         // Lost while nobody ran: the highest epoch below the end is known once it is read.
         progress.settled(0);
@@ -387,7 +394,7 @@ mod tests {
             (5, Sign::Event(T0), "b"),
             (6, Sign::Event(after), "c"),
         ] {
-            assert_eq!(progress.took(offset, sign), word(expected), "{sign:?}");
+            assert_eq!(progress.took(offset, &sign), word(expected), "{sign:?}");
         }
     }
 }

@@ -494,7 +494,7 @@ impl LaneReader {
         let Some(progress) = &mut it.progress else { return };
         progress.refounded(incarnation.clone(), self.deliverer.now());
         let bytes = bytes(&record);
-        let (mut due, mut sign) = (Instant(0), Sign::Attempt);
+        let (mut due, mut sign) = (Instant(0), Sign::Attempt(None));
         let work = match wire::read(&record) {
             Ok(Read::Mark(mark)) => {
                 progress.marked(record.offset, mark.said_through);
@@ -510,7 +510,7 @@ impl LaneReader {
                 sign = match (epoch, &retry) {
                     (Some(epoch), _) => Sign::Epoch(epoch),
                     (None, None) => Sign::Event(record.created_at),
-                    (None, Some(_)) => Sign::Attempt,
+                    (None, Some(retry)) => Sign::Attempt(retry.under.clone()),
                 };
                 Work::Leg { record, epoch, retry }
             }
@@ -519,7 +519,7 @@ impl LaneReader {
                 Work::Unreadable { raw, detail }
             }
         };
-        let believed = progress.took(record.offset, sign);
+        let believed = progress.took(record.offset, &sign);
         it.held.push_back(Held { offset: record.offset, bytes, due, believed, work });
     }
 }

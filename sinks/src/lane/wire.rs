@@ -13,12 +13,15 @@ use tidings_schemas::profile::Address;
 use tidings_schemas::reason::Reason;
 use tidings_schemas::time::Instant;
 
+use crate::ledger::Incarnation;
 use crate::log::{Append, Headers, Record, TopicPartition};
 
 /// Header of a retry record: the attempts that were made.
 pub const HEADER_ATTEMPT: &str = "attempt";
 /// Header of a retry record: the leg's other deliveries, a JSON list. The fallback hangs on all of them.
 pub const HEADER_SIBLINGS: &str = "siblings";
+/// Header of a retry record: the ledger's word under which the last attempt was claimed.
+pub const HEADER_LEDGER: &str = "ledger";
 /// Headers of a dead letter, for filters that don't parse bodies.
 pub const HEADER_REASON: &str = "reason";
 /// The provider of a dead letter.
@@ -51,6 +54,9 @@ pub struct Retry {
     pub attempt: u32,
     /// Deliveries of the same leg to its other addresses.
     pub siblings: Vec<DeliveryId>,
+    /// The ledger's word under which the last attempt was claimed. None: a critical call went out without it,
+    /// and was said to be `unknown`.
+    pub under: Option<Incarnation>,
 }
 
 /// A delivery that was given up, as it stands in the dead-letter queue.
@@ -117,11 +123,12 @@ pub fn mark(to: TopicPartition, mark: Mark) -> Append {
 
 /// A leg that waits in a retry topic.
 pub(crate) fn retry(to: TopicPartition, record: &LaneRecord, retry: &Retry) -> Append {
-    let headers = vec![
+    let mut headers = vec![
         (HEADER_DUE.to_owned(), retry.due.to_string().into()),
         number(HEADER_ATTEMPT, u64::from(retry.attempt)),
         (HEADER_SIBLINGS.to_owned(), body(&retry.siblings).unwrap_or_default()),
     ];
+    headers.extend(retry.under.as_ref().map(|word| (HEADER_LEDGER.to_owned(), word.0.to_string().into())));
     Append { to, key: Some(record.user.clone().into()), value: body(record), headers }
 }
 
@@ -169,6 +176,7 @@ fn read_retry(record: &Record) -> Result<Retry, String> {
         due: parsed(record, HEADER_DUE)?.ok_or_else(|| missing(HEADER_DUE))?,
         attempt: parsed(record, HEADER_ATTEMPT)?.ok_or_else(|| missing(HEADER_ATTEMPT))?,
         siblings: serde_json::from_slice(siblings).map_err(|error| format!("header `{HEADER_SIBLINGS}`: {error}"))?,
+        under: parsed::<String>(record, HEADER_LEDGER)?.map(|word| Incarnation(word.into())),
     })
 }
 
@@ -211,9 +219,25 @@ mod tests {
             read_back(leg(to(), &record, None)),
             Ok(Read::Leg { record: record.clone(), epoch: None, retry: None })
         );
-        let again = Retry { due: Instant(5000), attempt: 2, siblings: vec![DeliveryId([1; 16])] };
-        let found = read_back(retry(to(), &record, &again));
-        assert_eq!(found, Ok(Read::Leg { record, epoch: None, retry: Some(again) }));
+        for under in [None, Some(Incarnation("a".into()))] {
+            let again = Retry { due: Instant(5000), attempt: 2, siblings: vec![DeliveryId([1; 16])], under };
+            let found = read_back(retry(to(), &record, &again));
+            assert_eq!(found, Ok(Read::Leg { record: record.clone(), epoch: None, retry: Some(again) }));
+        }
+    }
+
+    #[test]
+    fn a_retry_has_golden_headers() {
+        let siblings = vec![DeliveryId([1; 16])];
+        let again = Retry { due: Instant(5000), attempt: 2, siblings, under: Some(Incarnation("a".into())) };
+        let headers = retry(to(), &samples::leg(Channel::Push, Priority::Medium), &again).headers;
+        let golden = [
+            ("due", "1970-01-01T00:00:05Z"),
+            ("attempt", "2"),
+            ("siblings", r#"["d_01010101010101010101010101010101"]"#),
+            ("ledger", "a"),
+        ];
+        assert_eq!(headers, golden.map(|(name, value)| (name.to_owned(), Bytes::from(value))));
     }
 
     #[test]

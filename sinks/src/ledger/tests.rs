@@ -1,6 +1,7 @@
 //! The protocol, case by case, against every implementation: memory, a folder, and a real Redis where
 //! `TIDINGS_TEST_REDIS` names one or `redis-server` is installed.
 
+use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -213,14 +214,15 @@ impl OwnRedis {
     }
 
     fn spawn(port: u16) -> Option<Child> {
-        let child = Command::new("redis-server")
+        let mut child = Command::new("redis-server")
             .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .spawn()
             .ok()?;
-        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
-            std::thread::yield_now();
-        }
+        // What it says later is heard by nobody, which it does not mind.
+        let mut said = BufReader::new(child.stdout.take().unwrap()).lines();
+        let is_ready = said.any(|line| line.unwrap().contains("Ready to accept connections"));
+        assert!(is_ready, "redis-server on port {port} ended before it took connections");
         Some(child)
     }
 

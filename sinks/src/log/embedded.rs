@@ -298,7 +298,7 @@ impl Store for Disk {
             let ranges =
                 (0..partitions).map(|partition| self.found(place(number, partition))).collect::<Result<_, _>>()?;
             self.numbers().insert(name.clone(), number);
-            let spec = TopicSpec { name, partitions, retention, replication: 1, min_insync: 1 };
+            let spec = TopicSpec::one_copy(name, partitions, retention);
             topics.push(Found { spec, ranges });
         }
         Ok(topics)

@@ -701,28 +701,24 @@ mod tests {
     use super::super::memory::Memory;
     use super::*;
 
-    /// A store whose syncs wait to be let through.
+    /// A store that tells of its writes, and whose syncs wait to be let through.
     struct Gated {
         memory: Memory,
+        wrote: mpsc::SyncSender<()>,
         began: mpsc::SyncSender<()>,
         gate: Mutex<mpsc::Receiver<Result<(), LogError>>>,
     }
 
     impl Store for Gated {
         fn topics(&self) -> Result<Vec<Found>, LogError> {
-            let spec = TopicSpec {
-                name: "t".to_owned(),
-                partitions: 1,
-                retention: Retention::Forever,
-                replication: 1,
-                min_insync: 1,
-            };
+            let spec = TopicSpec::one_copy("t", 1, Retention::Forever);
             Ok(vec![Found { spec, ranges: std::iter::once(0..0).collect() }])
         }
         fn write_topics(&self, topics: &[TopicSpec]) -> Result<(), LogError> {
             self.memory.write_topics(topics)
         }
         fn write(&self, records: &[Placed<'_>]) -> Result<(), LogError> {
+            self.wrote.send(()).unwrap();
             self.memory.write(records)
         }
         fn write_commits(&self, group: &str, commits: &[(TopicPartition, Commit)]) -> Result<(), LogError> {
@@ -761,30 +757,28 @@ mod tests {
 
     type Gate = mpsc::SyncSender<Result<(), LogError>>;
 
-    fn gated() -> (Arc<Local<Gated>>, mpsc::Receiver<()>, Gate) {
-        let ((began, begun), (open, gate)) = (mpsc::sync_channel(9), mpsc::sync_channel(9));
-        let store = Gated { memory: Memory::default(), began, gate: Mutex::new(gate) };
-        (Local::open(store, Arc::new(|| Instant(0))).unwrap(), begun, open)
+    /// The log, its writes, its syncs, and how each of them ends.
+    fn gated() -> (Arc<Local<Gated>>, mpsc::Receiver<()>, mpsc::Receiver<()>, Gate) {
+        let ((wrote, written), (began, begun)) = (mpsc::sync_channel(9), mpsc::sync_channel(9));
+        let (open, gate) = mpsc::sync_channel(9);
+        let store = Gated { memory: Memory::default(), wrote, began, gate: Mutex::new(gate) };
+        (Local::open(store, Arc::new(|| Instant(0))).unwrap(), written, begun, open)
     }
 
     fn append(log: &Local<Gated>) -> Result<Vec<u64>, LogError> {
         log.append(&[Append { to: of(), key: None, value: None, headers: Vec::new() }])
     }
 
-    fn until_written(log: &Local<Gated>, count: u64) {
-        while log.state().written < count {
-            std::thread::yield_now();
-        }
-    }
-
     #[test]
     fn appends_that_come_during_a_sync_share_the_next_one() {
-        let (log, begun, open) = gated();
+        let (log, written, begun, open) = gated();
         std::thread::scope(|scope| {
             let first = scope.spawn(|| append(&log));
             begun.recv().unwrap();
             let others = [0; 5].map(|_| scope.spawn(|| append(&log)));
-            until_written(&log, 6);
+            (0..6).for_each(|_| written.recv_timeout(Duration::from_secs(30)).expect("six appends write"));
+            // Whoever writes has its turn until the log knows of it.
+            drop(log.turn());
             assert_eq!(log.range(&of()).unwrap(), 0..0, "nobody sees what is not durable");
             open.send(Ok(())).unwrap();
             assert_eq!(first.join().unwrap().unwrap(), [0]);
@@ -800,7 +794,7 @@ mod tests {
 
     #[test]
     fn a_sync_that_fails_breaks_the_log() {
-        let (log, _begun, open) = gated();
+        let (log, _written, _begun, open) = gated();
         open.send(Err(LogError::Store("disk full".to_owned()))).unwrap();
         assert!(append(&log).unwrap_err().is_ambiguous());
         let again = append(&log).unwrap_err();

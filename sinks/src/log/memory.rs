@@ -312,14 +312,7 @@ mod tests {
 
     fn log() -> MemoryLog {
         let log = MemoryLog::new(Arc::new(|| Instant(0))).unwrap();
-        let topic = |name: &str| TopicSpec {
-            name: name.to_owned(),
-            partitions: 1,
-            retention: Retention::Forever,
-            replication: 1,
-            min_insync: 1,
-        };
-        log.create(&[topic("a"), topic("b")]).unwrap();
+        log.create(&["a", "b"].map(|name| TopicSpec::one_copy(name, 1, Retention::Forever))).unwrap();
         log
     }
 

@@ -238,6 +238,13 @@ pub struct TopicSpec {
     pub min_insync: u16,
 }
 
+impl TopicSpec {
+    /// A topic of which there is one copy, as on one machine.
+    pub fn one_copy(name: impl Into<String>, partitions: u32, retention: Retention) -> Self {
+        Self { name: name.into(), partitions, retention, replication: 1, min_insync: 1 }
+    }
+}
+
 /// A durable log.
 pub trait Log: Send + Sync {
     /// Whether a call may wait: for a disk, a network, the first record of a poll. One that never does is

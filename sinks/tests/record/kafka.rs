@@ -24,13 +24,7 @@ fn from_kafka_into_clickhouse_through_two_deaths_and_a_handover() {
     let log = KafkaLog::open(KafkaParams { brokers, linger, patience, instance: None, properties }).unwrap();
     let named = |what: &str| format!("{}.{what}", database.params.database);
     let params = RecordParams { topic: named("lifecycle"), dlq: named("dlq"), group: named("record"), ..params() };
-    let spec = |name: &str, partitions| TopicSpec {
-        name: name.to_owned(),
-        partitions,
-        retention: Retention::Forever,
-        replication: 1,
-        min_insync: 1,
-    };
+    let spec = |name, partitions| TopicSpec::one_copy(name, partitions, Retention::Forever);
     log.create(&[spec(&params.topic, 2), spec(&params.dlq, 1)]).unwrap();
     let partition = |partition| TopicPartition { topic: params.topic.as_str().into(), partition };
     let committed = |of| log.committed(&params.group, &partition(of)).unwrap().unwrap_or_default();

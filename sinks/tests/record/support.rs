@@ -150,13 +150,7 @@ pub(crate) fn delivery(n: u64, channel: Channel, states: &[State], at: Instant) 
 /// A log with the writer's topics: `partitions` of lifecycle blocks, one of the DLQ.
 pub(crate) fn log(partitions: u32) -> MemoryLog {
     let log = MemoryLog::new(clock()).unwrap();
-    let spec = |name: &str, partitions| TopicSpec {
-        name: name.to_owned(),
-        partitions,
-        retention: Retention::Forever,
-        replication: 1,
-        min_insync: 1,
-    };
+    let spec = |name, partitions| TopicSpec::one_copy(name, partitions, Retention::Forever);
     log.create(&[spec(TOPIC, partitions), spec(DLQ, 1)]).unwrap();
     log
 }

@@ -89,6 +89,8 @@ fn parse(stat: &str) -> Option<(u64, char)> {
 
 #[cfg(test)]
 mod tests {
+    use rustix::process::{WaitId, WaitIdOptions, waitid};
+
     use super::*;
 
     #[test]
@@ -105,9 +107,8 @@ mod tests {
         let pid = folder.path().join("pid");
         assert_eq!(Process::recorded(&pid), Some(process));
         process.kill();
-        while process.is_alive() {
-            std::thread::yield_now();
-        }
+        let child = WaitId::Pid(Pid::from_raw(process.id).expect("an id"));
+        waitid(child, WaitIdOptions::EXITED | WaitIdOptions::NOWAIT).expect("its end");
         assert_eq!(Process::recorded(&pid), None);
     }
 

@@ -219,20 +219,13 @@ mod tests {
     use std::io::{Read as _, Write as _};
     use std::net::SocketAddr;
 
+    use super::super::wire::tests::hello;
     use super::*;
 
     const PATIENCE: Duration = Duration::from_secs(20);
 
     fn ours() -> Hello {
-        Hello {
-            process: 0,
-            processes: 2,
-            workers: 1,
-            build: [1; 32],
-            engine: "timely 1".to_owned(),
-            topology: [2; 32],
-            calendar: [3; 32],
-        }
+        Hello { process: 0, ..hello() }
     }
 
     fn switch() -> (Switch, SocketAddr) {

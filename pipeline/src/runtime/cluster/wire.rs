@@ -416,7 +416,7 @@ pub(crate) fn read_opening<T: DeserializeOwned>(stream: &mut impl Read) -> Resul
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use tidings_operators::harness::table::{HeadBytes, Image, StateKey};
     use tidings_schemas::channel::{Channel, Priority};
     use tidings_schemas::ids::EventId;
@@ -424,7 +424,7 @@ mod tests {
 
     use super::*;
 
-    fn hello() -> Hello {
+    pub(crate) fn hello() -> Hello {
         Hello {
             process: 1,
             processes: 2,

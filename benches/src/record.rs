@@ -118,7 +118,7 @@ fn write(decided: &Decided, params: &ClickHouseParams, server: &Server, clock: &
     server.ask(&format!("ALTER TABLE {}.lifecycle REMOVE TTL", params.database))?;
     let machine = Arc::clone(clock);
     let writer =
-        RecordWriter::new(Arc::new(log), store, RecordParams::new(TOPIC, DLQ), Arc::new(move || machine.wall()));
+        RecordWriter::new(Arc::new(log), store, RecordParams::new(TOPIC, DLQ), Arc::new(move || machine.elapsed()));
     let (counts, stop) = (writer.counts(), CancellationToken::new());
     let started = clock.elapsed();
     let elapsed = std::thread::scope(|scope| {

@@ -39,7 +39,7 @@ use tidings_schemas::event::Event;
 use tidings_schemas::ids::{EventId, lane_partition};
 use tidings_schemas::topics::Topics;
 use tidings_sinks::lane::LaneMetrics;
-use tidings_sinks::log::{Append, Clock as SinkClock, Log, TopicPartition};
+use tidings_sinks::log::{Append, Clock as SinkClock, Elapsed, Log, TopicPartition};
 use tidings_sinks::record::clickhouse::ClickHouse;
 use tidings_sinks::record::files::Files;
 use tidings_sinks::record::writer::{RecordParams, RecordWriter};
@@ -259,20 +259,21 @@ impl Process {
         let record_stop = CancellationToken::new();
         if runs(Stage::Record) {
             let writer_stop = record_stop.clone();
-            let (log, clock) = (Arc::clone(&log), Arc::clone(&clock));
+            let (log, clock) = (Arc::clone(&log), Arc::clone(&settings.clock));
+            let elapsed: Elapsed = Arc::new(move || clock.elapsed());
             let params = record_params(&topics);
             let counts = Arc::clone(&standing.record);
             let run = move || -> anyhow::Result<()> {
                 match record {
                     RecordPlace::Files(folder) => {
-                        let writer = RecordWriter::new(log, Files::new(folder), params, clock);
+                        let writer = RecordWriter::new(log, Files::new(folder), params, elapsed);
                         counts.lock().map_err(|_| anyhow!("a counter is damaged"))?.replace(writer.counts());
                         Ok(writer.run(&writer_stop)?)
                     }
                     RecordPlace::ClickHouse(server) => {
                         let store = ClickHouse::new(server.get())?;
                         migrate(&store, &writer_stop);
-                        let writer = RecordWriter::new(log, store, params, clock);
+                        let writer = RecordWriter::new(log, store, params, elapsed);
                         counts.lock().map_err(|_| anyhow!("a counter is damaged"))?.replace(writer.counts());
                         Ok(writer.run(&writer_stop)?)
                     }

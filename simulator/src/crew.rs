@@ -17,7 +17,7 @@ use tidings_operators::harness::dataflow::{Report, Transport, WorkerIo};
 use tidings_operators::harness::feed::{Feed, RawRecord};
 use tidings_operators::harness::worker::{Epochs, Intake, Step};
 use tidings_operators::ingest::Source;
-use tidings_pipeline::runtime::crew::{Crew, Next, Part, WakerSlot};
+use tidings_pipeline::runtime::crew::{Crew, Hands, Next, Part, WakerSlot};
 use tidings_sinks::log::{Log, LogError, Reader, Record, TopicPartition};
 
 use crate::log::{Life, World};
@@ -231,6 +231,12 @@ pub struct SimulatedCrew {
 }
 
 impl Crew for SimulatedCrew {
+    fn hands(&mut self) -> &mut dyn Hands {
+        self
+    }
+}
+
+impl Hands for SimulatedCrew {
     fn feed(
         &mut self,
         log: &Arc<dyn Log>,

@@ -11,7 +11,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tidings_pipeline::runtime::clock::Clock;
 use tidings_schemas::topics::Topics;
 use tidings_sinks::log::TopicPartition;
 use tidings_sinks::record::writer::{RecordError, RecordParams, RecordWriter};
@@ -104,14 +103,14 @@ impl Record {
         let store = Store { world: Arc::clone(&self.world), outside, shelf, life: Arc::clone(&life) };
         let (stop, time) = (CancellationToken::new(), Arc::clone(&self.world.time));
         let (left, told) = (AtomicU64::new(1 + self.outside.below(TURNS_MAX)), stop.clone());
-        let clock = move || {
+        let elapsed = move || {
             // Its life is as long as it looks at the clock.
             if left.fetch_sub(1, Ordering::Relaxed) <= 1 {
                 told.cancel();
             }
-            time.wall()
+            time.elapsed()
         };
-        let ended = RecordWriter::new(log, store, self.params.clone(), Arc::new(clock)).run(&stop);
+        let ended = RecordWriter::new(log, store, self.params.clone(), Arc::new(elapsed)).run(&stop);
         match ended {
             Ok(()) => Ok(()),
             Err(_) if life.is_over() => {

@@ -18,7 +18,7 @@ use tidings_schemas::topics::{RetryClass, Topics};
 use tidings_sinks::directory::{Directory, EmbeddedDirectory, Loader, RedisDirectory};
 use tidings_sinks::lane::{Deliverer, LaneMetrics, LaneReader, Limits, Line, Pace, Parts, Texts};
 use tidings_sinks::ledger::{EmbeddedLedger, Ledger, RedisLedger};
-use tidings_sinks::log::{Clock as SinkClock, Log};
+use tidings_sinks::log::{Clock as SinkClock, Elapsed, Log};
 use tidings_sinks::providers::Context as ProviderContext;
 use tidings_sinks::render::TemplateStore;
 use tidings_sinks::retry::Schedule;
@@ -165,6 +165,8 @@ impl Start<'_> {
     }
 
     async fn half(&self, half: Half, shared: &Shared, tasks: &mut Tasks) -> anyhow::Result<()> {
+        let time = Arc::clone(&self.settings.clock);
+        let elapsed: Elapsed = Arc::new(move || time.elapsed());
         for (channel, sink) in &self.config.topology.sinks {
             let texts = shared.texts.get(channel).ok_or_else(|| anyhow!("sink `{channel}` has no templates"))?;
             let parts = Parts {
@@ -179,6 +181,7 @@ impl Start<'_> {
                 schedule: Schedule::default(),
                 categories: self.config.policies.categories.clone(),
                 clock: Arc::clone(self.clock),
+                elapsed: Arc::clone(&elapsed),
                 speed: self.settings.speed,
                 process: Arc::clone(&half.process),
             };

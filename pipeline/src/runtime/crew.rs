@@ -130,7 +130,7 @@ pub struct Manned {
 /// # Errors
 /// When a partition cannot be read, or the state does not fit.
 pub(crate) fn prepare(
-    crew: &mut (impl Crew + ?Sized),
+    hands: &mut dyn Hands,
     posts: Vec<Post>,
     ground: &Ground<'_>,
 ) -> Result<(Vec<WorkerIo>, Vec<WakerSlot>, Manned), DecideError> {
@@ -138,7 +138,7 @@ pub(crate) fn prepare(
     for Post { number, lots, commands, reports, waker } in posts {
         let mut assigned = Vec::with_capacity(lots.len());
         for ToRead { lot, at, from, rank, at_least_permille } in lots {
-            let feed = crew.feed(ground.log, at, from, Arc::clone(&waker))?;
+            let feed = hands.feed(ground.log, at, from, Arc::clone(&waker))?;
             assigned.push(Assigned { lot, from, feed, rank, at_least_permille });
         }
         let chain = ground.wiring.chain(Path::Decide);
@@ -158,43 +158,8 @@ pub(crate) fn prepare(
     Ok((workers, wakers, manned))
 }
 
-/// Everything of one generation but its coordinator. Dropping it ends all of it.
-pub trait Crew {
-    /// Waits until everybody is there whom a generation of all workers needs; says whether it came to that, and not
-    /// to a stop.
-    ///
-    /// # Errors
-    /// When it will never be.
-    fn gather(&mut self, _: &Surroundings) -> Result<bool, DecideError> {
-        Ok(true)
-    }
-
-    /// How many of so many workers live in this process.
-    fn here(&self, workers: usize) -> usize {
-        workers
-    }
-
-    /// Starts a worker for each post.
-    ///
-    /// # Errors
-    /// When one of them cannot be started.
-    fn man(&mut self, posts: Vec<Post>, ground: &Ground<'_>) -> Result<Manned, DecideError> {
-        let (workers, wakers, manned) = prepare(self, posts, ground)?;
-        let sources = ground.wiring.sources.clone();
-        self.workers(workers, &wakers, sources, ground.transport).map_err(DecideError::Worker)?;
-        Ok(manned)
-    }
-
-    /// Why this generation cannot go on, because of somebody elsewhere.
-    fn lost(&self) -> Option<String> {
-        None
-    }
-
-    /// Whether somebody elsewhere wants to leave in good order.
-    fn is_left(&self) -> bool {
-        false
-    }
-
+/// Who does the work of one generation in this process.
+pub trait Hands {
     /// Reads `partition` from `from` on; wakes the worker in `waker` when something is there.
     ///
     /// # Errors
@@ -235,6 +200,48 @@ pub trait Crew {
     }
 }
 
+/// Everything of one generation but its coordinator. Dropping it ends all of it.
+pub trait Crew {
+    /// Those of them who are in this process.
+    fn hands(&mut self) -> &mut dyn Hands;
+
+    /// Waits until everybody is there whom a generation of all workers needs; says whether it came to that, and not
+    /// to a stop.
+    ///
+    /// # Errors
+    /// When it will never be.
+    fn gather(&mut self, _: &Surroundings) -> Result<bool, DecideError> {
+        Ok(true)
+    }
+
+    /// How many of so many workers live in this process.
+    fn here(&self, workers: usize) -> usize {
+        workers
+    }
+
+    /// Starts a worker for each post.
+    ///
+    /// # Errors
+    /// When one of them cannot be started.
+    fn man(&mut self, posts: Vec<Post>, ground: &Ground<'_>) -> Result<Manned, DecideError> {
+        let hands = self.hands();
+        let (workers, wakers, manned) = prepare(hands, posts, ground)?;
+        let sources = ground.wiring.sources.clone();
+        hands.workers(workers, &wakers, sources, ground.transport).map_err(DecideError::Worker)?;
+        Ok(manned)
+    }
+
+    /// Why this generation cannot go on, because of somebody elsewhere.
+    fn lost(&self) -> Option<String> {
+        None
+    }
+
+    /// Whether somebody elsewhere wants to leave in good order.
+    fn is_left(&self) -> bool {
+        false
+    }
+}
+
 /// A thread for each part; dropping it waits for them. Channels to them are to be closed before.
 #[derive(Default)]
 pub(crate) struct Threads {
@@ -261,6 +268,12 @@ impl Threads {
 }
 
 impl Crew for Threads {
+    fn hands(&mut self) -> &mut dyn Hands {
+        self
+    }
+}
+
+impl Hands for Threads {
     fn feed(
         &mut self,
         log: &Arc<dyn Log>,

@@ -5,21 +5,16 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::task::Poll;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crossbeam_channel::Select;
-use tidings_operators::harness::dataflow::{Transport, WorkerIo};
-use tidings_operators::harness::feed::Feed;
-use tidings_operators::ingest::Source;
 use tidings_pipeline::runtime::clock::SystemClock;
 use tidings_pipeline::runtime::cluster::{Around, Head, MemberError, Share, serve};
 use tidings_pipeline::runtime::coordinator::{DecideError, Status, Surroundings, run_on};
-use tidings_pipeline::runtime::crew::{Crew, Ground, Manned, Part, Post, WakerSlot};
+use tidings_pipeline::runtime::crew::{Crew, Ground, Hands, Manned, Post};
 use tidings_pipeline::runtime::crumbs::Crumbs;
 use tidings_pipeline::runtime::plan::Plan;
-use tidings_sinks::log::{Log, LogError, TopicPartition};
+use tidings_sinks::log::Log;
 
 use crate::dying::{Death, Moment};
 use crate::proxy::{Network, Proxy};
@@ -101,6 +96,10 @@ struct Flaky {
 }
 
 impl Crew for Flaky {
+    fn hands(&mut self) -> &mut dyn Hands {
+        self.crew.hands()
+    }
+
     fn gather(&mut self, around: &Surroundings) -> Result<bool, DecideError> {
         self.crew.gather(around)
     }
@@ -117,34 +116,6 @@ impl Crew for Flaky {
     fn lost(&self) -> Option<String> {
         let is_first = self.watched.workers.lock().unwrap().len() == 1;
         (is_first && self.watched.crumb.exists()).then(|| "process 1 is gone: it was closed".to_owned())
-    }
-
-    fn feed(
-        &mut self,
-        log: &Arc<dyn Log>,
-        partition: TopicPartition,
-        from: u64,
-        waker: WakerSlot,
-    ) -> Result<Box<dyn Feed>, LogError> {
-        self.crew.feed(log, partition, from, waker)
-    }
-
-    fn workers(
-        &mut self,
-        workers: Vec<WorkerIo>,
-        wakers: &[WakerSlot],
-        sources: Vec<Source>,
-        transport: Transport,
-    ) -> Result<(), String> {
-        self.crew.workers(workers, wakers, sources, transport)
-    }
-
-    fn part(&mut self, name: &str, part: Box<dyn Part>) -> Result<(), String> {
-        self.crew.part(name, part)
-    }
-
-    fn wait(&mut self, channels: &mut Select<'_>, span: Duration) -> Poll<()> {
-        self.crew.wait(channels, span)
     }
 }
 

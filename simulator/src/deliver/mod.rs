@@ -133,11 +133,10 @@ impl Deliver {
     pub fn is_open(&mut self) -> bool {
         let touched = self.world.nature().touched;
         if self.open.0 != touched {
-            let unread = |group: &str, partition: &TopicPartition| {
-                let end = self.world.range(partition).map_or(0, |range| range.end);
-                end > 0 && self.world.committed(group, partition).is_none_or(|commit| commit.offset < end)
+            let unread = |(group, all): &(String, Vec<TopicPartition>)| {
+                all.iter().any(|partition| self.unread(group, partition).is_some())
             };
-            let open = self.lines.iter().any(|(group, all)| all.iter().any(|partition| unread(group, partition)));
+            let open = self.lines.iter().any(unread);
             self.open = (touched, open);
         }
         self.open.1
@@ -227,7 +226,7 @@ impl Deliver {
             channel,
             batch_max: if channel == Channel::Email { self.batch_max } else { 1 },
         };
-        let clock = Arc::clone(&self.world.time);
+        let (clock, time) = (Arc::clone(&self.world.time), Arc::clone(&self.world.time));
         let half = if critical { "-critical" } else { "" };
         Parts {
             channel,
@@ -241,6 +240,7 @@ impl Deliver {
             schedule: Schedule::default(),
             categories: script::policies().categories,
             clock: Arc::new(move || tidings_pipeline::runtime::clock::Clock::wall(&*clock)),
+            elapsed: Arc::new(move || time.elapsed()),
             speed: 1,
             process: format!("p{}{half}", caller.life.number).into(),
         }
@@ -359,11 +359,19 @@ impl Deliver {
         }
     }
 
-    /// Since when the newest process stands ready, for messages.
+    /// Who runs, and what is not settled, for messages.
     #[must_use]
     pub fn describe(&self) -> String {
-        let one = |process: &Process| format!("p{} until {:?}", process.life().number, process.frozen_until);
-        self.processes.iter().map(one).collect::<Vec<_>>().join("; ")
+        let runs = self.processes.iter().map(|it| format!("p{} until {:?}", it.life().number, it.frozen_until));
+        let unread = self.lines.iter().flat_map(|(group, all)| all.iter().filter_map(|at| self.unread(group, at)));
+        runs.chain(unread).collect::<Vec<_>>().join("; ")
+    }
+
+    /// How far a partition was settled, where that is not to its end.
+    fn unread(&self, group: &str, partition: &TopicPartition) -> Option<String> {
+        let end = self.world.range(partition).map_or(0, |range| range.end);
+        let settled = self.world.committed(group, partition).map_or(0, |commit| commit.offset);
+        (settled < end).then(|| format!("{partition} is settled to {settled} of {end}"))
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Credentials, configuration, billing: every call would fail, and none says anything about the message.
 //! So deliveries wait before they claim an attempt; one of them goes ahead after 1 s, 2 s, … 60 s,
-//! and the first that is answered otherwise opens the gate for all.
+//! and the first that is answered otherwise opens the gate for all. Waits are measured by time that never steps.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -22,8 +22,7 @@ pub struct Paused {
     pub reason: String,
     /// Since when.
     pub since: Instant,
-    /// When the next probe goes.
-    pub probe_at: Instant,
+    probe_at: Duration,
     backoff: Duration,
 }
 
@@ -36,21 +35,21 @@ pub(crate) struct Gate {
 
 impl Gate {
     /// Whether a call may go now; if not, until when to wait. Whoever is let through a closed gate is its probe.
-    pub(crate) fn enter(&self, now: Instant) -> Result<(), Instant> {
+    pub(crate) fn enter(&self, now: Duration) -> Result<(), Duration> {
         let mut paused = self.paused.lock().unwrap_or_else(PoisonError::into_inner);
         match &mut *paused {
             None => Ok(()),
             Some(it) if it.probe_at <= now => {
                 it.backoff = (it.backoff * 2).min(PROBE_MAX);
-                it.probe_at = now.after(it.backoff);
+                it.probe_at = now + it.backoff;
                 Ok(())
             }
             Some(it) => Err(it.probe_at),
         }
     }
 
-    /// The provider says that it is paused; whether that is news.
-    pub(crate) fn close(&self, reason: &str, now: Instant) -> bool {
+    /// The provider says that it is paused, at `since` of the clock; whether that is news.
+    pub(crate) fn close(&self, reason: &str, since: Instant, now: Duration) -> bool {
         let mut paused = self.paused.lock().unwrap_or_else(PoisonError::into_inner);
         match &mut *paused {
             Some(it) => {
@@ -60,8 +59,8 @@ impl Gate {
             None => {
                 *paused = Some(Paused {
                     reason: reason.to_owned(),
-                    since: now,
-                    probe_at: now.after(PROBE_FIRST),
+                    since,
+                    probe_at: now + PROBE_FIRST,
                     backoff: PROBE_FIRST,
                 });
                 true
@@ -97,14 +96,15 @@ mod tests {
     #[test]
     fn one_probe_goes_at_a_time_and_later_each_time() {
         let gate = Gate::default();
-        assert_eq!(gate.enter(Instant(0)), Ok(()));
-        assert_eq!((gate.close("bad key", Instant(0)), gate.close("bad key", Instant(1))), (true, false));
+        let (ms, close) = (Duration::from_millis, |at| gate.close("bad key", Instant(0), Duration::from_millis(at)));
+        assert_eq!(gate.enter(ms(0)), Ok(()));
+        assert_eq!((close(0), close(1)), (true, false));
         let cases =
             [(999, Err(1000)), (1000, Ok(())), (1001, Err(3000)), (3000, Ok(())), (6999, Err(7000)), (7000, Ok(()))];
         for (now, expected) in cases {
-            assert_eq!(gate.enter(Instant(now)), expected.map_err(Instant), "at {now}");
+            assert_eq!(gate.enter(ms(now)), expected.map_err(ms), "at {now}");
         }
         gate.open();
-        assert_eq!((gate.enter(Instant(7001)), gate.state()), (Ok(()), None));
+        assert_eq!((gate.enter(ms(7001)), gate.state()), (Ok(()), None));
     }
 }

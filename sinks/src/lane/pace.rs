@@ -14,7 +14,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tidings_schemas::channel::Priority;
-use tidings_schemas::time::Instant;
 use tidings_schemas::units::Rate;
 
 /// A bucket holds what comes in this time, and one token at least: enough for a batch, and far less
@@ -35,7 +34,8 @@ pub struct Pace {
 /// millisecond brings `rate.max` of them, without fractions.
 struct Book {
     parts: i128,
-    at: Option<Instant>,
+    /// When it was last opened; tokens come by time that never steps.
+    at: Option<Duration>,
     next: u64,
     waiting: BTreeSet<(Priority, u64)>,
 }
@@ -81,14 +81,14 @@ impl Pace {
         self: &Arc<Self>,
         priority: Priority,
         turn: Option<Arc<Turn>>,
-        now: Instant,
-    ) -> Result<(), (Instant, Arc<Turn>)> {
+        now: Duration,
+    ) -> Result<(), (Duration, Arc<Turn>)> {
         if priority == Priority::Critical {
             self.owed.fetch_add(1, Ordering::Relaxed);
             return Ok(());
         }
         let mut book = self.book();
-        let since = book.at.map_or(Duration::ZERO, |at| now.since(at));
+        let since = book.at.map_or(Duration::ZERO, |at| now.saturating_sub(at));
         book.at = book.at.max(Some(now));
         let grown = i128::try_from(since.as_millis()).unwrap_or(i128::MAX).saturating_mul(i128::from(self.rate.max));
         book.parts = book.parts.saturating_add(grown).min(self.room());
@@ -110,7 +110,7 @@ impl Pace {
         }
         let most = i128::from(self.rate.max).max(1);
         let wait = u64::try_from(missing.div_euclid(most) + i128::from(missing % most > 0)).unwrap_or(u64::MAX);
-        let at = now.after(Duration::from_millis(wait));
+        let at = now.saturating_add(Duration::from_millis(wait));
         let turn = turn.unwrap_or_else(|| {
             let key = (priority, book.next);
             book.next += 1;
@@ -154,17 +154,21 @@ impl Pace {
 mod tests {
     use super::*;
 
+    fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
     fn pace(rate: &str) -> Arc<Pace> {
         Arc::new(Pace::new(rate.parse().unwrap()))
     }
 
     /// Asks at `now`: `0` goes, another number waits so many milliseconds.
-    fn ask(pace: &Arc<Pace>, priority: Priority, turns: &mut Vec<Arc<Turn>>, now: i64) -> i64 {
-        match pace.enter(priority, None, Instant(now)) {
+    fn ask(pace: &Arc<Pace>, priority: Priority, turns: &mut Vec<Arc<Turn>>, now: u64) -> u128 {
+        match pace.enter(priority, None, ms(now)) {
             Ok(()) => 0,
             Err((at, turn)) => {
                 turns.push(turn);
-                at.0 - now
+                (at - ms(now)).as_millis()
             }
         }
     }
@@ -182,8 +186,8 @@ mod tests {
         assert_eq!(ask(&pace, Critical, &mut turns, 1000), 0);
         assert_eq!(ask(&pace, High, &mut turns, 1000), 1500);
         // At 2.0 s one has come that is not owed: it is the first of the high ones'.
-        let at = |place: usize, now| pace.enter(turns[place].key.0, Some(Arc::clone(&turns[place])), Instant(now));
-        assert_eq!(at(0, 2000).unwrap_err().0, Instant(3500), "the oldest low one has three before it");
+        let at = |place: usize, now| pace.enter(turns[place].key.0, Some(Arc::clone(&turns[place])), ms(now));
+        assert_eq!(at(0, 2000).unwrap_err().0, ms(3500), "the oldest low one has three before it");
         assert!(at(3, 2000).is_ok());
     }
 
@@ -194,9 +198,9 @@ mod tests {
             assert_eq!(ask(&pace, Priority::Low, &mut turns, 0), expected);
         }
         turns.remove(0);
-        assert_eq!(pace.enter(Priority::Low, Some(turns[0].clone()), Instant(500)).unwrap_err().0, Instant(1000));
+        assert_eq!(pace.enter(Priority::Low, Some(turns[0].clone()), ms(500)).unwrap_err().0, ms(1000));
         pace.give_back(Priority::Low);
-        assert!(pace.enter(Priority::Low, Some(turns.remove(0)), Instant(500)).is_ok());
+        assert!(pace.enter(Priority::Low, Some(turns.remove(0)), ms(500)).is_ok());
         assert!(pace.book().waiting.is_empty());
     }
 
@@ -218,8 +222,8 @@ mod tests {
     fn rates_of_any_size_are_counted() {
         for rate in ["1/d", "4000000000/s", "1/1000d", "500000/h"] {
             let pace = pace(rate);
-            assert!(pace.enter(Priority::Low, None, Instant(i64::MIN)).is_ok(), "{rate}");
-            assert!(pace.enter(Priority::Low, None, Instant(i64::MAX)).is_ok(), "{rate}");
+            assert!(pace.enter(Priority::Low, None, Duration::ZERO).is_ok(), "{rate}");
+            assert!(pace.enter(Priority::Low, None, Duration::MAX).is_ok(), "{rate}");
         }
     }
 }

@@ -254,7 +254,7 @@ impl LaneReader {
         // Declared after the member and before the tasks: tasks end first, then nobody waits for them.
         let _closing = Closing(shared.clone());
         let mut tasks = JoinSet::new();
-        let mut committed = self.deliverer.now();
+        let mut committed = self.deliverer.elapsed();
         let mut ended = Ok(());
         while ended.is_ok() && !stop.is_cancelled() {
             ended = self.turn(&shared, &desk, &mut member, &mut tasks, &mut committed, stop).await;
@@ -289,7 +289,7 @@ impl LaneReader {
         desk: &Arc<Desk>,
         member: &mut Member,
         tasks: &mut JoinSet<()>,
-        committed: &mut Instant,
+        committed: &mut Duration,
         stop: &CancellationToken,
     ) -> Result<(), LaneError> {
         self.welcome(shared, member).await?;
@@ -303,8 +303,8 @@ impl LaneReader {
             tasks.spawn(async move { deliver(&deliverer, &desk, batch).await });
         }
         self.flow(shared, member).await?;
-        let now = self.deliverer.now();
-        if now.since(*committed) >= self.deliverer.clocked(self.limits.commit_every) {
+        let now = self.deliverer.elapsed();
+        if now.saturating_sub(*committed) >= self.deliverer.clocked(self.limits.commit_every) {
             *committed = now;
             self.commit(shared, member).await?;
         }

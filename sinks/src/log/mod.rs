@@ -31,6 +31,11 @@ pub mod memory;
 /// What time it is: the logs on one machine stamp their records with it.
 pub type Clock = Arc<dyn Fn() -> Instant + Send + Sync>;
 
+/// Time since an arbitrary start. Other than what a [`Clock`] shows it never steps: what happens every so often, or
+/// so long after something else, is measured by it. A wall clock that is set back by two hours would hold it up for
+/// two hours.
+pub type Elapsed = Arc<dyn Fn() -> Duration + Send + Sync>;
+
 /// Most bytes of one record, key, value and headers together. A block of an epoch's rows is the
 /// largest thing that is appended, and its writer splits at a quarter of this; beyond it an append
 /// is [`LogError::TooLarge`].

@@ -399,14 +399,21 @@ struct Token {
     at: Instant,
 }
 
+impl TokenState {
+    /// Whether none is minted now. What was frozen by a clock that was set back since is free.
+    fn is_frozen(&self, now: Instant) -> bool {
+        self.frozen_until.is_some_and(|until| now < until && until.since(now) <= TOKEN_AGE_MIN)
+    }
+}
+
 impl Tokens {
-    /// The current token, minted anew once it is too old; signing under the lock makes it one for all.
+    /// The current token, minted anew once it is too old, or dated later than it is: then the clock was set back; signing under the lock makes it one for all.
     fn current(&self) -> Result<Token, Outcome> {
         let now = (self.wall_clock)();
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let frozen = state.frozen_until.is_some_and(|until| now < until);
+        let frozen = state.is_frozen(now);
         match &state.minted {
-            Some(token) if frozen || now.since(token.at) < TOKEN_AGE_MAX => Ok(token.clone()),
+            Some(token) if frozen || (token.at <= now && now.since(token.at) < TOKEN_AGE_MAX) => Ok(token.clone()),
             _ => self.mint(&mut state, now),
         }
     }
@@ -415,7 +422,7 @@ impl Tokens {
     fn replace(&self, stale: &Token) -> Result<Token, Outcome> {
         let now = (self.wall_clock)();
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let frozen = state.frozen_until.is_some_and(|until| now < until);
+        let frozen = state.is_frozen(now);
         match &state.minted {
             Some(token) if frozen || token.at != stale.at => Ok(token.clone()),
             _ => self.mint(&mut state, now),
@@ -1072,5 +1079,26 @@ mod tests {
         let second = tokens.current().unwrap();
         assert_ne!(second.jwt, first.jwt);
         assert_eq!(tokens.replace(&first).unwrap().jwt, second.jwt, "another call has replaced it already");
+    }
+
+    #[test]
+    fn a_token_of_a_clock_that_was_set_back_is_not_used_until_that_hour_comes_again() {
+        let clock = Clock::new();
+        let key = rcgen::KeyPair::generate().unwrap().serialize_pem();
+        let tokens = Tokens {
+            signer: Signer::es256(key.as_bytes()).unwrap(),
+            key_id: "k".to_owned(),
+            team_id: "t".to_owned(),
+            wall_clock: clock.wall(),
+            state: Mutex::default(),
+        };
+        let hours_2 = Duration::from_secs(2 * 3600);
+        clock.pass(hours_2);
+        let (first, at) = (tokens.current().unwrap(), NOW.after(hours_2));
+        tokens.freeze();
+        clock.back(hours_2);
+        let second = tokens.current().unwrap();
+        assert_eq!((first.at, second.at), (at, NOW));
+        assert_ne!(second.jwt, first.jwt);
     }
 }

@@ -500,6 +500,8 @@ impl AccessTokens {
             return Ok(token.clone());
         }
         if let Some((outcome, at)) = &state.failed
+            // A later one was before the clock was set back.
+            && *at <= now
             && now.since(*at) < TOKEN_FAILURE_LIFE
         {
             return Err(outcome.clone());
@@ -979,6 +981,19 @@ mod tests {
         assert_eq!(world.simulated.counts().providers["fcm"].requests, 1);
         world.simulated.set_faults(Faults::default());
         world.clock.pass(TOKEN_FAILURE_LIFE);
+        assert_eq!(deliver_one(&*fcm, &push(TOKEN)).await.word(), "accepted");
+        world.simulated.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn a_failure_is_forgotten_when_the_clock_is_set_back() {
+        let world = World::start().await;
+        let fcm = world.provider("fcm", params(&world));
+        world.simulated.set_faults(script([answer("fcm_token", 500, "internal_failure")]));
+        assert_eq!(deliver_one(&*fcm, &push(TOKEN)).await.word(), "retryable");
+        world.simulated.set_faults(Faults::default());
+        assert_eq!(deliver_one(&*fcm, &push(TOKEN)).await.word(), "retryable", "it answers for who comes next");
+        world.clock.back(Duration::from_secs(3600));
         assert_eq!(deliver_one(&*fcm, &push(TOKEN)).await.word(), "accepted");
         world.simulated.shutdown().await;
     }

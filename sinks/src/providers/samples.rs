@@ -33,6 +33,10 @@ impl Clock {
         self.0.fetch_add(i64::try_from(span.as_millis()).unwrap(), Ordering::SeqCst);
     }
 
+    pub(crate) fn back(&self, span: Duration) {
+        self.0.fetch_sub(i64::try_from(span.as_millis()).unwrap(), Ordering::SeqCst);
+    }
+
     pub(crate) fn wall(&self) -> WallClock {
         let at = self.0.clone();
         Arc::new(move || Instant(at.load(Ordering::SeqCst)))

@@ -14,11 +14,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tidings_schemas::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{CheckedBlock, RecordBatch, RecordStore, StoreError};
-use crate::log::{Append, Assignment, Clock, Commit, GroupReader, Log, LogError, TopicPartition};
+use crate::log::{Append, Assignment, Commit, Elapsed, GroupReader, Log, LogError, TopicPartition};
 
 /// Most records of one poll. Blocks hold hundreds of rows; the log itself bounds a poll's bytes.
 const POLL_RECORDS_MAX: usize = 256;
@@ -102,15 +101,15 @@ pub struct RecordWriter<S> {
     log: Arc<dyn Log>,
     store: S,
     params: RecordParams,
-    clock: Clock,
+    elapsed: Elapsed,
     counts: Arc<RecordCounts>,
 }
 
 impl<S: RecordStore> RecordWriter<S> {
-    /// A writer from `log` into `store`; `clock` times batches and pauses.
+    /// A writer from `log` into `store`; `elapsed` times batches and pauses.
     #[must_use]
-    pub fn new(log: Arc<dyn Log>, store: S, params: RecordParams, clock: Clock) -> Self {
-        Self { log, store, params, clock, counts: Arc::default() }
+    pub fn new(log: Arc<dyn Log>, store: S, params: RecordParams, elapsed: Elapsed) -> Self {
+        Self { log, store, params, elapsed, counts: Arc::default() }
     }
 
     /// What it does, to be watched while it runs.
@@ -196,7 +195,7 @@ struct Owned {
     announced: Option<u64>,
     waiting: VecDeque<Waiting>,
     /// Since when the first of them waits.
-    since: Instant,
+    since: Duration,
 }
 
 impl Owned {
@@ -206,12 +205,12 @@ impl Owned {
             from: commit.map(|commit| commit.offset),
             announced: commit.and_then(|commit| announced(commit).filter(|end| *end > commit.offset)),
             waiting: VecDeque::new(),
-            since: Instant(0),
+            since: Duration::ZERO,
         }
     }
 
     /// Where the batch ends that should be written now, if one should.
-    fn due(&self, params: &RecordParams, now: Instant, flush: bool) -> Option<u64> {
+    fn due(&self, params: &RecordParams, now: Duration, flush: bool) -> Option<u64> {
         let newest = self.waiting.back()?.offset + 1;
         if let Some(end) = self.announced {
             return (newest >= end).then_some(end);
@@ -224,12 +223,12 @@ impl Owned {
                 return Some(waiting.offset + 1);
             }
         }
-        (flush || now.since(self.since) >= params.wait).then_some(newest)
+        (flush || now.saturating_sub(self.since) >= params.wait).then_some(newest)
     }
 }
 
 struct Pause {
-    until: Instant,
+    until: Duration,
     backoff: Duration,
 }
 
@@ -276,7 +275,7 @@ impl<S: RecordStore> Member<'_, S> {
                     Err(error) => return Err(error),
                 }
             }
-            let now = (self.writer.clock)();
+            let now = (self.writer.elapsed)();
             if stopping || self.pause.as_ref().is_none_or(|pause| pause.until <= now) {
                 match self.write_due(stopping) {
                     Ok(()) => self.went_well()?,
@@ -295,7 +294,7 @@ impl<S: RecordStore> Member<'_, S> {
 
     fn poll(&mut self) -> Result<(), LogError> {
         let polled = self.reader.poll(POLL_RECORDS_MAX, POLL_WAIT);
-        let now = (self.writer.clock)();
+        let now = (self.writer.elapsed)();
         // A poll that fails may have given partitions away all the same.
         for change in self.changes.take() {
             match change {
@@ -331,7 +330,7 @@ impl<S: RecordStore> Member<'_, S> {
         let partitions: Vec<TopicPartition> = self.owned.keys().cloned().collect();
         for partition in partitions {
             while let Some(owned) = self.owned.get(&partition) {
-                let now = (self.writer.clock)();
+                let now = (self.writer.elapsed)();
                 let Some(end) = owned.due(&self.writer.params, now, flush) else { break };
                 self.write(&partition, end)?;
             }
@@ -380,7 +379,7 @@ impl<S: RecordStore> Member<'_, S> {
         owned.waiting.retain(|waiting| waiting.offset >= end);
         owned.from = Some(end);
         owned.announced = None;
-        owned.since = (self.writer.clock)();
+        owned.since = (self.writer.elapsed)();
         let counts = &self.writer.counts;
         let add = |to: &AtomicU64, n: u64| to.fetch_add(n, Ordering::Relaxed);
         add(&counts.batches, 1);
@@ -405,7 +404,7 @@ impl<S: RecordStore> Member<'_, S> {
         if self.pause.is_none() {
             self.reader.pause(&self.partitions())?;
         }
-        self.pause = Some(Pause { until: (self.writer.clock)().after(backoff), backoff });
+        self.pause = Some(Pause { until: (self.writer.elapsed)() + backoff, backoff });
         Ok(())
     }
 

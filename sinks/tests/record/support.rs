@@ -12,7 +12,7 @@ use tidings_schemas::ids::{DeliveryId, EventId, LegId, NotificationId};
 use tidings_schemas::lifecycle::{Row, Stage, State, Unit};
 use tidings_schemas::time::Instant;
 use tidings_sinks::log::memory::MemoryLog;
-use tidings_sinks::log::{Append, Clock, Commit, Log, Retention, TopicPartition, TopicSpec};
+use tidings_sinks::log::{Append, Clock, Commit, Elapsed, Log, Retention, TopicPartition, TopicSpec};
 use tidings_sinks::record::clickhouse::{ClickHouse, ClickHouseParams};
 use tidings_sinks::record::writer::RecordParams;
 use tidings_sinks::record::{CheckedBlock, RecordBatch};
@@ -41,6 +41,11 @@ pub(crate) fn now() -> Instant {
 
 pub(crate) fn clock() -> Clock {
     Arc::new(now)
+}
+
+pub(crate) fn elapsed() -> Elapsed {
+    let since = now();
+    Arc::new(move || now().since(since))
 }
 
 /// A database of its own on a real server.

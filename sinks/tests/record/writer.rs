@@ -18,7 +18,7 @@ use tidings_sinks::record::{RecordBatch, RecordStore, StoreError};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::{
-    DLQ, Database, append, clock, committed, given, log, params, partition, rows_block, skipped, until,
+    DLQ, Database, append, committed, elapsed, given, log, params, partition, rows_block, skipped, until,
 };
 
 /// A writer on a thread.
@@ -34,7 +34,7 @@ impl Running {
         store: impl RecordStore + 'static,
         params: RecordParams,
     ) -> Self {
-        let writer = RecordWriter::new(Arc::new(log.clone()), store, params, clock());
+        let writer = RecordWriter::new(Arc::new(log.clone()), store, params, elapsed());
         let (stop, counts) = (CancellationToken::new(), writer.counts());
         let token = stop.clone();
         Self { stop, counts, thread: std::thread::spawn(move || writer.run(&token)) }

@@ -5,25 +5,21 @@ use std::io;
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::task::Poll;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Select, Sender};
 use tidings_operators::harness::aside::Killed;
 use tidings_operators::harness::cluster::Seat;
-use tidings_operators::harness::dataflow::{Command, Report, Transport, WorkerIo};
+use tidings_operators::harness::dataflow::{Command, Report};
 use tidings_operators::harness::dropped::MayDrop;
-use tidings_operators::harness::feed::Feed;
-use tidings_operators::ingest::Source;
 use tidings_schemas::ids::KeyGroup;
-use tidings_sinks::log::{Log, LogError, TopicPartition};
 
 use super::switch::{Control, Switch, Taking};
 use super::wire::{CutOnWire, Down, Gathered, LotToRead, PAGE_BYTES, Up};
 use super::{Share, hello};
 use crate::runtime::coordinator::{DecideError, Surroundings};
-use crate::runtime::crew::{Crew, Ground, Manned, Part, Post, Threads, ToRead, WakerSlot, prepare};
+use crate::runtime::crew::{Crew, Ground, Hands, Manned, Post, Threads, ToRead, prepare};
 use crate::runtime::plan::Plan;
 
 /// How often it is looked whether everybody is there, and whether a stop was asked for.
@@ -124,6 +120,10 @@ fn gone(process: u16, how: &str) -> String {
 }
 
 impl Crew for Everybody {
+    fn hands(&mut self) -> &mut dyn Hands {
+        &mut self.threads
+    }
+
     fn gather(&mut self, around: &Surroundings) -> Result<bool, DecideError> {
         let mut told = Vec::new();
         while !around.stop.load(Ordering::Relaxed) {
@@ -215,34 +215,6 @@ impl Crew for Everybody {
 
     fn is_left(&self) -> bool {
         self.fate.is_left.load(Ordering::Relaxed)
-    }
-
-    fn feed(
-        &mut self,
-        log: &Arc<dyn Log>,
-        partition: TopicPartition,
-        from: u64,
-        waker: WakerSlot,
-    ) -> Result<Box<dyn Feed>, LogError> {
-        self.threads.feed(log, partition, from, waker)
-    }
-
-    fn workers(
-        &mut self,
-        workers: Vec<WorkerIo>,
-        wakers: &[WakerSlot],
-        sources: Vec<Source>,
-        transport: Transport,
-    ) -> Result<(), String> {
-        self.threads.workers(workers, wakers, sources, transport)
-    }
-
-    fn part(&mut self, name: &str, part: Box<dyn Part>) -> Result<(), String> {
-        self.threads.part(name, part)
-    }
-
-    fn wait(&mut self, channels: &mut Select<'_>, span: Duration) -> Poll<()> {
-        self.threads.wait(channels, span)
     }
 }
 

@@ -155,9 +155,10 @@ mod tests {
     #[test]
     fn an_idle_line_lives_and_a_silent_one_ends() {
         let (one, two) = pair();
-        let (one, two) = (line(one, 200), line(two, 200));
-        // Far longer than the limit.
-        assert_eq!(one.inbox().recv_timeout(Duration::from_secs(1)), Err(RecvTimeoutError::Timeout));
+        // A sign every 300 ms: a busy machine is not taken for a silent line.
+        let (one, two) = (line(one, 3_000), line(two, 3_000));
+        // Longer than the limit.
+        assert_eq!(one.inbox().recv_timeout(Duration::from_secs(4)), Err(RecvTimeoutError::Timeout));
         two.say("still here".to_owned()).unwrap();
         assert_eq!(one.inbox().recv().unwrap(), "still here");
         assert_eq!((one.ended(), two.ended()), (None, None));

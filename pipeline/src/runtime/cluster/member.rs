@@ -23,7 +23,7 @@ use super::wire::{Answer, Down, LotToRead, Opening, Up, read_opening, up, write_
 use super::{Share, hello};
 use crate::runtime::clock::Clock;
 use crate::runtime::coordinator::{Status, command_channel};
-use crate::runtime::crew::{Crew as _, Threads, WakerSlot};
+use crate::runtime::crew::{Hands as _, Threads, WakerSlot};
 use crate::runtime::plan::Plan;
 
 /// The pause before process 0 is called again, and the longest one: doubled from call to call. A process that comes

@@ -295,9 +295,9 @@ async fn generation(
     }
     let nonce = nonce(&*around.clock);
     let cutlog = CutLog::begin(Arc::clone(&around.log), &plan.outlets.topics.cuts(), nonce)?;
-    poll_fn(|_| crew.pause()).await;
+    poll_fn(|_| crew.hands().pause()).await;
     let counted = cutlog.counted()?;
-    poll_fn(|_| crew.pause()).await;
+    poll_fn(|_| crew.hands().pause()).await;
     let mut begun = start(counted, &around.checkpoints)?;
     let mut plan = plan.clone();
     let older = begun.must_drain(&plan, around.accept_divergence)?;

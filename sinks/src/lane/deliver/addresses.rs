@@ -5,11 +5,11 @@
 //! can tell, and all of them are.
 
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use tidings_schemas::channel::Channel;
 use tidings_schemas::ids::DeliveryId;
 use tidings_schemas::profile::{Address, AddressStatus};
-use tidings_schemas::time::Instant;
 
 use super::asking::CRITICAL_LEDGER_WAIT;
 use super::{Deliverer, Delivery, Desk, Leg, Step};
@@ -97,7 +97,7 @@ impl Deliverer {
             _ => Bucket::Own,
         };
         let attempts = leg.retry.as_ref().map_or(0, |retry| retry.attempt);
-        let now = self.now();
+        let looked = self.elapsed();
         let delivery = |(address_id, listed): (String, Option<Listed>)| Delivery {
             leg: leg.clone(),
             key: Key {
@@ -107,7 +107,7 @@ impl Deliverer {
             address_id,
             listed,
             profile: profile.clone(),
-            looked: now,
+            looked,
             known: attempts,
             said: attempts,
             fresh: true,
@@ -118,8 +118,8 @@ impl Deliverer {
 }
 
 impl Delivery {
-    pub(super) fn refreshed(mut self, known: &Known, now: Instant) -> Self {
-        self.looked = now;
+    pub(super) fn refreshed(mut self, known: &Known, looked: Duration) -> Self {
+        self.looked = looked;
         if self.leg.record.channel != Channel::InApp {
             self.listed = known.addresses.iter().find(|it| it.address.address_id == self.address_id).cloned();
         }

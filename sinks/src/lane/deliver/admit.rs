@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
-use tidings_schemas::ids::DeliveryId;
 use tidings_schemas::lane::{LaneRecord, ReturnCause, Returned};
 use tidings_schemas::lifecycle::State;
 use tidings_schemas::reason::Reason;
@@ -74,7 +74,7 @@ impl Deliverer {
                 continue;
             }
             let name = self.provider(&delivery).map(|provider| provider.name());
-            match name.and_then(|name| self.gates.get(name)).map_or(Ok(()), |gate| gate.enter(self.now())) {
+            match name.and_then(|name| self.gates.get(name)).map_or(Ok(()), |gate| gate.enter(self.elapsed())) {
                 Ok(()) => admitted.push(delivery),
                 Err(at) => {
                     self.give_back(&delivery);
@@ -91,8 +91,8 @@ impl Deliverer {
     }
 
     /// Takes a token of every rate, or none and says when to ask again.
-    fn take_token(&self, delivery: &mut Delivery) -> Result<(), Instant> {
-        let (now, priority) = (self.now(), delivery.leg.record.priority);
+    fn take_token(&self, delivery: &mut Delivery) -> Result<(), Duration> {
+        let (now, priority) = (self.elapsed(), delivery.leg.record.priority);
         let mut turns = std::mem::take(&mut delivery.turns);
         let mut taken: Vec<&Arc<Pace>> = Vec::new();
         let paces: Vec<Arc<Pace>> = self.paces(delivery).cloned().collect();
@@ -129,16 +129,19 @@ impl Deliverer {
             return punctual;
         }
         let Some(called) = self.called_before(desk, &late).await else { return punctual };
-        let mut uncalled = BTreeMap::<DeliveryId, (Arc<Leg>, Vec<Delivery>)>::new();
+        // By leg, and not by what it is made of: a repeat in the same batch is a record of its own, to be settled.
+        let mut uncalled = Vec::<(Arc<Leg>, Vec<Delivery>)>::new();
         for (delivery, called) in late.into_iter().zip(called) {
             if called {
                 punctual.push(delivery);
             } else {
-                let first = delivery.leg.open.lock().unwrap_or_else(PoisonError::into_inner).deliveries[0];
-                uncalled.entry(first).or_insert_with(|| (delivery.leg.clone(), Vec::new())).1.push(delivery);
+                match uncalled.last_mut().filter(|(leg, _)| Arc::ptr_eq(leg, &delivery.leg)) {
+                    Some((_, together)) => together.push(delivery),
+                    None => uncalled.push((delivery.leg.clone(), vec![delivery])),
+                }
             }
         }
-        for (leg, deliveries) in uncalled.into_values() {
+        for (leg, deliveries) in uncalled {
             self.too_late(desk, &leg, &deliveries, now).await;
         }
         punctual

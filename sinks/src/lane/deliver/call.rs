@@ -79,7 +79,7 @@ impl Deliverer {
         let mut verdicts = Vec::new();
         for ((granted, _), outcome) in granted.into_iter().zip(outcomes) {
             if let (Outcome::Paused { reason, code }, Some(gate)) = (&outcome, gate)
-                && gate.close(reason, self.now())
+                && gate.close(reason, self.now(), self.elapsed())
             {
                 tracing::error!(provider = provider.name(), %reason, %code, "the provider is paused; its deliveries wait");
             }

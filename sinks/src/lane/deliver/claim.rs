@@ -92,8 +92,8 @@ impl Deliverer {
 
     /// What was claimed, with what the directory says now, where that was long ago. `None`: abandoned.
     pub(super) async fn refreshed(&self, desk: &Desk, mut claimed: Vec<Asked>) -> Option<Vec<Asked>> {
-        let now = self.now();
-        let old = |granted: &Granted| now.since(granted.delivery.looked) > self.clocked(LOOKED_MAX);
+        let now = self.elapsed();
+        let old = |granted: &Granted| now.saturating_sub(granted.delivery.looked) > self.clocked(LOOKED_MAX);
         let granted = claimed.iter_mut().filter_map(|it| match it {
             Asked::Granted(granted) if old(granted) => Some(granted),
             _ => None,
@@ -106,7 +106,7 @@ impl Deliverer {
         let records: Vec<_> = legs.iter().map(|leg| &leg.record).collect();
         let known = self.look(desk, &records).await?;
         for (granted, known) in granted.iter_mut().zip(known) {
-            granted.delivery = granted.delivery.clone().refreshed(&known, self.now());
+            granted.delivery = granted.delivery.clone().refreshed(&known, self.elapsed());
         }
         Some(claimed)
     }

@@ -115,8 +115,8 @@ struct Delivery {
     /// As the directory has it now.
     listed: Option<Listed>,
     profile: Arc<Profile>,
-    /// When the directory said so.
-    looked: Instant,
+    /// When the directory said so, by what intervals are measured by.
+    looked: Duration,
     /// Attempts that are known.
     known: u32,
     /// Attempts whose rows are in the log.
@@ -147,7 +147,8 @@ struct Met {
 enum Step {
     Begin(Vec<Arc<Leg>>),
     Again {
-        at: Instant,
+        /// By what intervals are measured by.
+        at: Duration,
         gate: Option<&'static str>,
         delivery: Box<Delivery>,
     },
@@ -230,6 +231,15 @@ impl Deliverer {
         (self.parts.clock)()
     }
 
+    pub(crate) fn elapsed(&self) -> Duration {
+        (self.parts.elapsed)()
+    }
+
+    /// When it will be `at`, by what intervals are measured by, if the clock is not set meanwhile.
+    fn will_be(&self, at: Instant) -> Duration {
+        self.elapsed() + at.since(self.now())
+    }
+
     /// How long on the clock what takes `span` of the machine's time: a call, or what a provider asks for.
     pub(crate) fn clocked(&self, span: Duration) -> Duration {
         span * self.parts.speed.max(1)
@@ -288,7 +298,7 @@ impl Deliverer {
     }
 
     /// Waits until `at`, or until the gate that holds it is opened; then as at first, by what the directory says now.
-    async fn again(&self, desk: &Desk, at: Instant, gate: Option<&'static str>, delivery: Delivery) -> Vec<Step> {
+    async fn again(&self, desk: &Desk, at: Duration, gate: Option<&'static str>, delivery: Delivery) -> Vec<Step> {
         let opened = async {
             match gate.and_then(|name| self.gates.get(name)) {
                 Some(gate) => gate.opened().await,
@@ -300,11 +310,11 @@ impl Deliverer {
             () = desk.draining.cancelled() => return Vec::new(),
             () = delivery.leg.ticket.leaving() => return Vec::new(),
             () = opened => {}
-            () = tokio::time::sleep(self.sleep_until(at, self.now())) => {}
+            () = tokio::time::sleep(at.saturating_sub(self.elapsed()) / self.parts.speed.max(1)) => {}
         }
         let Some(known) = self.look(desk, &[&delivery.leg.record]).await else { return Vec::new() };
         let delivery = match known.first() {
-            Some(known) => delivery.refreshed(known, self.now()),
+            Some(known) => delivery.refreshed(known, self.elapsed()),
             None => delivery,
         };
         self.admit(desk, vec![delivery]).await

@@ -13,7 +13,7 @@ use tidings_schemas::topics::Topics;
 use crate::directory::Directory;
 use crate::lane::Pace;
 use crate::ledger::Ledger;
-use crate::log::{Clock, Log};
+use crate::log::{Clock, Elapsed, Log};
 use crate::providers::Provider;
 use crate::render::Content;
 use crate::retry::Schedule;
@@ -43,6 +43,8 @@ pub struct Parts {
     pub categories: BTreeMap<String, CategoryPolicy>,
     /// What time it is, for freshness, expiry, retries and rows.
     pub clock: Clock,
+    /// The same clock's time since some start, for intervals.
+    pub elapsed: Elapsed,
     /// How many times faster than the machine's time that clock runs: once, but for a demo's. Calls and so
     /// their leases take the machine's time: that many times as long on the clock.
     pub speed: u32,

@@ -41,12 +41,14 @@ impl Deliverer {
                 self.finish(desk, &leg, Ended::Held).await;
             }
             Phase::Pending { lease_until, .. } => {
-                return Some(Step::Again { at: lease_until, gate: None, delivery: Box::new(delivery) });
+                let at = self.will_be(lease_until);
+                return Some(Step::Again { at, gate: None, delivery: Box::new(delivery) });
             }
             Phase::Scheduled { due, .. } => match Schedule::resume(attempt.number, due, now) {
                 Wait::Memory => {
                     delivery.known = attempt.number;
-                    return Some(Step::Again { at: due, gate: None, delivery: Box::new(delivery) });
+                    let at = self.will_be(due);
+                    return Some(Step::Again { at, gate: None, delivery: Box::new(delivery) });
                 }
                 Wait::Topic(delay) => {
                     let said = rows::of_entry(&leg.record, delivery.key.delivery, &entry, delivery.said, now);
@@ -93,13 +95,13 @@ impl Deliverer {
             delivery.fresh = false;
             if !kept {
                 // The lease ran out under us: whoever has it now says what became of it.
-                steps.push(Step::Again { at: now, gate: None, delivery: Box::new(delivery) });
+                steps.push(Step::Again { at: self.elapsed(), gate: None, delivery: Box::new(delivery) });
                 continue;
             }
             let Some(phase) = phase else {
                 // Nothing was called, so nothing is said; older attempts are with the next outcome.
                 let gate = self.provider(&delivery).map(|it| it.name());
-                steps.push(Step::Again { at: now, gate, delivery: Box::new(delivery) });
+                steps.push(Step::Again { at: self.elapsed(), gate, delivery: Box::new(delivery) });
                 continue;
             };
             let leg = delivery.leg.clone();
@@ -108,7 +110,10 @@ impl Deliverer {
             (delivery.known, delivery.said) = (number, number);
             match phase {
                 Phase::Scheduled { due, .. } => match Schedule::resume(number, due, now) {
-                    Wait::Memory => steps.push(Step::Again { at: due, gate: None, delivery: Box::new(delivery) }),
+                    Wait::Memory => {
+                        let at = self.will_be(due);
+                        steps.push(Step::Again { at, gate: None, delivery: Box::new(delivery) });
+                    }
                     Wait::Topic(delay) => {
                         follow.push(self.retry(&delivery, number, under.as_ref(), delay, now));
                         finished.push((leg, Ended::Held));

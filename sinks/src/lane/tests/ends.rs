@@ -1,6 +1,8 @@
 //! How legs and deliveries end, and what follows from it: a returned leg, a dead letter, an address, the next lane.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use tidings_schemas::channel::{Channel, Priority};
 use tidings_schemas::lane::{LaneRecord, ReturnCause, Returned};
@@ -8,11 +10,11 @@ use tidings_schemas::profile::{Address, AddressStatus};
 use tidings_schemas::time::Instant;
 
 use super::crash::Crash;
-use super::provider::{Answer, busy};
+use super::provider::{Answer, busy, ok};
 use super::world::World;
 use super::{MEDIUM, limits};
-use crate::lane::Line;
 use crate::lane::wire::{self, DeadLetter};
+use crate::lane::{Limits, Line};
 use crate::log::{Append, Log};
 use crate::outcome::{Code, Outcome};
 
@@ -30,6 +32,61 @@ async fn the_inbox_needs_no_address_and_mail_is_not_delivered_by_acceptance() {
         world.done(&MEDIUM).await;
         process.stop().await;
         assert_eq!(world.said("u1"), [expected]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_is_set_back_holds_up_no_commit_no_probe_and_no_rate() {
+    const HOURS_2: i64 = 2 * 3_600_000;
+    let mut world = World::new(Channel::Push).await;
+    world.rate = Some("1/s".parse().unwrap());
+    let paused = Outcome::paused(Code::new(403, "InvalidProviderToken"), "check the key");
+    world.provider.set("paused", [Answer::Is(paused), ok()]);
+    let say = async |user: &str| {
+        world.device(user, "d").await;
+        world.say(&LaneRecord { fresh_until: Instant::NEVER, ..world.leg(user, Priority::Medium) }, Some(1));
+    };
+    world.ahead_ms.store(HOURS_2, Ordering::Relaxed);
+    let seldom = Limits { commit_every: Duration::from_millis(250), ..limits() };
+    let process = world.start(&MEDIUM, Crash::never(), "p", seldom).await;
+    // A commit, a token that was taken, and a gate that closes, all at the wrong hour.
+    say("before").await;
+    world.done(&MEDIUM).await;
+    say("paused").await;
+    world.until(|| !process.deliverer.paused().is_empty()).await;
+    world.ahead_ms.store(0, Ordering::Relaxed);
+    let asked = (world.elapsed)();
+    for user in ["after1", "after2"] {
+        say(user).await;
+    }
+    world.done(&MEDIUM).await;
+    let took = (world.elapsed)() - asked;
+    assert!(took < Duration::from_secs(10), "{took:?}: a probe, three tokens and a commit take seconds");
+    process.stop().await;
+    for user in ["before", "paused", "after1", "after2"] {
+        assert_eq!(world.said(user), ["created rendered sent delivered"], "{user}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leg_that_came_too_late_twice_in_one_batch_is_settled_twice() {
+    for (expires, said) in [(false, "leg: returned stale"), (true, "leg: expired expired")] {
+        let world = World::new(Channel::Push).await;
+        let now = (world.clock)();
+        world.device("u", "d").await;
+        world.device("u", "e").await;
+        let leg = LaneRecord { fresh_until: now, ..world.leg("u", Priority::Medium) };
+        let leg = LaneRecord { expires_at: expires.then_some(now), ..leg };
+        // An append whose acknowledgement was lost is made again.
+        world.say(&leg, Some(1));
+        world.say(&leg, Some(1));
+        let process = world.start(&MEDIUM, Crash::never(), "p", limits()).await;
+        world.done(&MEDIUM).await;
+        process.stop().await;
+        assert_eq!(world.said("u"), [said]);
+        let returned: Vec<Returned> = world.json(&world.topics.returned());
+        let whole = returned.iter().filter(|it| it.leg.only_address.is_none()).count();
+        assert_eq!((whole, returned.len()), if expires { (0, 0) } else { (2, 2) });
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use tidings_schemas::block::Block;
@@ -27,7 +27,7 @@ use crate::lane::{
 };
 use crate::ledger::{Ledger, MemoryLedger};
 use crate::log::memory::MemoryLog;
-use crate::log::{Append, Clock, Log, Record, Retention, TopicPartition, TopicSpec};
+use crate::log::{Append, Clock, Elapsed, Log, Record, Retention, TopicPartition, TopicSpec};
 use crate::providers::Provider;
 use crate::providers::paced::Paced;
 use crate::render::{Content, InApp};
@@ -40,6 +40,9 @@ pub(super) struct World {
     pub(super) directory: Arc<MemoryDirectory>,
     pub(super) provider: Arc<Scripted>,
     pub(super) clock: Clock,
+    pub(super) elapsed: Elapsed,
+    /// How much that clock is ahead of the right one.
+    pub(super) ahead_ms: Arc<AtomicI64>,
     /// How many times faster than tokio's time it runs.
     speed: u32,
     pub(super) topics: Topics,
@@ -56,7 +59,10 @@ impl World {
     pub(super) async fn of(channel: Channel, partitions: u32, speed: u32) -> Self {
         #[expect(clippy::disallowed_methods, reason = "the test's one clock, which tokio moves")]
         let start = tokio::time::Instant::now();
-        let clock: Clock = Arc::new(move || T0.after(start.elapsed() * speed));
+        let elapsed: Elapsed = Arc::new(move || start.elapsed() * speed);
+        let ahead_ms = Arc::<AtomicI64>::default();
+        let (right, ahead) = (elapsed.clone(), ahead_ms.clone());
+        let clock: Clock = Arc::new(move || Instant(T0.after(right()).0 + ahead.load(Ordering::Relaxed)));
         let log = MemoryLog::new(clock.clone()).unwrap();
         let topics = Topics::default();
         let mut names = vec![topics.lifecycle(), topics.returned(), topics.dlq(), topics.addresses()];
@@ -71,6 +77,8 @@ impl World {
             directory: Arc::default(),
             provider: Arc::default(),
             clock,
+            elapsed,
+            ahead_ms,
             speed,
             topics,
             channel,
@@ -186,6 +194,7 @@ impl World {
             schedule: Schedule::default(),
             categories: BTreeMap::new(),
             clock: self.clock.clone(),
+            elapsed: self.elapsed.clone(),
             speed: self.speed,
             process: name.into(),
         };

@@ -196,7 +196,7 @@ impl<'a> Generation<'a> {
         let (entries, inbox) = bounded(8);
         let (outbox, logged) = bounded(8);
         let scribe = Scribe { cutlog, entry: None, inbox, outbox };
-        crew.part("cut-log", Box::new(scribe)).map_err(DecideError::Worker)?;
+        crew.hands().part("cut-log", Box::new(scribe)).map_err(DecideError::Worker)?;
         let (say, inbox) = bounded(SAY_MAX);
         let (outbox, spoken) = bounded(SAY_MAX);
         let egress = Egress {
@@ -209,7 +209,7 @@ impl<'a> Generation<'a> {
             written: Default::default(),
             doing: None,
         };
-        crew.part("egress", Box::new(egress)).map_err(DecideError::Worker)?;
+        crew.hands().part("egress", Box::new(egress)).map_err(DecideError::Worker)?;
         let (keep, inbox) = bounded(UNKEPT_MAX + KEEP_BESIDE);
         let (outbox, kept) = bounded(KEEP_BESIDE);
         let (merger, merges) = bounded(1);
@@ -225,9 +225,9 @@ impl<'a> Generation<'a> {
             merged,
             merging: false,
         };
-        crew.part("keeper", Box::new(keeper)).map_err(DecideError::Worker)?;
+        crew.hands().part("keeper", Box::new(keeper)).map_err(DecideError::Worker)?;
         let merger = Merger { checkpoints: around.checkpoints.clone(), generation, inbox: merges, outbox: of_merger };
-        crew.part("merger", Box::new(merger)).map_err(DecideError::Worker)?;
+        crew.hands().part("merger", Box::new(merger)).map_err(DecideError::Worker)?;
 
         let elapsed = around.clock.elapsed();
         let epoch = manifest.epoch;
@@ -325,7 +325,7 @@ impl<'a> Generation<'a> {
             channels.recv(&self.logged);
             channels.recv(&self.spoken);
             channels.recv(&self.kept);
-            self.crew.wait(&mut channels, span)
+            self.crew.hands().wait(&mut channels, span)
         })
         .await;
         if let Some(why) = self.crew.lost() {

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -281,14 +281,26 @@ fn bugs(name: &str) -> bool {
         eprintln!("there is no bug `{name}`; there are {:?} and {:?}", Bug::ALL, Bug::SEARCHED);
         return false;
     }
-    for bug in named {
-        // A seed that fails without the bug proves nothing about it.
-        let caught = (1..=CAUGHT_WITHIN).find_map(|seed| {
-            let Outcome { broken, steps, .. } = run(seed, Some(bug), false);
-            let broken = broken?;
-            run(seed, None, false).broken.is_none().then_some((seed, steps, broken))
-        });
-        match caught {
+    // On all cores, as seeds are: a bug is one thread's.
+    let (next, caught) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()));
+    let work = || {
+        while let Some(bug) = named.get(next.fetch_add(1, Ordering::Relaxed)).copied() {
+            // A seed that fails without the bug proves nothing about it.
+            let by = (1..=CAUGHT_WITHIN).find_map(|seed| {
+                let Outcome { broken, steps, .. } = run(seed, Some(bug), false);
+                let broken = broken?;
+                run(seed, None, false).broken.is_none().then_some((seed, steps, broken))
+            });
+            caught.lock().unwrap_or_else(PoisonError::into_inner).insert(bug, by);
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(work);
+        }
+    });
+    for (bug, by) in caught.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        match by {
             Some((seed, steps, broken)) => {
                 if steps > JUDGED_WITHIN {
                     println!("{bug:?}: JUDGED after {steps} steps, which are more than {JUDGED_WITHIN}");

@@ -1,7 +1,7 @@
 //! The coordinator: makes cuts, and lets nothing be said too early. Steps are numbered as in the
 //! module above.
 //!
-//! A run is one [`Generation`] after another; what one is about is told in its own room: cuts, replay,
+//! A run is one generation after another; what one is about is told in its own room: cuts, replay,
 //! checkpoints.
 
 mod generation;

@@ -8,6 +8,7 @@ pub mod setup;
 pub mod workload;
 
 pub mod decide;
+pub mod growth;
 mod installation;
 pub mod instructions;
 pub use installation::Services;

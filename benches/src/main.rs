@@ -12,7 +12,9 @@ use tidings_benches::figure::{Figure, Place, table};
 use tidings_benches::peers::{self, Flink};
 use tidings_benches::setup::Setup;
 use tidings_benches::workload::{Size, Workload};
-use tidings_benches::{Services, decide, first_send, instructions, memory, p0_latency, record, restore, through_log};
+use tidings_benches::{
+    Services, decide, first_send, growth, instructions, memory, p0_latency, record, restore, through_log,
+};
 use tidings_pipeline::runtime::clock::{Clock, SystemClock};
 use tidings_sinks::log::Log;
 use tidings_sinks::log::embedded::EmbeddedLog;
@@ -80,6 +82,9 @@ enum Bench {
     DecideEmbedded,
     /// The whole stage over a Kafka.
     DecideKafka,
+    /// How decide throughput grows with workers, users, partitions, priorities and hot objects, one axis at a time.
+    /// Its users are its own.
+    Growth,
     /// Instructions an event, by part, counted by callgrind; measured once, because every run counts the same.
     /// Its size is its own.
     Instructions,
@@ -164,6 +169,7 @@ impl Session {
                     })
                 })
             }
+            Bench::Growth => self.growth(),
             Bench::Instructions => self.instructions(),
             Bench::OneMoreOperator => self.one_more_operator(),
             Bench::Memory => self.memory(),
@@ -237,6 +243,21 @@ impl Session {
             values.push(per_second(workload.events, run.elapsed));
         }
         self.figure(format!("{name}, {workers} workers"), "events/s", &values, None)
+    }
+
+    fn growth(&mut self) -> Result<()> {
+        let mut base = None;
+        for point in growth::points() {
+            let measured = growth::run(&self.setup, self.size, &point, self.repetitions(), base)?;
+            let answer = Some(measured.hash);
+            base = base.or(answer);
+            self.figure(format!("growth, {}", point.name), "events/s", &measured.rates, answer)?;
+            if point.name == "base" || point.name.starts_with("users") {
+                let name = format!("growth, {}: named by events", point.name);
+                self.figure(name, "users", &[measured.named as f64], answer)?;
+            }
+        }
+        Ok(())
     }
 
     fn instructions(&mut self) -> Result<()> {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tidings_benches::setup::Setup;
 use tidings_benches::workload::{Size, Workload};
 use tidings_benches::{
-    Services, decide, first_send, instructions, memory, p0_latency, peers, record, restore, through_log,
+    Services, decide, first_send, growth, instructions, memory, p0_latency, peers, record, restore, through_log,
 };
 use tidings_pipeline::runtime::clock::{Clock, SystemClock};
 use tidings_schemas::time::Instant;
@@ -39,6 +39,21 @@ fn decide_from_memory_answers_the_same_with_one_worker_and_two_with_checkpoints_
     assert_eq!(one.hash, two.hash, "{one:?}\n{two:?}");
     assert_eq!(one.hash, kept.hash);
     assert!(one.said > workload.events / 2 && one.rows > workload.events, "{one:?}");
+}
+
+#[test]
+fn growth_answers_the_same_each_time_and_at_each_point_what_it_must() {
+    let setup = Setup::example().unwrap();
+    let points = growth::points();
+    let size = Size::QUICK;
+    let base = growth::run(&setup, size, &points[0], 2, None).unwrap();
+    let named: BTreeMap<&str, u64> = points[1..]
+        .iter()
+        .map(|point| (point.name, growth::run(&setup, size, point, 1, Some(base.hash)).unwrap().named))
+        .collect();
+    assert!(named["users 16,384"] < base.named && base.named < named["users 16,777,216"], "{base:?}, {named:?}");
+    assert!(named["hot 95 %"] < base.named / 10, "{base:?}, {named:?}");
+    assert_eq!((named["2 workers"], named["partitions 64"]), (base.named, base.named));
 }
 
 #[test]

@@ -5,6 +5,8 @@
 
 pub mod figure;
 pub mod setup;
+mod slow;
+pub mod soak;
 pub mod workload;
 
 pub mod decide;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tidings_benches::setup::Setup;
 use tidings_benches::workload::{Size, Workload};
 use tidings_benches::{
-    Services, decide, first_send, growth, instructions, memory, p0_latency, peers, record, restore, through_log,
+    Services, decide, first_send, growth, instructions, memory, p0_latency, peers, record, restore, soak, through_log,
 };
 use tidings_pipeline::runtime::clock::{Clock, SystemClock};
 use tidings_schemas::time::Instant;
@@ -86,6 +86,21 @@ fn the_whole_stage_gives_every_event_its_row() {
         let log: Arc<dyn Log> = Arc::new(MemoryLog::new(Arc::new(move || clock.wall())).unwrap());
         through_log::run(&setup, &workload, workers, &log, "bench", folder.path()).unwrap();
     }
+}
+
+#[test]
+fn a_soak_hits_every_bound_and_loses_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut told = 0;
+    let size = soak::Size::QUICK;
+    let run = soak::run(size, 2, folder.path(), |_| {
+        told += 1;
+        Ok(())
+    });
+    let run = run.unwrap();
+    run.judge(size).unwrap();
+    assert_eq!(run.samples.len(), told);
+    assert!(run.samples.iter().any(|sample| sample.keys > 0 && sample.backlog > 0), "{:?}", run.samples);
 }
 
 #[test]

@@ -736,6 +736,12 @@ fn metrics(standing: &Standing) -> String {
     put("tidings_source_records_total", "counter", "Source records cut since the start.", "", of(&decide.records));
     let failures = of(&decide.checkpoint_failures);
     put("tidings_checkpoint_failures_total", "counter", "Checkpoints that could not be written.", "", failures);
+    put("tidings_state_keys", "gauge", "Users and keys of users with state, of all operators.", "", of(&decide.keys));
+    for (bound, waits) in [("unsaid", &decide.unsaid_waits), ("unkept", &decide.unkept_waits)] {
+        let labels = format!("{{bound=\"{bound}\"}}");
+        let help = "Times that no epoch was cut because too much waited to be written.";
+        put("tidings_cut_waits_total", "counter", help, &labels, of(waits));
+    }
     let set_aside = of(&decide.set_aside);
     put("tidings_set_aside_total", "counter", "Calls that killed their operator and are left out.", "", set_aside);
     let generations = of(&decide.generations);

@@ -63,6 +63,8 @@ pub(crate) trait Stage: Send {
     fn on_rules(&mut self, env: &Env<'_>, out: &mut Outbox<'_>);
     /// The earliest deadline.
     fn next_timer(&self) -> Option<Instant>;
+    /// Users and keys of users of which it keeps state.
+    fn keys(&self) -> usize;
     /// Images of what the epoch touched, and how many.
     fn drain_dirty(&mut self) -> (usize, Bytes);
     /// Puts an image back.
@@ -219,6 +221,10 @@ impl<O: Operator> Stage for Keyed<O> {
 
     fn next_timer(&self) -> Option<Instant> {
         self.table.next_timer()
+    }
+
+    fn keys(&self) -> usize {
+        self.table.keys()
     }
 
     fn drain_dirty(&mut self) -> (usize, Bytes) {

@@ -469,6 +469,11 @@ impl<O: Operator> Table<O> {
         true
     }
 
+    /// Users and keys of users of which there is state.
+    pub(crate) fn keys(&self) -> usize {
+        self.users.len() + self.entries.len()
+    }
+
     /// The earliest deadline, as of the end of the last epoch.
     pub(crate) const fn next_timer(&self) -> Option<Instant> {
         self.timers.next

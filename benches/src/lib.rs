@@ -5,9 +5,12 @@
 
 pub mod figure;
 pub mod setup;
+mod slow;
+pub mod soak;
 pub mod workload;
 
 pub mod decide;
+pub mod growth;
 mod installation;
 pub mod instructions;
 pub use installation::Services;

@@ -12,7 +12,9 @@ use tidings_benches::figure::{Figure, Place, table};
 use tidings_benches::peers::{self, Flink};
 use tidings_benches::setup::Setup;
 use tidings_benches::workload::{Size, Workload};
-use tidings_benches::{Services, decide, first_send, instructions, memory, p0_latency, record, restore, through_log};
+use tidings_benches::{
+    Services, decide, first_send, growth, instructions, memory, p0_latency, record, restore, soak, through_log,
+};
 use tidings_pipeline::runtime::clock::{Clock, SystemClock};
 use tidings_sinks::log::Log;
 use tidings_sinks::log::embedded::EmbeddedLog;
@@ -46,6 +48,9 @@ struct Arguments {
     /// Only this many workers, instead of one and then two.
     #[arg(long)]
     workers: Option<usize>,
+    /// How long `soak` lasts.
+    #[arg(long, default_value_t = 20)]
+    minutes: u64,
     /// What `instructions` lets callgrind run.
     #[arg(long, hide = true)]
     counted: bool,
@@ -80,6 +85,9 @@ enum Bench {
     DecideEmbedded,
     /// The whole stage over a Kafka.
     DecideKafka,
+    /// How decide throughput grows with workers, users, partitions, priorities and hot objects, one axis at a time.
+    /// Its users are its own.
+    Growth,
     /// Instructions an event, by part, counted by callgrind; measured once, because every run counts the same.
     /// Its size is its own.
     Instructions,
@@ -98,6 +106,9 @@ enum Bench {
     /// Seconds from a SIGKILL to the first send after it, with two million keys of state. Needs the binary `tidings`
     /// beside this one.
     FirstSend,
+    /// The whole stage at its highest rate for `--minutes`, with every bound hit: samples, and whether memory stayed
+    /// bounded. Runs only where it is named.
+    Soak,
     /// The same job on Flink, with state on the heap and in RocksDB: from files, and from Kafka where there is one.
     Peers,
 }
@@ -164,6 +175,7 @@ impl Session {
                     })
                 })
             }
+            Bench::Growth => self.growth(),
             Bench::Instructions => self.instructions(),
             Bench::OneMoreOperator => self.one_more_operator(),
             Bench::Memory => self.memory(),
@@ -171,6 +183,8 @@ impl Session {
             Bench::Record => self.record(),
             Bench::P0Latency => self.p0_latency(),
             Bench::FirstSend => self.first_send(),
+            Bench::Soak if self.arguments.name.is_none() => Ok(()),
+            Bench::Soak => self.soak(),
             Bench::Peers => self.peers(),
         }
     }
@@ -237,6 +251,21 @@ impl Session {
             values.push(per_second(workload.events, run.elapsed));
         }
         self.figure(format!("{name}, {workers} workers"), "events/s", &values, None)
+    }
+
+    fn growth(&mut self) -> Result<()> {
+        let mut base = None;
+        for point in growth::points() {
+            let measured = growth::run(&self.setup, self.size, &point, self.repetitions(), base)?;
+            let answer = Some(measured.hash);
+            base = base.or(answer);
+            self.figure(format!("growth, {}", point.name), "events/s", &measured.rates, answer)?;
+            if point.name == "base" || point.name.starts_with("users") {
+                let name = format!("growth, {}: named by events", point.name);
+                self.figure(name, "users", &[measured.named as f64], answer)?;
+            }
+        }
+        Ok(())
     }
 
     fn instructions(&mut self) -> Result<()> {
@@ -388,6 +417,27 @@ impl Session {
         self.figure("p0_latency, critical unknown".to_owned(), "attempts", &[run.unknown as f64], None)?;
         let seconds = run.stopped_in.as_secs_f64();
         self.figure("p0_latency, stop under the flood".to_owned(), "s", &[seconds], None)
+    }
+
+    /// Tells the curve sample by sample, whatever `--json` says: twenty minutes are long.
+    fn soak(&mut self) -> Result<()> {
+        let size = if self.arguments.quick { soak::Size::QUICK } else { soak::Size::minutes(self.arguments.minutes) };
+        let folder = tempfile::tempdir()?;
+        let run = soak::run(size, self.arguments.workers.unwrap_or(2), folder.path(), |sample| {
+            let mut line = serde_json::to_vec(sample)?;
+            line.push(b'\n');
+            Ok(std::io::stdout().write_all(&line)?)
+        })?;
+        self.figure("soak, decided".to_owned(), "events/s", &[per_second(run.events, run.elapsed)], None)?;
+        let of =
+            |value: fn(&soak::Sample) -> u64| run.samples.iter().map(|sample| value(sample) as f64).collect::<Vec<_>>();
+        self.figure("soak, memory".to_owned(), "bytes", &of(|sample| sample.resident_bytes), None)?;
+        self.figure("soak, state".to_owned(), "keys", &of(|sample| sample.keys), None)?;
+        self.figure("soak, disk".to_owned(), "bytes", &of(|sample| sample.disk_bytes), None)?;
+        for (bound, hits) in &run.bounds {
+            self.figure(format!("soak, {bound}"), "", &[*hits as f64], None)?;
+        }
+        run.judge(size)
     }
 
     /// One round warms up and is not counted: the Java machine compiles what runs often. Within a round all run one after

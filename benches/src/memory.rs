@@ -99,7 +99,7 @@ impl Kind {
 }
 
 /// Bytes that this process holds in memory.
-fn resident_bytes() -> Result<u64> {
+pub(crate) fn resident_bytes() -> Result<u64> {
     let statm = std::fs::read_to_string("/proc/self/statm").context("only Linux says what a process holds")?;
     let pages: u64 = statm.split(' ').nth(1).context("no resident pages in /proc/self/statm")?.parse()?;
     // The kernel counts in pages of four kilobytes on every machine that this is built for.

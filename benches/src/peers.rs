@@ -12,7 +12,7 @@
 //! What is not the same: tidings also validates every event, keeps what a template needs of it, and writes a row of the
 //! record for each; Flink's job reads only what it needs and writes only its answers.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::path::{Path as Folder, PathBuf};
@@ -111,7 +111,7 @@ pub fn make(setup: &Setup, size: Size, folder: &Folder) -> Result<Made> {
     let mut dice = Dice(76);
     let mut recent: VecDeque<(u64, String)> = VecDeque::new();
     let step = SPAN / u32::try_from(size.events.div_ceil(size.per_epoch).max(1))?;
-    let (mut now, mut event_bytes) = (start, 0);
+    let (mut now, mut event_bytes, mut named) = (start, 0, BTreeSet::new());
     for number in 0..size.events {
         let epoch = u32::try_from(number / size.per_epoch)?;
         if number % size.per_epoch == 0 && number > 0 {
@@ -129,6 +129,7 @@ pub fn make(setup: &Setup, size: Size, folder: &Folder) -> Result<Made> {
             recent.push_back(made.clone());
             made
         };
+        named.insert(user);
         let user = name_of(user);
         let partition = lane_partition(&user, PARTITIONS);
         let value = Bytes::from(format!(r#"{before_time},"time":"{now}"}}"#));
@@ -150,7 +151,8 @@ pub fn make(setup: &Setup, size: Size, folder: &Folder) -> Result<Made> {
     cut(now.after(2 * WINDOW), ends(&records));
     writers.iter_mut().try_for_each(Write::flush)?;
     let records = records.into_iter().map(|(lot, records)| (lot, records.into())).collect();
-    Ok(Made { files, workload: Workload { records, cuts, events: size.events, event_bytes } })
+    let named = named.len() as u64;
+    Ok(Made { files, workload: Workload { records, cuts, events: size.events, event_bytes, named } })
 }
 
 /// An event up to its time, and its user.

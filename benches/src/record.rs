@@ -1,5 +1,5 @@
 //! The record: lifecycle rows from blocks that lie in a log into a real ClickHouse, by the production
-//! writer, and what a notification takes on its disk.
+//! writers, as many as a process has, and what a notification takes on its disk.
 //!
 //! The rows are those that decide says of the workload, epoch by epoch, in blocks as egress makes them. They
 //! wait in a log in memory, so that nothing is measured but the writer and the server. The clock starts
@@ -17,13 +17,14 @@ use anyhow::{Context, Result, anyhow, ensure};
 use bytes::Bytes;
 use tidings_operators::harness::chain::Block as Arriving;
 use tidings_operators::ingest::{Path, ingest};
+use tidings_pipeline::process::RECORD_WRITERS;
 use tidings_pipeline::runtime::clock::{Clock, SystemClock};
 use tidings_schemas::block::Block;
 use tidings_schemas::lifecycle::Stage;
 use tidings_sinks::log::memory::MemoryLog;
-use tidings_sinks::log::{Append, Log, Retention, TopicPartition, TopicSpec};
+use tidings_sinks::log::{Append, Elapsed, Log, Retention, TopicPartition, TopicSpec};
 use tidings_sinks::record::clickhouse::{ClickHouse, ClickHouseParams};
-use tidings_sinks::record::writer::{RecordParams, RecordWriter};
+use tidings_sinks::record::writer::{RecordCounts, RecordParams, RecordWriter, run_all};
 use tokio_util::sync::CancellationToken;
 
 use crate::setup::Setup;
@@ -117,12 +118,17 @@ fn write(decided: &Decided, params: &ClickHouseParams, server: &Server, clock: &
     // The workload's day is a fixed one, which the table would let go of.
     server.ask(&format!("ALTER TABLE {}.lifecycle REMOVE TTL", params.database))?;
     let machine = Arc::clone(clock);
-    let writer =
-        RecordWriter::new(Arc::new(log), store, RecordParams::new(TOPIC, DLQ), Arc::new(move || machine.elapsed()));
-    let (counts, stop) = (writer.counts(), CancellationToken::new());
+    let (counts, stop) = (Arc::<RecordCounts>::default(), CancellationToken::new());
+    let (log, elapsed): (Arc<dyn Log>, Elapsed) = (Arc::new(log), Arc::new(move || machine.elapsed()));
+    let writer = || {
+        let (log, store) = (Arc::clone(&log), ClickHouse::new(params)?);
+        let writer = RecordWriter::new(log, store, RecordParams::new(TOPIC, DLQ), Arc::clone(&elapsed));
+        Ok(writer.counting(Arc::clone(&counts)))
+    };
+    let writers = (0..RECORD_WRITERS).map(|_| writer()).collect::<Result<_>>()?;
     let started = clock.elapsed();
     let elapsed = std::thread::scope(|scope| {
-        let writing = scope.spawn(|| writer.run(&stop));
+        let writing = scope.spawn(|| run_all(writers, &stop));
         // Told to stop it writes what it has gathered, at once: the last batches don't wait for more.
         while !writing.is_finished() && counts.fetched.load(Ordering::Relaxed) < decided.blocks.len() as u64 {
             if clock.elapsed() - started > PATIENCE {

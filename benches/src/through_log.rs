@@ -83,7 +83,9 @@ pub fn run(
     checkpoints: &Folder,
 ) -> Result<Run> {
     let machine = SystemClock::default();
-    let plan = plan(setup, workload, workers, prefix);
+    let of = |number| workload.records.keys().filter(move |lot| lot.source == number);
+    let partitions = |number| of(number).map(|lot| lot.partition + 1).max().unwrap_or(1);
+    let plan = plan(setup, partitions, workers, prefix);
     create(log, &plan)?;
     let filling = machine.elapsed();
     fill(log, &plan, workload)?;
@@ -127,36 +129,34 @@ pub fn run(
     Ok(Run { elapsed: ended - started, filled_in, epochs: load(&status.epoch), parked, repeats })
 }
 
-fn plan(setup: &Setup, workload: &Workload, workers: usize, prefix: &str) -> Plan {
+/// The plan of a run whose sources have so many partitions each.
+pub(crate) fn plan(setup: &Setup, partitions: impl Fn(u16) -> u32, workers: usize, prefix: &str) -> Plan {
     let topics = Topics::new(prefix);
     let own = |topic: &str| topic.split_once('.').map_or(topic.to_owned(), |(_, rest)| format!("{prefix}.{rest}"));
-    let source = |(number, source): (usize, &crate::setup::Read)| {
-        let lots = workload.records.keys().filter(|lot| usize::from(lot.source) == number);
-        SourcePlan {
-            id: source.name.clone(),
-            topic: own(&source.topic),
-            partitions: lots.map(|lot| lot.partition + 1).max().unwrap_or(1),
-            rank: source.rank,
-            at_least_permille: source.at_least_permille,
-            side_input: source.side_input,
-        }
+    let source = |(number, source): (u16, &crate::setup::Read)| SourcePlan {
+        id: source.name.clone(),
+        topic: own(&source.topic),
+        partitions: partitions(number),
+        rank: source.rank,
+        at_least_permille: source.at_least_permille,
+        side_input: source.side_input,
     };
-    let sources: Vec<SourcePlan> = setup.sources.iter().enumerate().map(source).collect();
-    let mut partitions: BTreeMap<String, u32> = BTreeMap::new();
+    let sources: Vec<SourcePlan> = (0..).zip(&setup.sources).map(source).collect();
+    let mut written: BTreeMap<String, u32> = BTreeMap::new();
     for channel in Channel::ALL {
         for priority in Priority::ALL {
-            partitions.insert(topics.lane(*channel, *priority), PARTITIONS);
+            written.insert(topics.lane(*channel, *priority), PARTITIONS);
         }
     }
-    partitions.extend([topics.lifecycle(), topics.dlq()].map(|topic| (topic, PARTITIONS)));
-    partitions.extend(sources.iter().map(|source| (source.topic.clone(), source.partitions)));
+    written.extend([topics.lifecycle(), topics.dlq()].map(|topic| (topic, PARTITIONS)));
+    written.extend(sources.iter().map(|source| (source.topic.clone(), source.partitions)));
     Plan {
         wiring: setup.wiring.clone(),
         sources,
         rules: Arc::clone(&setup.rules),
         topology: Arc::clone(&setup.topology),
         build: [0; 32],
-        outlets: Outlets { topics, partitions },
+        outlets: Outlets { topics, partitions: written },
         workers,
         transport: Transport::Memory,
         epoch_min: Duration::from_millis(20),
@@ -165,7 +165,8 @@ fn plan(setup: &Setup, workload: &Workload, workers: usize, prefix: &str) -> Pla
     }
 }
 
-fn create(log: &Arc<dyn Log>, plan: &Plan) -> Result<()> {
+/// Makes the plan's topics.
+pub(crate) fn create(log: &Arc<dyn Log>, plan: &Plan) -> Result<()> {
     let day = Duration::from_secs(24 * 3600);
     let side: Vec<&String> =
         plan.sources.iter().filter(|source| source.side_input).map(|source| &source.topic).collect();

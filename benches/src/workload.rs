@@ -8,11 +8,11 @@
 //!
 //! The same size gives the same bytes, always.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use bytes::Bytes;
 use tidings_operators::harness::dataflow::Cut;
 use tidings_operators::harness::feed::{Lot, RawRecord};
@@ -55,6 +55,19 @@ impl Size {
     pub const FULL: Self = Self { events: 1_000_000, users: 262_144, per_epoch: 20_000 };
 }
 
+/// In what a workload differs from the one that is described above.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Shape {
+    /// Partitions of each events topic, instead of four of the one in the middle and two of the others.
+    pub partitions: Option<u32>,
+    /// The only source of events, instead of all.
+    pub source: Option<&'static str>,
+    /// So many events in a thousand are about one object of one user.
+    pub hot_permille: u64,
+    /// Only users whom an event names have a profile and addresses: of many users, most are told nothing.
+    pub only_named: bool,
+}
+
 /// A small generator with a seed.
 #[derive(Clone, Debug)]
 pub(crate) struct Dice(pub(crate) u64);
@@ -83,6 +96,8 @@ pub struct Workload {
     pub events: u64,
     /// Their bytes.
     pub event_bytes: u64,
+    /// Users whom an event names.
+    pub named: u64,
 }
 
 /// Types in thousandths, with the source that carries them.
@@ -122,6 +137,7 @@ fn drawn<T: Copy>(table: &[T], share: impl Fn(&T) -> u64, roll: u64) -> T {
 struct Making {
     dice: Dice,
     records: BTreeMap<Lot, Vec<RawRecord>>,
+    named: BTreeSet<u64>,
 }
 
 impl Making {
@@ -135,9 +151,9 @@ impl Making {
         self.records.iter().map(|(lot, records)| (*lot, records.len() as u64)).collect()
     }
 
-    fn side_inputs(&mut self, setup: &Setup, users: u64, at: Instant) -> Result<()> {
+    fn side_inputs(&mut self, setup: &Setup, users: impl Iterator<Item = u64>, at: Instant) -> Result<()> {
         let (profiles, addresses) = (setup.source("profiles")?, setup.source("addresses")?);
-        for number in 0..users {
+        for number in users {
             let user = name_of(number);
             let partition = lane_partition(&user, SIDE_PARTITIONS);
             if self.dice.roll(10) < 3 {
@@ -166,11 +182,19 @@ impl Making {
         Ok(())
     }
 
-    fn event(&mut self, number: u64, users: u64) -> (&'static str, String, Bytes) {
-        let (_, event_type, source) = drawn(&TYPES, |entry| entry.0, self.dice.roll(1000));
+    fn event(&mut self, number: u64, users: u64, shape: &Shape) -> (&'static str, String, Bytes) {
+        let share =
+            |entry: &(u64, &str, &str)| if shape.source.is_none_or(|only| only == entry.2) { entry.0 } else { 0 };
+        let all = TYPES.iter().map(share).sum();
+        let (_, event_type, source) = drawn(&TYPES, share, self.dice.roll(all));
         let (_, channel) = drawn(&CHANNELS, |entry| entry.0, self.dice.roll(1000));
-        let user = self.dice.user(users);
-        let object = user * 4 + self.dice.roll(4);
+        let (user, object) = if shape.hot_permille > 0 && self.dice.roll(1000) < shape.hot_permille {
+            (HEAD, HEAD * 4)
+        } else {
+            let user = self.dice.user(users);
+            (user, user * 4 + self.dice.roll(4))
+        };
+        self.named.insert(user);
         let actor = self.dice.roll(users);
         let name = NAMES[usize::try_from(actor % 8).unwrap_or(0)];
         let op = if event_type == "like" && self.dice.roll(100) == 0 { "retract" } else { "notify" };
@@ -192,9 +216,21 @@ impl Workload {
     /// # Errors
     /// When the topology lacks a source that the workload feeds.
     pub fn new(setup: &Setup, size: Size) -> Result<Self> {
+        Self::shaped(setup, size, &Shape::default())
+    }
+
+    /// The same in another shape.
+    ///
+    /// # Errors
+    /// When the topology lacks a source that the workload feeds, or the shape's only source carries no type.
+    pub fn shaped(setup: &Setup, size: Size, shape: &Shape) -> Result<Self> {
+        let carries = |only| TYPES.iter().any(|(_, _, source)| *source == only);
+        ensure!(shape.source.is_none_or(carries), "no type of the workload is carried by {:?}", shape.source);
         let start: Instant = "2026-06-01T19:30:00Z".parse()?;
-        let mut making = Making { dice: Dice(75), records: BTreeMap::new() };
-        making.side_inputs(setup, size.users, start)?;
+        let mut making = Making { dice: Dice(75), records: BTreeMap::new(), named: BTreeSet::new() };
+        if !shape.only_named {
+            making.side_inputs(setup, 0..size.users, start)?;
+        }
         let cut = |epoch, now, ends| {
             Arc::new(Cut { epoch, now, rules: Arc::clone(&setup.rules), ends, skips: Arc::default(), crumbs: None })
         };
@@ -202,7 +238,7 @@ impl Workload {
 
         let mut sources = BTreeMap::new();
         for (name, partitions) in EVENT_PARTITIONS {
-            sources.insert(name, (setup.source(name)?, partitions));
+            sources.insert(name, (setup.source(name)?, shape.partitions.unwrap_or(partitions)));
         }
         let epochs = size.events.div_ceil(size.per_epoch).max(1);
         let step = SPAN / u32::try_from(epochs)?;
@@ -217,7 +253,7 @@ impl Workload {
             let event = if repeat {
                 recent[usize::try_from(making.dice.roll(recent.len() as u64))?].clone()
             } else {
-                let event = making.event(number, size.users);
+                let event = making.event(number, size.users, shape);
                 if recent.len() == REPEATS_WITHIN {
                     recent.pop_front();
                 }
@@ -233,7 +269,14 @@ impl Workload {
             cuts.push(cut(cuts.len() as u64 + 1, now, making.ends()));
             now = now.after(Duration::from_secs(120));
         }
+        let named = std::mem::take(&mut making.named);
+        if shape.only_named {
+            making.side_inputs(setup, named.iter().copied(), start)?;
+            let side = [setup.source("profiles")?, setup.source("addresses")?];
+            let ends = making.ends().into_iter().filter(|(lot, _)| side.contains(&lot.source)).collect();
+            cuts[0] = cut(1, start, ends);
+        }
         let records = making.records.into_iter().map(|(lot, records)| (lot, records.into())).collect();
-        Ok(Self { records, cuts, events: size.events, event_bytes })
+        Ok(Self { records, cuts, events: size.events, event_bytes, named: named.len() as u64 })
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tidings_benches::setup::Setup;
 use tidings_benches::workload::{Size, Workload};
 use tidings_benches::{
-    Services, decide, first_send, instructions, memory, p0_latency, peers, record, restore, through_log,
+    Services, decide, first_send, growth, instructions, memory, p0_latency, peers, record, restore, soak, through_log,
 };
 use tidings_pipeline::runtime::clock::{Clock, SystemClock};
 use tidings_schemas::time::Instant;
@@ -42,6 +42,21 @@ fn decide_from_memory_answers_the_same_with_one_worker_and_two_with_checkpoints_
 }
 
 #[test]
+fn growth_answers_the_same_each_time_and_at_each_point_what_it_must() {
+    let setup = Setup::example().unwrap();
+    let points = growth::points();
+    let size = Size::QUICK;
+    let base = growth::run(&setup, size, &points[0], 2, None).unwrap();
+    let named: BTreeMap<&str, u64> = points[1..]
+        .iter()
+        .map(|point| (point.name, growth::run(&setup, size, point, 1, Some(base.hash)).unwrap().named))
+        .collect();
+    assert!(named["users 16,384"] < base.named && base.named < named["users 16,777,216"], "{base:?}, {named:?}");
+    assert!(named["hot 95 %"] < base.named / 10, "{base:?}, {named:?}");
+    assert_eq!((named["2 workers"], named["partitions 64"]), (base.named, base.named));
+}
+
+#[test]
 fn what_is_counted_by_part_answers_what_a_worker_answers() {
     let (setup, workload) = quick();
     let counted = instructions::decide(&setup, &workload).unwrap();
@@ -71,6 +86,21 @@ fn the_whole_stage_gives_every_event_its_row() {
         let log: Arc<dyn Log> = Arc::new(MemoryLog::new(Arc::new(move || clock.wall())).unwrap());
         through_log::run(&setup, &workload, workers, &log, "bench", folder.path()).unwrap();
     }
+}
+
+#[test]
+fn a_soak_hits_every_bound_and_loses_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut told = 0;
+    let size = soak::Size::QUICK;
+    let run = soak::run(size, 2, folder.path(), |_| {
+        told += 1;
+        Ok(())
+    });
+    let run = run.unwrap();
+    run.judge(size).unwrap();
+    assert_eq!(run.samples.len(), told);
+    assert!(run.samples.iter().any(|sample| sample.keys > 0 && sample.backlog > 0), "{:?}", run.samples);
 }
 
 #[test]

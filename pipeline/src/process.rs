@@ -42,7 +42,7 @@ use tidings_sinks::lane::LaneMetrics;
 use tidings_sinks::log::{Append, Clock as SinkClock, Elapsed, Log, TopicPartition};
 use tidings_sinks::record::clickhouse::ClickHouse;
 use tidings_sinks::record::files::Files;
-use tidings_sinks::record::writer::{RecordParams, RecordWriter};
+use tidings_sinks::record::writer::{RecordCounts, RecordParams, RecordWriter, run_all};
 use tidings_sinks::tasks::Tasks;
 use tokio_util::sync::CancellationToken;
 
@@ -153,7 +153,7 @@ pub struct Standing {
     /// Templates.
     pub templates: Arc<TemplateStatus>,
     /// Rows written.
-    pub record: Arc<std::sync::Mutex<Option<Arc<tidings_sinks::record::writer::RecordCounts>>>>,
+    pub record: Arc<RecordCounts>,
     /// Whether decide runs here.
     decides: bool,
 }
@@ -267,15 +267,18 @@ impl Process {
                 match record {
                     RecordPlace::Files(folder) => {
                         let writer = RecordWriter::new(log, Files::new(folder), params, elapsed);
-                        counts.lock().map_err(|_| anyhow!("a counter is damaged"))?.replace(writer.counts());
-                        Ok(writer.run(&writer_stop)?)
+                        Ok(writer.counting(counts).run(&writer_stop)?)
                     }
                     RecordPlace::ClickHouse(server) => {
-                        let store = ClickHouse::new(server.get())?;
-                        migrate(&store, &writer_stop);
-                        let writer = RecordWriter::new(log, store, params, elapsed);
-                        counts.lock().map_err(|_| anyhow!("a counter is damaged"))?.replace(writer.counts());
-                        Ok(writer.run(&writer_stop)?)
+                        migrate(&ClickHouse::new(server.get())?, &writer_stop);
+                        let writer = || {
+                            let store = ClickHouse::new(server.get())?;
+                            let writer =
+                                RecordWriter::new(Arc::clone(&log), store, params.clone(), Arc::clone(&elapsed));
+                            Ok(writer.counting(Arc::clone(&counts)))
+                        };
+                        let writers = (0..RECORD_WRITERS).map(|_| writer()).collect::<anyhow::Result<_>>()?;
+                        Ok(run_all(writers, &writer_stop)?)
                     }
                 }
             };
@@ -524,6 +527,9 @@ fn record_unread(log: &dyn Log, emit: &Emitter) -> Vec<String> {
 }
 
 /// How the record of one installation is written.
+/// Writers of the record into ClickHouse, which reads the rows of one insert on one thread.
+pub const RECORD_WRITERS: usize = 2;
+
 fn record_params(topics: &Topics) -> RecordParams {
     RecordParams { group: topics.group("record"), ..RecordParams::new(&topics.lifecycle(), &topics.dlq()) }
 }
@@ -730,6 +736,12 @@ fn metrics(standing: &Standing) -> String {
     put("tidings_source_records_total", "counter", "Source records cut since the start.", "", of(&decide.records));
     let failures = of(&decide.checkpoint_failures);
     put("tidings_checkpoint_failures_total", "counter", "Checkpoints that could not be written.", "", failures);
+    put("tidings_state_keys", "gauge", "Users and keys of users with state, of all operators.", "", of(&decide.keys));
+    for (bound, waits) in [("unsaid", &decide.unsaid_waits), ("unkept", &decide.unkept_waits)] {
+        let labels = format!("{{bound=\"{bound}\"}}");
+        let help = "Times that no epoch was cut because too much waited to be written.";
+        put("tidings_cut_waits_total", "counter", help, &labels, of(waits));
+    }
     let set_aside = of(&decide.set_aside);
     put("tidings_set_aside_total", "counter", "Calls that killed their operator and are left out.", "", set_aside);
     let generations = of(&decide.generations);

@@ -30,10 +30,14 @@ pub enum Bug {
     ConsentNotAskedAgain,
     /// What was read of a lane is committed, settled or not.
     CommittedPastTheUnsettled,
+    /// A starter reads the cut log, and then begins.
+    BegunAfterReading,
+    /// What a cut takes is neither counted nor summed up, so that a replay of other records is not noticed.
+    UncountedCuts,
 }
 
 impl Bug {
-    /// All of them.
+    /// Those that a seed finds.
     pub const ALL: [Self; 12] = [
         Self::SaidBeforeTheCut,
         Self::ArrivalOrder,
@@ -48,6 +52,9 @@ impl Bug {
         Self::ConsentNotAskedAgain,
         Self::CommittedPastTheUnsettled,
     ];
+
+    /// Those that only the search through all orders of events is sure to find.
+    pub const SEARCHED: [Self; 2] = [Self::BegunAfterReading, Self::UncountedCuts];
 }
 
 #[cfg(feature = "deliberate-bugs")]

@@ -310,7 +310,7 @@ impl Feed for SimulatedFeed {
     fn poll(&mut self, records_max: usize, out: &mut Vec<RawRecord>) -> Result<u64, String> {
         let most = {
             let mut nature = self.world.nature();
-            match nature.rng.below(4) {
+            match if nature.plain { 3 } else { nature.rng.below(4) } {
                 0 if !nature.eager => return Ok(self.position),
                 1 => usize::try_from(nature.rng.between(1, 8)).unwrap_or(1),
                 _ => records_max,

@@ -6,7 +6,8 @@
 //! directory, providers, ClickHouse) is simulated, and fails when the seed says so. In reading order: where
 //! every choice comes from ([`choices`]), what a seed draws ([`options`], [`workload`]), what the stages stand
 //! on ([`clock`], [`log`], [`store`], [`crew`]), what comes behind and beside decide ([`deliver`], [`record`],
-//! [`critical`]), how it all moves ([`run`], [`exhaustive`]), and what must hold in the end ([`checks`], and
+//! [`critical`]), how it all moves ([`run`], [`exhaustive`],
+//! [`interleave`]), and what must hold in the end ([`checks`], and
 //! [`oracle`], which decides for itself).
 
 pub mod choices;
@@ -29,3 +30,4 @@ pub mod checks;
 pub mod run;
 
 pub mod exhaustive;
+pub mod interleave;

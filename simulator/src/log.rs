@@ -7,12 +7,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tidings_pipeline::cutlog::Entry;
+use tidings_schemas::deliberate::{self, Bug};
 use tidings_schemas::lane::{HEADER_EPOCH, HEADER_MARK};
 use tidings_schemas::time::Instant;
 use tidings_sinks::log::memory::MemoryLog;
 use tidings_sinks::log::{
     Append, Assignment, Batch, Commit, GroupReader, Log, LogError, Reader, Record, TopicPartition, TopicSpec,
 };
+
+use xxhash_rust::xxh3::Xxh3;
 
 use crate::choices::Rng;
 use crate::clock::Time;
@@ -21,6 +24,9 @@ use crate::workload::GAP;
 
 /// How many times likelier a process dies at an append that is seldom made: it is to be met as often as others.
 const SELDOM: u64 = 10;
+
+/// The topic of rows.
+const ROWS: &str = "notifications.lifecycle";
 
 /// The cut log's topic.
 pub const CUTS: &str = "notifications.cuts";
@@ -57,6 +63,20 @@ pub struct Nature {
     pub touched: u64,
     /// When the log last failed somebody.
     pub failed_at: Option<Instant>,
+    /// Cuts in a row that took nothing, while nothing was said and nothing came in.
+    pub idle_cuts: u64,
+    /// The most that there were.
+    pub idle_cuts_most: u64,
+    /// Nothing is drawn where somebody reads, and what follows is kept.
+    pub plain: bool,
+    /// How often a process did what others can see, or saw what others do.
+    pub observed: u64,
+    /// Names all that was written and given up.
+    pub content: u64,
+    /// The newest append was of several records.
+    pub wide: bool,
+    /// Checkpoints that the cut log names.
+    pub counted: u64,
 }
 
 /// How a write goes.
@@ -132,10 +152,23 @@ impl World {
         let timestamp = self.time.truth();
         let mut nature = self.nature();
         nature.touched += 1;
+        nature.idle_cuts = if records.iter().all(says_nothing) {
+            nature.idle_cuts + u64::from(records.iter().any(|record| &*record.to.topic == CUTS))
+        } else {
+            0
+        };
+        nature.idle_cuts_most = nature.idle_cuts_most.max(nature.idle_cuts);
         for (append, offset) in records.iter().zip(&offsets) {
             let Append { to, key, value, headers } = append.clone();
             if headers.iter().any(|(name, _)| name == GAP) {
                 nature.hidden.insert((to.clone(), *offset));
+            }
+            if nature.plain {
+                let (key, value) = (key.as_deref().unwrap_or_default(), value.as_deref().unwrap_or_default());
+                let headers = headers.iter().flat_map(|(name, value)| [name.as_bytes(), value]);
+                let place = [to.topic.as_bytes(), &offset.to_le_bytes(), key, value];
+                let record: Vec<&[u8]> = place.into_iter().chain(headers).collect();
+                nature.content = nature.content.wrapping_add(digest(&record));
             }
             let record = Record { offset: *offset, key, value, headers, timestamp };
             nature.history.entry(to).or_default().push(record);
@@ -238,13 +271,20 @@ pub struct Life {
     dead: AtomicBool,
     /// Its generation plus one; zero before it began.
     generation: AtomicU64,
+    /// Where the cut log ended when it came.
+    came: AtomicU64,
 }
 
 impl Life {
     /// A new life.
     #[must_use]
     pub fn new(number: u64) -> Arc<Self> {
-        Arc::new(Self { number, dead: AtomicBool::new(false), generation: AtomicU64::new(0) })
+        Arc::new(Self { number, dead: AtomicBool::new(false), generation: AtomicU64::new(0), came: AtomicU64::new(0) })
+    }
+
+    /// It comes when the cut log ends there.
+    pub fn came(&self, end: u64) {
+        self.came.store(end, Ordering::Relaxed);
     }
 
     /// Ends it.
@@ -317,6 +357,16 @@ fn counts_a_checkpoint(record: &Append) -> bool {
     &*record.to.topic == CUTS && matches!(Entry::decode(0, bytes), Ok(Entry::Checkpoint { .. }))
 }
 
+/// Whether a record is none that anybody waits for: a cut that takes nothing, rows, a mark.
+fn says_nothing(record: &Append) -> bool {
+    let bytes = record.value.as_deref().unwrap_or_default();
+    let is_mark = || record.headers.iter().any(|(name, _)| name == HEADER_MARK);
+    match &*record.to.topic {
+        CUTS => !matches!(Entry::decode(0, bytes), Ok(Entry::Cut { cut, .. }) if !cut.ends.is_empty()),
+        topic => topic == ROWS || is_mark(),
+    }
+}
+
 impl Log for ProcessLog {
     fn waits(&self) -> bool {
         false
@@ -324,7 +374,12 @@ impl Log for ProcessLog {
 
     fn append(&self, records: &[Append]) -> Result<Vec<u64>, LogError> {
         self.alive()?;
-        let fate = self.world.nature().fate(records.len(), records.iter().any(counts_a_checkpoint));
+        let fate = {
+            let (mut nature, checkpoint) = (self.world.nature(), records.iter().any(counts_a_checkpoint));
+            (nature.observed, nature.wide) = (nature.observed + 1, records.len() > 1);
+            nature.counted += u64::from(checkpoint);
+            nature.fate(records.len(), checkpoint)
+        };
         if fate != Fate::Done {
             self.world.nature().failed_at = Some(self.world.time.truth());
         }
@@ -379,6 +434,7 @@ impl Log for ProcessLog {
 
     fn range(&self, partition: &TopicPartition) -> Result<Range<u64>, LogError> {
         self.readable()?;
+        self.world.nature().observed += 1;
         self.world.inner.range(partition)
     }
 
@@ -395,6 +451,12 @@ impl Log for ProcessLog {
     fn trim(&self, partition: &TopicPartition, before: u64) -> Result<(), LogError> {
         self.alive()?;
         self.world.trace(|| format!("p{} trims {partition} below {before}", self.life.number));
+        {
+            let mut nature = self.world.nature();
+            nature.observed += 1;
+            let trims = digest(&[b"trim", partition.topic.as_bytes(), &before.to_le_bytes()]);
+            nature.content = nature.content.wrapping_add(trims);
+        }
         self.world.inner.trim(partition, before)
     }
 
@@ -440,6 +502,12 @@ impl Reader for ProcessReader {
             return Err(LogError::Unreachable("simulated".to_owned()));
         }
         let mut batch = self.inner.poll(records_max, Duration::ZERO)?;
+        nature.observed += u64::from(!batch.records.is_empty());
+        // Who reads the log and begins then misses what came in between.
+        if deliberate::has(Bug::BegunAfterReading) && &*self.partition.topic == CUTS {
+            let unseen = self.life.came.load(Ordering::Relaxed)..self.life.generation().unwrap_or(0);
+            batch.records.retain(|record| !unseen.contains(&record.offset));
+        }
         if !nature.hidden.is_empty() {
             batch.records.retain(|record| !nature.hidden.contains(&(self.partition.clone(), record.offset)));
         }
@@ -513,6 +581,16 @@ impl GroupReader for ProcessMember {
             other => other,
         })
     }
+}
+
+/// A word for these.
+pub(crate) fn digest(parts: &[&[u8]]) -> u64 {
+    let mut hasher = Xxh3::new();
+    for part in parts {
+        hasher.update(&part.len().to_le_bytes());
+        hasher.update(part);
+    }
+    hasher.digest()
 }
 
 /// What an append is, in a few words.

@@ -4,18 +4,21 @@
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tidings_pipeline::runtime::clock::{Clock, SystemClock};
 use tidings_schemas::deliberate::Bug;
-use tidings_simulator::exhaustive;
 use tidings_simulator::options::Options;
 use tidings_simulator::run::{Outcome, run, run_with};
+use tidings_simulator::{exhaustive, interleave};
 
 /// Seeds within which each deliberate bug must be caught.
 const CAUGHT_WITHIN: u64 = 200;
+
+/// Steps within which a world that a deliberate bug breaks must be judged: beyond it the judgement is too patient.
+const JUDGED_WITHIN: u64 = 5_000_000;
 
 /// New seeds lie below it.
 const SEEDS_BELOW: u64 = 1_000_000_000_000;
@@ -25,7 +28,7 @@ const REGRESSIONS: &str = include_str!("../regressions.txt");
 
 const USAGE: &str = "\
 usage: cargo xtask sim [--seed S] [--seeds N] [--minutes M] [--of-commit] [--from S] [--decide] [--meta]
-                       [--bugs [NAME]] [--exhaustive [RUNS]]
+                       [--bugs [NAME]] [--exhaustive [RUNS]] [--interleave [ACTS]]
 
   --seed S       this seed, with its trace
   --seeds N      so many new seeds (100)
@@ -35,7 +38,10 @@ usage: cargo xtask sim [--seed S] [--seeds N] [--minutes M] [--of-commit] [--fro
   --decide       their worlds without deliver and record
   --meta         each seed twice, and the whole traces compared
   --bugs [NAME]  proves that each deliberate bug, or this one, is caught within 200 seeds
-  --exhaustive   every crash point of small worlds, alone and in pairs of which RUNS are run in each world (500)";
+  --exhaustive   every crash point of small worlds, alone and in pairs of which RUNS are run in each world (500)
+  --interleave [ACTS]
+                 every order in which up to ACTS (3) deaths, stand-stills, awakenings and compactions come between up to
+                 three generations of tiny worlds; up to 2 take less than a minute";
 
 struct Wanted {
     seed: Option<u64>,
@@ -47,6 +53,7 @@ struct Wanted {
     meta: bool,
     bugs: Option<String>,
     exhaustive: Option<usize>,
+    interleave: Option<usize>,
 }
 
 impl Wanted {
@@ -68,6 +75,7 @@ fn wanted() -> Option<Wanted> {
         meta: false,
         bugs: None,
         exhaustive: None,
+        interleave: None,
     };
     let mut args = std::env::args().skip(1).peekable();
     while let Some(arg) = args.next() {
@@ -91,6 +99,7 @@ fn wanted() -> Option<Wanted> {
             "--exhaustive" => {
                 wanted.exhaustive = Some(number().map_or(500, |runs| usize::try_from(runs).unwrap_or(500)))
             }
+            "--interleave" => wanted.interleave = Some(number().map_or(3, |acts| usize::try_from(acts).unwrap_or(3))),
             _ => return None,
         }
     }
@@ -109,6 +118,8 @@ fn main() -> ExitCode {
         bugs(name)
     } else if let Some(runs) = wanted.exhaustive {
         search(runs)
+    } else if let Some(acts) = wanted.interleave {
+        interleave(acts, &clock)
     } else {
         many(&wanted, &clock)
     };
@@ -163,6 +174,7 @@ fn many(wanted: &Wanted, clock: &SystemClock) -> bool {
             tally.epochs += outcome.epochs;
             tally.said += outcome.said;
             tally.generations += outcome.generations;
+            tally.idle_cuts = tally.idle_cuts.max(outcome.idle_cuts);
         }
     };
     std::thread::scope(|scope| {
@@ -177,12 +189,12 @@ fn many(wanted: &Wanted, clock: &SystemClock) -> bool {
         }
         return false;
     }
-    let Tally { seeds, epochs, said, generations, slowest: (slowest, which), .. } = tally;
+    let Tally { seeds, epochs, said, generations, idle_cuts, slowest: (slowest, which), .. } = tally;
     let took = clock.elapsed().as_secs_f64();
     let rate = seeds as f64 / took.max(0.001);
     println!(
-        "{seeds} seeds, from {first}, pass: {generations} generations, {epochs} epochs, {said} lane records; \
-         {rate:.1} seeds/s, the slowest {which} in {:.1} s",
+        "{seeds} seeds, from {first}, pass: {generations} generations, {epochs} epochs, {said} lane records, up to \
+         {idle_cuts} cuts in a row for nothing; {rate:.1} seeds/s, the slowest {which} in {:.1} s",
         slowest.as_secs_f64()
     );
     true
@@ -198,12 +210,14 @@ struct Tally {
     epochs: usize,
     said: usize,
     generations: usize,
+    idle_cuts: u64,
 }
 
 fn summary(outcome: &Outcome) {
-    let Outcome { steps, writes, epochs, said, generations, struck, .. } = outcome;
+    let Outcome { steps, writes, epochs, said, generations, idle_cuts, struck, .. } = outcome;
     println!(
-        "{steps} steps, {writes} writes, {epochs} epochs, {said} lane records, {generations} generations; {struck:?}"
+        "{steps} steps, {writes} writes, {epochs} epochs, {said} lane records, {generations} generations, up to {idle_cuts} \
+         cuts in a row for nothing; {struck:?}"
     );
 }
 
@@ -260,24 +274,56 @@ fn bugs(name: &str) -> bool {
         return false;
     }
     let mut all = true;
-    let named: Vec<Bug> = Bug::ALL.into_iter().filter(|bug| name.is_empty() || format!("{bug:?}") == name).collect();
-    if named.is_empty() {
-        eprintln!("there is no bug `{name}`; there are {:?}", Bug::ALL);
+    let is_named = |bug: &Bug| name.is_empty() || format!("{bug:?}") == name;
+    let named: Vec<Bug> = Bug::ALL.into_iter().filter(is_named).collect();
+    let searched: Vec<Bug> = Bug::SEARCHED.into_iter().filter(is_named).collect();
+    if named.is_empty() && searched.is_empty() {
+        eprintln!("there is no bug `{name}`; there are {:?} and {:?}", Bug::ALL, Bug::SEARCHED);
         return false;
     }
-    for bug in named {
-        // A seed that fails without the bug proves nothing about it.
-        let caught = (1..=CAUGHT_WITHIN).find_map(|seed| {
-            let broken = run(seed, Some(bug), false).broken?;
-            run(seed, None, false).broken.is_none().then_some((seed, broken))
-        });
-        match caught {
-            Some((seed, broken)) => {
+    // On all cores, as seeds are: a bug is one thread's.
+    let (next, caught) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()));
+    let work = || {
+        while let Some(bug) = named.get(next.fetch_add(1, Ordering::Relaxed)).copied() {
+            // A seed that fails without the bug proves nothing about it.
+            let by = (1..=CAUGHT_WITHIN).find_map(|seed| {
+                let Outcome { broken, steps, .. } = run(seed, Some(bug), false);
+                let broken = broken?;
+                run(seed, None, false).broken.is_none().then_some((seed, steps, broken))
+            });
+            caught.lock().unwrap_or_else(PoisonError::into_inner).insert(bug, by);
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(work);
+        }
+    });
+    for (bug, by) in caught.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        match by {
+            Some((seed, steps, broken)) => {
+                if steps > JUDGED_WITHIN {
+                    println!("{bug:?}: JUDGED after {steps} steps, which are more than {JUDGED_WITHIN}");
+                    all = false;
+                }
                 let what: String = broken.what.chars().take(90).collect();
                 println!("{bug:?}: caught at seed {seed} by {}: {}", broken.promise, what.lines().next().unwrap_or(""));
             }
             None => {
                 println!("{bug:?}: NOT CAUGHT within {CAUGHT_WITHIN} seeds");
+                all = false;
+            }
+        }
+    }
+    for bug in searched {
+        match interleave::catch(bug) {
+            Some((world, schedule, broken)) => {
+                let what: String = broken.what.chars().take(90).collect();
+                let acts: Vec<String> = schedule.iter().map(|(point, act)| format!("{act} at point {point}")).collect();
+                println!("{bug:?}: caught in {world} ({}) by {}: {what}", acts.join(", "), broken.promise);
+            }
+            None => {
+                println!("{bug:?}: NOT CAUGHT by any schedule of two acts");
                 all = false;
             }
         }
@@ -295,4 +341,35 @@ fn search(runs: usize) -> bool {
     }
     println!("FAILED small world {seed} under {script:?}: {broken}\nreplay: cargo xtask sim --exhaustive {runs}");
     false
+}
+
+/// Every schedule of up to so many acts, in each tiny world.
+fn interleave(acts: usize, clock: &SystemClock) -> bool {
+    for world in interleave::WORLDS {
+        let before = clock.elapsed();
+        let searched = interleave::search(world, acts, None);
+        let interleave::Searched { runs, same, points, broken } = searched;
+        println!(
+            "{world}: {runs} schedules of up to {acts} acts, {points} points; {same} more come to the same as one of them; {:.1} s",
+            (clock.elapsed() - before).as_secs_f64()
+        );
+        if let Some((schedule, broken)) = broken {
+            tell(world, &schedule, None, &broken);
+            return false;
+        }
+        let floor = interleave::floor(acts);
+        if runs < floor {
+            println!("FAILED: {runs} schedules are fewer than {floor}: something is not searched any more");
+            return false;
+        }
+    }
+    true
+}
+
+/// Says what a schedule breaks, and how.
+fn tell(world: &str, schedule: &interleave::Schedule, bug: Option<Bug>, broken: &tidings_simulator::checks::Broken) {
+    for line in interleave::trace(world, schedule, bug) {
+        println!("{line}");
+    }
+    println!("FAILED {world} under {schedule:?} at commit {}: {broken}", commit());
 }

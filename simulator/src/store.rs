@@ -15,7 +15,7 @@ use object_store::{
     PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
 
-use crate::log::{Fate, Life, World};
+use crate::log::{Fate, Life, World, digest};
 
 /// The store as one process sees it.
 pub struct ProcessStore {
@@ -56,6 +56,7 @@ impl ObjectStore for ProcessStore {
         let (fails_before, dies, after) = {
             let mut nature = self.world.nature();
             nature.writes += 1;
+            nature.observed += 1;
             let writes = nature.writes;
             let scripted = nature.script.get(&writes).copied();
             if scripted.is_some() {
@@ -87,6 +88,11 @@ impl ObjectStore for ProcessStore {
         if fails_before {
             return Err(fails("not put"));
         }
+        if self.world.nature().plain {
+            let bytes = bytes::Bytes::from(payload.clone());
+            let mut nature = self.world.nature();
+            nature.content = nature.content.wrapping_add(digest(&[b"put", at.as_ref().as_bytes(), &bytes]));
+        }
         let done = self.inner.put_opts(at, payload, options).await;
         self.world.trace(|| format!("p{number} puts {at}{}", if after { " and is not told" } else { "" }));
         if after { Err(fails("not told")) } else { done }
@@ -99,6 +105,7 @@ impl ObjectStore for ProcessStore {
 
     async fn get_opts(&self, at: &Path, options: GetOptions) -> Result<GetResult> {
         self.alive()?;
+        self.world.nature().observed += 1;
         self.inner.get_opts(at, options).await
     }
 

@@ -1,6 +1,7 @@
 //! A few seeds in every test run; many run with `cargo xtask sim`.
 
 use tidings_simulator::exhaustive;
+use tidings_simulator::interleave::{self, WORLDS};
 use tidings_simulator::run::run;
 
 #[test]
@@ -24,4 +25,13 @@ fn a_small_world_survives_each_crash_point_that_is_tried() {
     let searched = exhaustive::search(1..2, 20);
     assert!(searched.runs > 100, "{} runs prove little", searched.runs);
     assert_eq!(searched.broken, None);
+}
+
+#[test]
+fn whatever_one_act_does_to_a_tiny_world_it_keeps_its_promises() {
+    for world in WORLDS {
+        let searched = interleave::search(world, 1, None);
+        assert_eq!(searched.broken, None, "{world}");
+        assert!(searched.runs >= interleave::floor(1), "{world}: {} schedules prove little", searched.runs);
+    }
 }

@@ -208,7 +208,8 @@ impl Chain {
         (self.drafts, self.saying) = (drafts, saying);
         let (digest, next_timer) = (of_rows.wrapping_add(of_said), self.next_timer());
         let delta = self.delta(dropped);
-        EpochOutput { epoch, now, said, rows, digest, next_timer, delta, ..EpochOutput::default() }
+        let keys = self.nodes.iter().map(|node| node.stage.keys() as u64).sum();
+        EpochOutput { epoch, now, said, rows, digest, next_timer, delta, keys, ..EpochOutput::default() }
     }
 
     /// What the epoch changed.

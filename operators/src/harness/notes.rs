@@ -221,6 +221,8 @@ pub struct Notes<O: Operator> {
     index: Index,
     users: Slab<User>,
     user_index: Index,
+    /// How many there are; what went in this epoch counts.
+    count: usize,
     deadlines: BTreeMap<Instant, Runs>,
     /// What was due and had to wait for the next epoch, in order.
     overdue: Vec<Due>,
@@ -242,6 +244,7 @@ impl<O: Operator> Default for Notes<O> {
             index: Index::default(),
             users: Slab::default(),
             user_index: Index::default(),
+            count: 0,
             deadlines: BTreeMap::new(),
             overdue: Vec::new(),
             next: None,
@@ -301,6 +304,7 @@ impl<O: Operator> Notes<O> {
     /// Puts a note that nobody finds into a row.
     fn put(&mut self, of: Place, id: &NoteId, head: O::Entry, at: Option<Instant>) -> Place {
         let place = self.rows.insert(Row { id: *id, head, owner: Owner(of) });
+        self.count += 1;
         let hash_of = |place| self.rows.get(place).map_or(0, |row| hash(row.owner.user(), &row.id));
         self.index.insert(hash(of, id), place, hash_of);
         if let Some(user) = self.users.get_mut(of) {
@@ -321,6 +325,7 @@ impl<O: Operator> Notes<O> {
         let row = self.rows.get_mut(place)?;
         let of = row.owner.user();
         row.owner = Owner::NOBODY;
+        self.count -= 1;
         self.index.remove(hash(of, &row.id), place);
         self.users.get_mut(of)?.notes -= 1;
         Some(of)
@@ -396,6 +401,10 @@ impl<O: Operator<User = (), Body = ()>> Store<O> for Notes<O> {
 
     fn fires(&mut self, due: &Due) -> bool {
         self.rows.live(due.entry.place).is_some()
+    }
+
+    fn keys(&self) -> usize {
+        self.users.len() + self.count
     }
 
     /// A note goes with its timer.
@@ -585,7 +594,8 @@ mod tests {
             delta.push(&"dedup".into(), images, page);
             let mut of_epoch = Pending::default();
             of_epoch.add(delta.clone());
-            said.push(format!("{:?} {:?} {images} {:?}", store.next_timer(), store.user_names(), of_epoch.delta()));
+            said.push(format!("{:?} {} {:?}", store.next_timer(), store.keys(), store.user_names()));
+            said.push(format!("{images} {:?}", of_epoch.delta()));
             state.add(delta);
             if epoch == 60 {
                 store = S::default();

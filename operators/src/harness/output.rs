@@ -78,6 +78,8 @@ pub struct EpochOutput {
     pub digest: u64,
     /// What the state changed.
     pub delta: Delta,
+    /// Users and keys of users of which the operators keep state, each operator's for itself.
+    pub keys: u64,
     /// The earliest deadline that the worker knows.
     pub next_timer: Option<Instant>,
     /// What was read of each partition that this worker reads.
@@ -94,6 +96,7 @@ impl EpochOutput {
         self.rows.append(other.rows);
         self.digest = self.digest.wrapping_add(other.digest);
         self.delta.join(other.delta);
+        self.keys += other.keys;
         self.next_timer = match (self.next_timer, other.next_timer) {
             (Some(one), Some(two)) => Some(one.min(two)),
             (one, two) => one.or(two),

@@ -98,6 +98,12 @@ impl<T> Slab<T> {
         self.slot_mut(tag.place).filter(|slot| slot.generation == tag.generation)?.value.as_mut()
     }
 
+    /// How many values there are.
+    pub(crate) fn len(&self) -> usize {
+        let before_last = self.chunks.len().saturating_sub(1) * CHUNK;
+        before_last + self.chunks.last().map_or(0, Vec::len) - self.free.len()
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = &T> {
         self.chunks.iter().flatten().filter_map(|slot| slot.value.as_ref())
     }

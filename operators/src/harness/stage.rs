@@ -63,6 +63,8 @@ pub(crate) trait Stage: Send {
     fn on_rules(&mut self, env: &Env<'_>, out: &mut Outbox<'_>);
     /// The earliest deadline.
     fn next_timer(&self) -> Option<Instant>;
+    /// Users and keys of users of which it keeps state.
+    fn keys(&self) -> usize;
     /// Images of what the epoch touched, and how many.
     fn drain_dirty(&mut self) -> (usize, Bytes);
     /// Puts an image back.
@@ -82,6 +84,8 @@ pub trait Store<O: Operator>: Default + Send {
     fn fire(&mut self, due: &Due);
     /// The earliest deadline, as of the end of the last epoch.
     fn next_timer(&self) -> Option<Instant>;
+    /// Users and keys of users of which there is state.
+    fn keys(&self) -> usize;
     /// Removes an entry and its timers, and returns its body. The entry lies there, empty, until its image was made.
     fn take_out(&mut self, user: UserKey<'_>, subkey: &Subkey) -> Option<O::Body>;
     /// Forgets what is known of the user as a whole.
@@ -250,6 +254,10 @@ impl<O: Operator> Stage for Keyed<O> {
 
     fn next_timer(&self) -> Option<Instant> {
         self.table.next_timer()
+    }
+
+    fn keys(&self) -> usize {
+        self.table.keys()
     }
 
     fn drain_dirty(&mut self) -> (usize, Bytes) {

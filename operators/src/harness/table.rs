@@ -473,6 +473,10 @@ impl<O: Operator> Store<O> for Table<O> {
         true
     }
 
+    fn keys(&self) -> usize {
+        self.users.len() + self.entries.len()
+    }
+
     fn fire(&mut self, due: &Due) {
         self.clear_timer(UserKey::of(&due.user), &due.subkey, due.id);
     }

@@ -225,8 +225,7 @@ impl Intake {
         let count = self.scratch.len();
         for record in self.scratch.drain(..) {
             let checksum = record.checksum();
-            inlet.total.records += 1;
-            inlet.total.checksum = inlet.total.checksum.wrapping_add(checksum);
+            inlet.total.count(checksum);
             inlet.buffer.push_back((record, checksum));
         }
         inlet.position = inlet.position.max(position);
@@ -244,8 +243,7 @@ impl Intake {
             let mut extent = Extent { end, ..Extent::default() };
             let mut open: Vec<Vec<_>> = (0..self.peers).map(|_| Vec::new()).collect();
             while let Some((record, checksum)) = inlet.buffer.pop_front_if(|(record, _)| record.offset < end) {
-                extent.records += 1;
-                extent.checksum = extent.checksum.wrapping_add(checksum);
+                extent.count(checksum);
                 let skip = cut.skips.iter().find(|skip| skip.record() == Some((lot, record.offset)));
                 let arrived = match skip {
                     None => {

@@ -12,6 +12,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use tidings_operators::harness::feed::Extent;
 use tidings_sinks::log::{Log, LogError, TopicPartition};
 
 use super::feeds::raw;
@@ -157,7 +158,7 @@ fn of_content(
 ) -> Result<Option<String>, LogError> {
     let Some((from, expected)) = decided.filter(|(from, _)| *from >= range.start) else { return Ok(None) };
     let (mut reader, mut position) = (log.reader(at, *from)?, *from);
-    let (mut records, mut checksum, mut idle) = (0, 0_u64, 0);
+    let (mut read, mut idle) = (Extent::default(), 0);
     while position < expected.end {
         let batch = reader.poll(4_096, READ_WAIT)?;
         idle = if batch.position > position { 0 } else { idle + 1 };
@@ -166,10 +167,10 @@ fn of_content(
         }
         position = batch.position;
         for record in batch.records.into_iter().filter(|record| record.offset < expected.end) {
-            records += 1;
-            checksum = checksum.wrapping_add(raw(record).checksum());
+            read.count(raw(record).checksum());
         }
     }
+    let Extent { records, checksum, .. } = read;
     Ok(((records, checksum) != (expected.records, expected.checksum)).then(|| {
         format!(
             "records {from}..{} are not those that were decided upon ({records} with checksum {checksum:016x}, expected \

@@ -71,17 +71,21 @@ fn called(attempt: &Attempt) -> bool {
 }
 
 /// The rows of all attempts above `said`, except of a newest one that is still pending. Attempts that the
-/// ledger lost are said as lost leases.
+/// ledger lost, before those that it has or between them, are said as lost leases.
 pub(crate) fn of_entry(record: &LaneRecord, delivery: DeliveryId, entry: &Entry, said: u32, now: Instant) -> Vec<Row> {
     let attempts = entry.attempts();
-    let mut rows = Vec::new();
-    for number in said + 1..attempts[0].number {
-        let lost = Attempt { number, phase: Phase::Pending { owner: "-".into(), lease_until: now } };
-        let row = of_attempt(record, delivery, &lost, number > 1);
-        rows.push(Row { reason: Some(Reason::LedgerUnreachable), caused_by: "ledger lost".into(), ..row }.sealed());
-    }
-    let mut before = attempts[0].number > 1;
+    let (mut rows, mut before, mut next) = (Vec::new(), false, 1);
     for (index, attempt) in attempts.iter().enumerate() {
+        for number in next..attempt.number {
+            if number > said {
+                let lost = Attempt { number, phase: Phase::Pending { owner: "-".into(), lease_until: now } };
+                let row = of_attempt(record, delivery, &lost, before);
+                let (reason, caused_by) = (Some(Reason::LedgerUnreachable), "ledger lost".into());
+                rows.push(Row { reason, caused_by, ..row }.sealed());
+            }
+            before = true;
+        }
+        next = attempt.number + 1;
         let pending = matches!(attempt.phase, Phase::Pending { .. });
         let open = pending && (index + 1 == attempts.len() || deliberate::has(Bug::LostLeaseNotSaid));
         if attempt.number > said && !open {

@@ -6,10 +6,11 @@
 //! it never holds up the others.
 //!
 //! Calls block: give [`RecordWriter::run`] a thread of its own. Several writers of one group share
-//! the partitions, in one process or many.
+//! the partitions, in one process ([`run_all`]) or many.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -81,8 +82,8 @@ pub struct RecordCounts {
     pub failures: AtomicU64,
     /// Blocks that were none and went to the DLQ.
     pub poisoned: AtomicU64,
-    /// Whether fetching is stopped because the store (or log) fails.
-    pub stalled: AtomicBool,
+    /// Writers that have stopped fetching because the store (or log) fails.
+    pub stalled: AtomicU64,
 }
 
 /// Why the writer ended other than by being stopped.
@@ -110,6 +111,12 @@ impl<S: RecordStore> RecordWriter<S> {
     #[must_use]
     pub fn new(log: Arc<dyn Log>, store: S, params: RecordParams, elapsed: Elapsed) -> Self {
         Self { log, store, params, elapsed, counts: Arc::default() }
+    }
+
+    /// Counts into `counts`, as others may.
+    #[must_use]
+    pub fn counting(self, counts: Arc<RecordCounts>) -> Self {
+        Self { counts, ..self }
     }
 
     /// What it does, to be watched while it runs.
@@ -145,6 +152,31 @@ impl<S: RecordStore> RecordWriter<S> {
         }
         Ok(())
     }
+}
+
+/// Runs writers of one group, each on a thread of its own, until `stop`. Where one ends for good the others are
+/// stopped as well. Blocks.
+///
+/// # Errors
+/// What one of them ended with.
+///
+/// # Panics
+/// When one of them panics.
+pub fn run_all<S: RecordStore>(writers: Vec<RecordWriter<S>>, stop: &CancellationToken) -> Result<(), RecordError> {
+    let stop = stop.child_token();
+    std::thread::scope(|scope| {
+        let run = |writer: RecordWriter<S>| {
+            let stop = stop.clone();
+            scope.spawn(move || {
+                let _others = stop.clone().drop_guard();
+                writer.run(&stop)
+            })
+        };
+        let running: Vec<_> = writers.into_iter().map(run).collect();
+        let ended = running.into_iter().map(|writer| writer.join().unwrap_or_else(|died| resume_unwind(died)));
+        // All of them are waited for.
+        ended.collect::<Vec<_>>().into_iter().collect()
+    })
 }
 
 /// What the group did, since the last look.
@@ -230,6 +262,23 @@ impl Owned {
 struct Pause {
     until: Duration,
     backoff: Duration,
+    stalled: Stalled,
+}
+
+/// Counts as one that stands still.
+struct Stalled(Arc<RecordCounts>);
+
+impl Stalled {
+    fn new(counts: &Arc<RecordCounts>) -> Self {
+        counts.stalled.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(counts))
+    }
+}
+
+impl Drop for Stalled {
+    fn drop(&mut self) {
+        self.0.stalled.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// One membership in the group.
@@ -395,22 +444,20 @@ impl<S: RecordStore> Member<'_, S> {
 
     fn failed(&mut self, problem: &str) -> Result<(), LogError> {
         self.writer.counts.failures.fetch_add(1, Ordering::Relaxed);
-        self.writer.counts.stalled.store(true, Ordering::Relaxed);
-        let backoff = match &self.pause {
-            None => BACKOFF_MIN,
-            Some(pause) => (pause.backoff * 2).min(self.writer.params.backoff_max),
+        let (backoff, stalled) = match self.pause.take() {
+            None => {
+                self.reader.pause(&self.partitions())?;
+                (BACKOFF_MIN, Stalled::new(&self.writer.counts))
+            }
+            Some(pause) => ((pause.backoff * 2).min(self.writer.params.backoff_max), pause.stalled),
         };
         tracing::warn!(problem, ?backoff, "the record stands still; the log keeps its rows");
-        if self.pause.is_none() {
-            self.reader.pause(&self.partitions())?;
-        }
-        self.pause = Some(Pause { until: (self.writer.elapsed)() + backoff, backoff });
+        self.pause = Some(Pause { until: (self.writer.elapsed)() + backoff, backoff, stalled });
         Ok(())
     }
 
     fn went_well(&mut self) -> Result<(), LogError> {
         if self.pause.take().is_some() {
-            self.writer.counts.stalled.store(false, Ordering::Relaxed);
             self.reader.resume(&self.partitions())?;
             tracing::info!("the record goes on");
         }

@@ -5,7 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Barrier, Mutex};
 use std::thread::JoinHandle;
 
 use tidings_schemas::block::Block;
@@ -13,7 +13,7 @@ use tidings_schemas::lifecycle::Stage;
 use tidings_sinks::log::Log;
 use tidings_sinks::record::clickhouse::ClickHouseParams;
 use tidings_sinks::record::files::Files;
-use tidings_sinks::record::writer::{RecordCounts, RecordError, RecordParams, RecordWriter};
+use tidings_sinks::record::writer::{RecordCounts, RecordError, RecordParams, RecordWriter, run_all};
 use tidings_sinks::record::{RecordBatch, RecordStore, StoreError};
 use tokio_util::sync::CancellationToken;
 
@@ -202,12 +202,12 @@ fn a_server_out_of_reach_for_a_while_and_answers_that_get_lost() {
     }
     let before = writer.counts.failures.load(Ordering::Relaxed);
     until("it stands still", || writer.counts.failures.load(Ordering::Relaxed) > before + 3);
-    assert!(writer.counts.stalled.load(Ordering::Relaxed));
+    assert_eq!(writer.counts.stalled.load(Ordering::Relaxed), 1);
     assert_eq!(committed(&log, 0).offset, 5);
 
     line.mend();
     until("all is committed", || committed(&log, 0).offset == 15 && committed(&log, 1).offset == 15);
-    assert!(!writer.counts.stalled.load(Ordering::Relaxed));
+    assert_eq!(writer.counts.stalled.load(Ordering::Relaxed), 0);
     writer.stop();
     exactly(&database, 300);
 }
@@ -259,6 +259,47 @@ fn writers_come_and_go_and_are_thrown_out() {
     let all: Vec<_> = (files.row_files().unwrap().iter()).flat_map(|path| Files::rows(path).unwrap()).collect();
     let distinct: BTreeSet<_> = all.iter().map(|row| row.row_id).collect();
     assert_eq!((all.len(), distinct.len()), (480, 480), "nothing twice, nothing lost");
+}
+
+// A store that two writers can only have written to at once: each batch waits until both are at theirs.
+#[derive(Clone)]
+struct Together(Arc<Barrier>, Files);
+
+impl RecordStore for Together {
+    fn write(&mut self, batch: &RecordBatch) -> Result<(), StoreError> {
+        self.0.wait();
+        self.1.write(batch)
+    }
+}
+
+#[test]
+fn writers_of_one_process_write_at_once_and_end_together() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = log(2);
+    for to in 0..2_u32 {
+        append(&log, to, rows_block(u64::from(to) * 10, u64::from(to) * 10 + 10));
+    }
+    let store = Together(Arc::new(Barrier::new(2)), Files::new(folder.path()));
+    let counts = Arc::<RecordCounts>::default();
+    let writer = || {
+        let writer = RecordWriter::new(Arc::new(log.clone()), store.clone(), params(), elapsed());
+        writer.counting(Arc::clone(&counts))
+    };
+    let writers = vec![writer(), writer()];
+    let stop = CancellationToken::new();
+    let ended = std::thread::scope(|scope| {
+        let all = scope.spawn(|| run_all(writers, &stop));
+        until("both write", || (0..2).all(|of| committed(&log, of).offset == 1));
+        assert_eq!((counts.rows.load(Ordering::Relaxed), counts.stalled.load(Ordering::Relaxed)), (20, 0));
+        stop.cancel();
+        all.join().unwrap()
+    });
+    assert_eq!(ended, Ok(()));
+
+    // One cannot begin, so the other is not left behind.
+    let lost = RecordParams { dlq: "nowhere".to_owned(), ..params() };
+    let lost = RecordWriter::new(Arc::new(log.clone()), store.clone(), lost, elapsed());
+    assert!(run_all(vec![writer(), lost], &CancellationToken::new()).is_err());
 }
 
 #[test]

@@ -221,6 +221,7 @@ pub(crate) struct Rest {
     epoch: u64,
     now: Instant,
     digest: u64,
+    keys: u64,
     next_timer: Option<Instant>,
     read: Vec<(Lot, Extent)>,
 }
@@ -260,7 +261,7 @@ pub(crate) fn up(report: Report, mut each: impl FnMut(Up) -> Result<(), String>)
         Report::Failed(worker, problem) => each(Up::Failed(number(worker), problem)),
         Report::Done(worker, output) => {
             let worker = number(worker);
-            let EpochOutput { epoch, now, said, rows, digest, delta, next_timer, read } = *output;
+            let EpochOutput { epoch, now, said, rows, digest, delta, keys, next_timer, read } = *output;
             let said = said.into_iter().map(|said| {
                 let Said { group, ordinal, to, user, value } = said;
                 (group, ordinal, to, user, value.to_vec())
@@ -283,7 +284,7 @@ pub(crate) fn up(report: Report, mut each: impl FnMut(Up) -> Result<(), String>)
                 each(Up::Page(worker, Page::Delta(chunk)))?;
             }
             let read = read.into_iter().collect();
-            each(Up::Done(worker, Rest { epoch, now, digest, next_timer, read }))
+            each(Up::Done(worker, Rest { epoch, now, digest, keys, next_timer, read }))
         }
     }
 }
@@ -337,8 +338,8 @@ impl Gathered {
     /// All of an epoch.
     pub(crate) fn done(&mut self, worker: u16, rest: Rest) -> EpochOutput {
         let Parts { said, rows, delta } = self.0.remove(&worker).unwrap_or_default();
-        let Rest { epoch, now, digest, next_timer, read } = rest;
-        EpochOutput { epoch, now, said, rows, digest, delta, next_timer, read: read.into_iter().collect() }
+        let Rest { epoch, now, digest, keys, next_timer, read } = rest;
+        EpochOutput { epoch, now, said, rows, digest, delta, keys, next_timer, read: read.into_iter().collect() }
     }
 }
 
@@ -542,6 +543,7 @@ pub(crate) mod tests {
             rows: Rows::of(&rows),
             digest: 5,
             delta: (0..5_000).map(image).collect(),
+            keys: 5_000,
             next_timer: Some(Instant(99)),
             read: BTreeMap::from([(Lot { source: 0, partition: 1 }, Extent { end: 4, records: 3, checksum: 2 })]),
         };
@@ -564,7 +566,7 @@ pub(crate) mod tests {
         let all = all.unwrap();
         assert!(pages > 10, "{pages} pages");
         assert_eq!((all.epoch, all.now, all.digest), (output.epoch, output.now, output.digest));
-        assert_eq!((all.next_timer, &all.read), (output.next_timer, &output.read));
+        assert_eq!((all.keys, all.next_timer, &all.read), (output.keys, output.next_timer, &output.read));
         assert!(all.said == output.said && all.delta == output.delta);
         assert_eq!(all.rows.decode(), output.rows.decode());
         assert!(all.rows.each().zip(output.rows.each()).all(|(one, two)| one.0.unit == two.0.unit && one.1 == two.1));

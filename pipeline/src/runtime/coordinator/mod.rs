@@ -1,7 +1,7 @@
 //! The coordinator: makes cuts, and lets nothing be said too early. Steps are numbered as in the
 //! module above.
 //!
-//! A run is one [`Generation`] after another; what one is about is told in its own room: cuts, replay,
+//! A run is one generation after another; what one is about is told in its own room: cuts, replay,
 //! checkpoints.
 
 mod generation;
@@ -62,6 +62,12 @@ pub struct Status {
     pub set_aside: AtomicU64,
     /// Checkpoints that could not be written.
     pub checkpoint_failures: AtomicU64,
+    /// Keys of state, as of the last finished epoch.
+    pub keys: AtomicU64,
+    /// How often cuts had to wait because too many epochs waited to be said.
+    pub unsaid_waits: AtomicU64,
+    /// How often cuts had to wait because too many deltas waited for the keeper.
+    pub unkept_waits: AtomicU64,
     /// Whom it waits for before it can begin; empty if for nobody.
     pub waits: Mutex<String>,
     /// The steps of the generation that runs.

@@ -236,6 +236,24 @@ async fn a_call_under_way_when_the_ledger_is_lost_is_settled_whoever_hears_of_th
     assert_eq!(world.said("u1"), ["created rendered sent delivered"]);
 }
 
+// It was claimed under the ledger that was lost, and so is what may have followed from it there.
+#[tokio::test(start_paused = true)]
+async fn what_is_retried_after_a_call_that_was_under_way_when_the_ledger_was_lost_is_an_unknown() {
+    let world = World::new(Channel::Push).await;
+    world.device("u1", "a").await;
+    let Answer::Is(later) = busy() else { panic!("an outcome") };
+    world.provider.set("u1", [busy(), Answer::After(CALL_MAX / 2, later), ok()]);
+    world.say(&world.leg("u1", Priority::Medium), Some(1));
+    let process = world.start(&MEDIUM, Crash::never(), "p", limits()).await;
+    world.until(|| world.provider.times("u1").len() == 2).await;
+    world.ledger.lose();
+    world.done(&MEDIUM).await;
+    process.stop().await;
+    assert_eq!(world.provider.times("u1").len(), 3);
+    let expected = ["created rendered sent retry", "retry", "retry unknown ledger_unreachable", "delivered"];
+    assert_eq!(world.said("u1"), expected);
+}
+
 // Found by `cargo xtask kill`: the critical path had said a message again that it had not committed, and the ledger
 // that would have known it was emptied in between.
 #[tokio::test(start_paused = true)]

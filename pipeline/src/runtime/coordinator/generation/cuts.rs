@@ -55,8 +55,26 @@ impl Generation<'_> {
 
     /// Whether what an epoch says and changes can be handed over without waiting.
     pub(super) fn has_room(&self) -> bool {
-        self.finished.saturating_sub(self.said_through) < UNSAID_MAX
-            && self.keep.as_ref().is_none_or(|keep| keep.len() < UNKEPT_MAX)
+        !self.is_unsaid_full() && !self.is_unkept_full()
+    }
+
+    fn is_unsaid_full(&self) -> bool {
+        self.finished.saturating_sub(self.said_through) >= UNSAID_MAX
+    }
+
+    fn is_unkept_full(&self) -> bool {
+        self.keep.as_ref().is_some_and(|keep| keep.len() >= UNKEPT_MAX)
+    }
+
+    /// Counts how often a bound begins to hold up the cuts.
+    pub(super) fn count_waits(&mut self) {
+        let full = (self.is_unsaid_full(), self.is_unkept_full());
+        let status = &self.around.status;
+        let before = std::mem::replace(&mut self.full, full);
+        for (before, now, waits) in [(before.0, full.0, &status.unsaid_waits), (before.1, full.1, &status.unkept_waits)]
+        {
+            waits.fetch_add(u64::from(now && !before), Ordering::Relaxed);
+        }
     }
 
     pub(super) fn should_cut(&self) -> bool {
@@ -188,6 +206,7 @@ impl Generation<'_> {
         self.finished_now = output.now;
         self.finished_ends.extend(ends);
         self.next_timer = output.next_timer;
+        self.around.status.keys.store(output.keys, Ordering::Relaxed);
         self.digest = Some((epoch, output.digest));
         let delta = std::mem::take(&mut output.delta);
         self.changed |= !delta.is_empty();

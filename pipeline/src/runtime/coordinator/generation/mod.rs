@@ -97,6 +97,8 @@ pub(super) struct Generation<'a> {
     unlogged: Option<Held>,
     open: BTreeMap<u64, Epoch>,
     finished: u64,
+    /// Whether too much waits to be said, and to be kept.
+    full: (bool, bool),
     digest: Option<(u64, u64)>,
     /// Epochs are replayed: what one says is compared before it is handed over.
     replaying: bool,
@@ -256,6 +258,7 @@ impl<'a> Generation<'a> {
             unlogged: None,
             open: BTreeMap::new(),
             finished: epoch,
+            full: (false, false),
             digest: None,
             uncompared: None,
             replaying: false,
@@ -308,6 +311,7 @@ impl<'a> Generation<'a> {
                 self.cut(now, |_| true);
             }
             self.wait(self.until_next()).await?;
+            self.count_waits();
             self.periodic();
         }
         self.around.status.ready.store(false, Ordering::Relaxed);

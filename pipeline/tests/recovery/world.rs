@@ -325,6 +325,8 @@ impl World {
 
     /// The same; how it ended beside it.
     pub(crate) fn live(&mut self, death: Option<Death>, workers: usize) -> (bool, Result<(), DecideError>) {
+        // However slow the machine is, there is a checkpoint to die in while there is still something to be said.
+        let paced = matches!(death, Some(Death::Put { .. } | Death::Checkpoint { .. }));
         let life = Life::new(death);
         let around = self.surroundings(&life);
         let plan = self.plan(workers, self.wired());
@@ -337,15 +339,19 @@ impl World {
             }
         };
         let noon = NOON.parse().unwrap();
-        let mut over = None;
+        let (mut over, mut fed_at) = (None, None);
         while !life.is_dead() && !process.is_finished() {
             let epoch = status.epoch.load(Ordering::Relaxed);
+            let checkpoint = Some(status.checkpoint.load(Ordering::Relaxed));
             let disturbed = processes.as_mut().is_some_and(|others| others.disturb(self.fed, &status));
             if disturbed || !status.ready.load(Ordering::Relaxed) || !self.caught_up() {
                 // Ask again.
             } else if self.slices_max == Some(self.fed) {
                 stop.store(true, Ordering::Relaxed);
+            } else if paced && fed_at == checkpoint && self.fed < self.slices.len() {
+                // What was fed last is to be in a checkpoint first.
             } else if self.fed < self.slices.len() {
+                fed_at = checkpoint;
                 self.log.append(&self.slices[self.fed]).unwrap();
                 self.fed += 1;
             } else if self.clock.wall() > noon && epoch > *over.get_or_insert(epoch) + 10 {

@@ -2,8 +2,8 @@
 //! writers, as many as a process has, and what a notification takes on its disk.
 //!
 //! The rows are those that decide says of the workload, epoch by epoch, in blocks as egress makes them. They
-//! wait in a log in memory, so that nothing is measured but the writer and the server. The clock starts
-//! with the writer and stops when the last block is committed; the database is then asked whether each row
+//! wait in a log in memory, so that nothing is measured but the writers and the server. The clock starts
+//! with the writers and stops when the last block is committed; the database is then asked whether each row
 //! is there, once, and whether every epoch is complete. What it takes on disk is asked once parts are merged.
 //!
 //! A database of its own is made, and dropped whatever happened.
@@ -39,7 +39,10 @@ const PARTITIONS: u32 = 4;
 const TOPIC: &str = "notifications.lifecycle";
 const DLQ: &str = "notifications.dlq";
 
-/// The longest that the writer may take.
+/// How long the last batches wait for more: all of it lies there, so that the others are full at once.
+const WAIT: Duration = Duration::from_millis(100);
+
+/// The longest that the writers may take.
 const PATIENCE: Duration = Duration::from_secs(600);
 
 /// What decide said of a workload, as the log has it.
@@ -122,15 +125,15 @@ fn write(decided: &Decided, params: &ClickHouseParams, server: &Server, clock: &
     let (log, elapsed): (Arc<dyn Log>, Elapsed) = (Arc::new(log), Arc::new(move || machine.elapsed()));
     let writer = || {
         let (log, store) = (Arc::clone(&log), ClickHouse::new(params)?);
-        let writer = RecordWriter::new(log, store, RecordParams::new(TOPIC, DLQ), Arc::clone(&elapsed));
+        let params = RecordParams { wait: WAIT, ..RecordParams::new(TOPIC, DLQ) };
+        let writer = RecordWriter::new(log, store, params, Arc::clone(&elapsed));
         Ok(writer.counting(Arc::clone(&counts)))
     };
     let writers = (0..RECORD_WRITERS).map(|_| writer()).collect::<Result<_>>()?;
     let started = clock.elapsed();
     let elapsed = std::thread::scope(|scope| {
         let writing = scope.spawn(|| run_all(writers, &stop));
-        // Told to stop it writes what it has gathered, at once: the last batches don't wait for more.
-        while !writing.is_finished() && counts.fetched.load(Ordering::Relaxed) < decided.blocks.len() as u64 {
+        while !writing.is_finished() && counts.blocks.load(Ordering::Relaxed) < decided.blocks.len() as u64 {
             if clock.elapsed() - started > PATIENCE {
                 break;
             }

@@ -274,10 +274,13 @@ pub(crate) fn present(
     last: u64,
 ) -> Result<Present, PresentError> {
     let mut present = Present::new();
+    // All readers are opened before the first is asked: each waits for a broker's answer that is under way, and
+    // so they wait for the same one.
+    let mut opened = Vec::new();
     for partition in outlets.lanes() {
         let range = log.range(&partition)?;
-        let marked = marks.get(&(partition.topic.to_string(), partition.partition)).copied().unwrap_or(0);
-        if marked >= range.end && marks.contains_key(&(partition.topic.to_string(), partition.partition)) {
+        let marked = marks.get(&(partition.topic.to_string(), partition.partition)).copied();
+        if let Some(marked) = marked.filter(|marked| *marked >= range.end) {
             // What it held is lost to deliver, whoever decides; what is not said yet is said again below.
             tracing::error!(
                 lane = %partition, end = range.end, mark = marked,
@@ -285,12 +288,15 @@ pub(crate) fn present(
                  settled is gone with it"
             );
         }
-        let mut position = marked.max(range.start);
-        if position >= range.end {
-            continue;
+        // The mark itself says nothing more.
+        let position = marked.map_or(0, |marked| marked + 1).max(range.start);
+        if position < range.end {
+            let reader = log.reader(&partition, position)?;
+            opened.push((partition, reader, position, range.end));
         }
-        let mut reader = log.reader(&partition, position)?;
-        while position < range.end {
+    }
+    for (partition, mut reader, mut position, end) in opened {
+        while position < end {
             let batch = reader.poll(4_096, Duration::from_millis(500))?;
             for record in &batch.records {
                 let text = |name| record.header(name).and_then(|value| std::str::from_utf8(value).ok());

@@ -15,6 +15,7 @@ use tidings_benches::workload::{Size, Workload};
 use tidings_benches::{
     Services, decide, first_send, growth, instructions, memory, p0_latency, record, restore, soak, through_log,
 };
+use tidings_pipeline::process::RECORD_WRITERS;
 use tidings_pipeline::runtime::clock::{Clock, SystemClock};
 use tidings_sinks::log::Log;
 use tidings_sinks::log::embedded::EmbeddedLog;
@@ -383,9 +384,17 @@ impl Session {
         size.events = events.unwrap_or(size.events);
         size.users = users.unwrap_or(size.users);
         let decided = record::decide(&self.setup, &Workload::new(&self.setup, size)?)?;
-        let runs = (0..self.repetitions()).map(|_| record::run(&decided, &clickhouse)).collect::<Result<Vec<_>>>()?;
-        let written: Vec<_> = runs.iter().map(|run| per_second(run.rows, run.elapsed)).collect();
-        self.figure("record, rows into ClickHouse".to_owned(), "rows/s", &written, None)?;
+        let counts = [1, RECORD_WRITERS];
+        let mut by_count: BTreeMap<usize, Vec<_>> = BTreeMap::new();
+        // In turns, so that what else the machine does meets all alike.
+        for writers in (0..self.repetitions()).flat_map(|_| counts) {
+            by_count.entry(writers).or_default().push(record::run(&decided, &clickhouse, writers)?);
+        }
+        for (writers, runs) in &by_count {
+            let written: Vec<_> = runs.iter().map(|run| per_second(run.rows, run.elapsed)).collect();
+            self.figure(format!("record, rows into ClickHouse, {writers} writers"), "rows/s", &written, None)?;
+        }
+        let runs: Vec<_> = by_count.into_values().flatten().collect();
         let each = |run: &record::Run, bytes: u64| bytes as f64 / run.notifications as f64;
         let on_disk: Vec<_> = runs.iter().map(|run| each(run, run.disk_bytes)).collect();
         self.figure("record, on disk".to_owned(), "bytes/notification", &on_disk, None)?;

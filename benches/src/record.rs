@@ -1,5 +1,5 @@
 //! The record: lifecycle rows from blocks that lie in a log into a real ClickHouse, by the production
-//! writers, as many as a process has, and what a notification takes on its disk.
+//! writers, one and as many as a process has, and what a notification takes on its disk.
 //!
 //! The rows are those that decide says of the workload, epoch by epoch, in blocks as egress makes them. They
 //! wait in a log in memory, so that nothing is measured but the writers and the server. The clock starts
@@ -17,7 +17,6 @@ use anyhow::{Context, Result, anyhow, ensure};
 use bytes::Bytes;
 use tidings_operators::harness::chain::Block as Arriving;
 use tidings_operators::ingest::{Path, ingest};
-use tidings_pipeline::process::RECORD_WRITERS;
 use tidings_pipeline::runtime::clock::{Clock, SystemClock};
 use tidings_schemas::block::Block;
 use tidings_schemas::lifecycle::Stage;
@@ -95,11 +94,11 @@ pub fn decide(setup: &Setup, workload: &Workload) -> Result<Decided> {
     Ok(decided)
 }
 
-/// Writes what was decided into a database of its own on the server at `url`, by one writer.
+/// Writes what was decided into a database of its own on the server at `url`, by so many writers.
 ///
 /// # Errors
 /// When log, writer or server fail, or a row is not in the record once.
-pub fn run(decided: &Decided, url: &str) -> Result<Run> {
+pub fn run(decided: &Decided, url: &str, writers: usize) -> Result<Run> {
     let clock = Arc::new(SystemClock::default());
     let server = ClickHouseParams::new(url, "default");
     let database = format!("tidings_bench_{}_{}", clock.wall().0, std::process::id());
@@ -107,14 +106,20 @@ pub fn run(decided: &Decided, url: &str) -> Result<Run> {
     let server = Server { runtime, params: server };
     server.ask(&format!("CREATE DATABASE {database}"))?;
     let params = ClickHouseParams::new(url, &database);
-    let run = write(decided, &params, &server, &clock);
+    let run = write(decided, &params, writers, &server, &clock);
     let dropped = server.ask(&format!("DROP DATABASE {database} SYNC"));
     let run = run?;
     dropped?;
     Ok(run)
 }
 
-fn write(decided: &Decided, params: &ClickHouseParams, server: &Server, clock: &Arc<SystemClock>) -> Result<Run> {
+fn write(
+    decided: &Decided,
+    params: &ClickHouseParams,
+    writers: usize,
+    server: &Server,
+    clock: &Arc<SystemClock>,
+) -> Result<Run> {
     let log = filled(decided, clock)?;
     let store = ClickHouse::new(params)?;
     store.migrate()?;
@@ -129,7 +134,7 @@ fn write(decided: &Decided, params: &ClickHouseParams, server: &Server, clock: &
         let writer = RecordWriter::new(log, store, params, Arc::clone(&elapsed));
         Ok(writer.counting(Arc::clone(&counts)))
     };
-    let writers = (0..RECORD_WRITERS).map(|_| writer()).collect::<Result<_>>()?;
+    let writers = (0..writers).map(|_| writer()).collect::<Result<_>>()?;
     let started = clock.elapsed();
     let elapsed = std::thread::scope(|scope| {
         let writing = scope.spawn(|| run_all(writers, &stop));

@@ -115,7 +115,7 @@ fn every_row_is_in_the_record_once() {
     let decided = record::decide(&setup, &workload).unwrap();
     assert_eq!(decided.rows, decide::run(&setup, &workload, 1, None).unwrap().rows);
     // The run itself refuses a row that is missing or there twice, and an epoch that is not complete.
-    let run = record::run(&decided, &clickhouse).unwrap();
+    let run = record::run(&decided, &clickhouse, 2).unwrap();
     assert_eq!(run.rows, decided.rows);
     assert!(run.notifications > workload.events / 2, "{run:?}");
     let columns: u64 = run.columns.iter().map(|(_, bytes)| bytes).sum();

@@ -243,6 +243,11 @@ pub fn read(entries: impl IntoIterator<Item = (u64, Entry)>, trimmed: bool) -> R
         match entry {
             Entry::Begin { .. } => {}
             Entry::Cut { cut, .. } => {
+                // A checkpoint stands behind its epoch's cut: what follows it and is no younger is a repeat that came
+                // late, even where trimming took what it repeats.
+                if counted.checkpoints.last_key_value().is_some_and(|((named, _), _)| cut.epoch <= *named) {
+                    continue;
+                }
                 let last = counted.cuts.last().map(|(_, last)| last.epoch);
                 match last {
                     Some(last) if cut.epoch <= last => continue,
@@ -465,6 +470,18 @@ mod tests {
         assert_eq!(epochs(log(11), true).unwrap(), [7, 8]);
         assert!(epochs(log(11), false).is_err(), "nothing was given up, so that something is missing");
         assert!(epochs(log(3), true).is_err(), "a generation leaves no gap in what it says itself");
+    }
+
+    #[test]
+    fn a_repeat_that_came_late_is_known_by_the_checkpoint_before_it_where_its_first_was_trimmed() {
+        // Cut 5 was in doubt and said again; its first sending landed behind the checkpoint. Cuts up to 6 were given up.
+        let log = |checkpoint| vec![(9, checkpoint), (10, cut(2, 5)), (11, cut(2, 7)), (12, cut(2, 8))];
+        let epochs = |log, trimmed| {
+            let counted = read(log, trimmed)?;
+            Ok::<Vec<u64>, CutLogError>(counted.cuts.iter().map(|(_, cut)| cut.epoch).collect())
+        };
+        assert_eq!(epochs(log(checkpoint(2, 6)), true).unwrap(), [7, 8]);
+        assert!(epochs(log(checkpoint(2, 4)), true).is_err(), "cut 6 is missing");
     }
 
     #[test]

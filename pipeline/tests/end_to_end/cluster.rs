@@ -9,13 +9,15 @@ use crate::checks::decisions_were_taken_once;
 use crate::mistakes::{events, recorded};
 use crate::world::{PATIENCE, Running, World, free_address, until};
 
-/// What tests bear: long enough for a machine that is out of breath, short enough to wait for.
-const WATCHDOG: [&str; 2] = ["--watchdog", "10s"];
+/// What tests bear: long enough for a machine that is out of breath, short enough to wait for. Process 0 bears more, so
+/// that once it misses another, that one has stood still for longer than its own watchdog bears.
+const WATCHDOGS: [(&str, &str); 2] = [("0", "15s"), ("1", "10s")];
 
 fn share(world: &World, process: &str, hosts: &[SocketAddr; 2]) -> Command {
     let own = hosts[process.parse::<usize>().unwrap()];
     let mut command = world.share_command(process, hosts, own);
-    command.args(WATCHDOG);
+    let (_, watchdog) = WATCHDOGS.into_iter().find(|(number, _)| *number == process).unwrap();
+    command.args(["--watchdog", watchdog]);
     command
 }
 

@@ -365,7 +365,14 @@ pub(crate) const ALIVE: [u8; 4] = [0; 4];
 /// The next frame's message; none is a sign of life.
 pub(crate) fn read_frame(stream: &mut impl Read, bytes_max: usize) -> Result<Vec<u8>, WireError> {
     let mut prefix = [0; 4];
-    match stream.read(&mut prefix)? {
+    let began = loop {
+        match stream.read(&mut prefix) {
+            // A process that was stopped and goes on (a debugger, a paused container): nothing is wrong with the line.
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            read => break read?,
+        }
+    };
+    match began {
         0 => return Err(WireError::Closed),
         count => stream.read_exact(&mut prefix[count..])?,
     }
@@ -512,6 +519,27 @@ pub(crate) mod tests {
         }
         let both = Hello { workers: 1, build: [1; 32], ..hello() }.refusal(&ours).unwrap();
         assert!(both.contains("--workers 1") && both.contains("its build"), "{both}");
+    }
+
+    /// A stream whose process was stopped and goes on before each byte.
+    struct Stopped<'a>(&'a [u8], bool);
+
+    impl Read for Stopped<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            self.1 = !self.1;
+            if self.1 { Err(ErrorKind::Interrupted.into()) } else { self.0.read(&mut buffer[..1]) }
+        }
+    }
+
+    #[test]
+    fn a_process_that_was_stopped_and_goes_on_reads_on() {
+        let bytes = [&frame(&"one".to_owned()).unwrap()[..], &ALIVE, &frame(&"two".to_owned()).unwrap()].concat();
+        let mut stream = Stopped(&bytes, false);
+        let mut read = || read_frame(&mut stream, MESSAGE_BYTES_MAX);
+        assert_eq!(decode::<String>(&read().unwrap()).unwrap(), "one");
+        assert!(read().unwrap().is_empty());
+        assert_eq!(decode::<String>(&read().unwrap()).unwrap(), "two");
+        assert!(matches!(read(), Err(WireError::Closed)));
     }
 
     #[test]

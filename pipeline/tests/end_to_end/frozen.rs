@@ -29,9 +29,10 @@ fn a_process_that_was_frozen_ends_when_it_awakes() {
     let _providers = world.providers();
     let mut running = run(&world, &[]);
     running.up();
+    let console = running.console().unwrap();
     kill_process(running.pid(), Signal::STOP).unwrap();
-    // The freeze itself is what is waited for.
-    std::thread::sleep(Duration::from_secs(12));
+    let frozen = world.get_within(&console, Duration::from_secs(12));
+    assert!(frozen.is_err(), "{frozen:?}");
     kill_process(running.pid(), Signal::CONT).unwrap();
     let status = running.end();
     assert_eq!(status.signal(), Some(Signal::ABORT.as_raw()));

@@ -286,6 +286,11 @@ impl World {
         self.http.get(url)
     }
 
+    /// As [`Self::get`], of somebody who may not answer at all.
+    pub(crate) fn get_within(&self, url: &str, patience: Duration) -> Result<String, String> {
+        self.http.send(self.http.client.get(url).timeout(patience))
+    }
+
     pub(crate) fn post_json(&self, url: &str, body: &Value) {
         self.http.post_json(url, body).unwrap();
     }

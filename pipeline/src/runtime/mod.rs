@@ -46,6 +46,7 @@ pub mod crumbs;
 pub mod egress;
 pub(crate) mod feeds;
 pub(crate) mod keeper;
+pub mod news;
 pub mod plan;
 pub mod recovery;
 pub(crate) mod sources;

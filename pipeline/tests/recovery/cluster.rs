@@ -18,7 +18,7 @@ use tidings_sinks::log::Log;
 
 use crate::dying::{Death, Moment};
 use crate::proxy::{Network, Proxy};
-use crate::world::World;
+use crate::world::{Decides, World};
 
 /// How long a process may be silent: long enough for a machine that is out of breath.
 const SILENCE: Duration = Duration::from_secs(3);
@@ -124,13 +124,8 @@ fn free() -> SocketAddr {
 }
 
 impl Processes {
-    /// Starts all of them; what process 0 does with `plan` is in the thread.
-    pub(crate) fn start(
-        cluster: &Cluster,
-        plan: Plan,
-        around: Surroundings,
-        log: Arc<dyn Log>,
-    ) -> (Self, JoinHandle<Result<(), DecideError>>) {
+    /// Starts all others; beside them, what process 0 does with `plan`.
+    pub(crate) fn start(cluster: &Cluster, plan: Plan, around: Surroundings, log: Arc<dyn Log>) -> (Self, Decides) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let proxy = Proxy::before(listener.local_addr().unwrap());
         let mut hosts = vec![proxy.address.to_string()];
@@ -153,9 +148,9 @@ impl Processes {
             None => head.crew(),
             Some(watched) => Box::new(Flaky { crew: head.crew(), watched: watched.clone() }),
         };
-        let thread = std::thread::spawn(move || run_on(&own, &around, hire));
+        let decides = Box::new(move || run_on(&own, &around, hire));
         let (waiting, leaves_at) = (cluster.disturbances.clone(), cluster.leaves_at);
-        (Self { proxy, members, plan, log, waiting, is_disturbed: false, leaves_at }, thread)
+        (Self { proxy, members, plan, log, waiting, is_disturbed: false, leaves_at }, decides)
     }
 
     /// Does what is due after so many slices; says whether something is under way.

@@ -52,7 +52,7 @@ impl Operator for Poison {
             "poison" => panic!("poisoned by {}", item.user),
             "fatal_poison" => std::process::abort(),
             "endless_poison" => loop {
-                std::thread::sleep(Duration::from_secs(1));
+                std::thread::park();
             },
             "slow_poison" => Duration::from_secs(3600),
             "shy_poison" => Duration::from_secs(36_000),

@@ -51,15 +51,47 @@ const SLICES: usize = 12;
 /// Eleven hours of the world in a second of ours: the night is over before one gets tired.
 const SPEED: u32 = 40_000;
 
+/// How long a process may take until it dies or has said everything.
+const PATIENCE: Duration = Duration::from_secs(300);
+
 /// Windows, limits and the night have ended by then.
 const NOON: &str = "2026-03-29T14:00:00Z";
+
+/// What a process does until it ends.
+pub(crate) type Decides = Box<dyn FnOnce() -> Result<(), DecideError> + Send>;
+
+/// A fast clock, which may be set forward while nobody runs.
+struct WorldClock {
+    runs: ScaledClock,
+    ahead: Mutex<Duration>,
+}
+
+impl WorldClock {
+    fn pass(&self, span: Duration) {
+        *self.ahead.lock().unwrap() += span;
+    }
+}
+
+impl Clock for WorldClock {
+    fn wall(&self) -> Instant {
+        self.runs.wall().after(*self.ahead.lock().unwrap())
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.runs.elapsed() + *self.ahead.lock().unwrap()
+    }
+
+    fn real(&self, span: Duration) -> Duration {
+        self.runs.real(span)
+    }
+}
 
 pub(crate) struct World {
     log: MemoryLog,
     witnessed: Arc<dyn Log>,
     cuts: Arc<Mutex<BTreeMap<u64, Vec<u8>>>>,
     store: Arc<InMemory>,
-    clock: Arc<ScaledClock>,
+    clock: Arc<WorldClock>,
     rules: Arc<Rules>,
     slices: Vec<Vec<Append>>,
     fed: usize,
@@ -156,7 +188,8 @@ pub(crate) fn create_topics(log: &dyn Log) {
 
 impl World {
     pub(crate) fn new() -> Self {
-        let clock = Arc::new(ScaledClock::new("2026-03-28T21:00:00Z".parse().unwrap(), SPEED));
+        let runs = ScaledClock::new("2026-03-28T21:00:00Z".parse().unwrap(), SPEED);
+        let clock = Arc::new(WorldClock { runs, ahead: Mutex::default() });
         let stamp = Arc::clone(&clock);
         let log = MemoryLog::new(Arc::new(move || stamp.wall())).unwrap();
         create_topics(&log);
@@ -228,10 +261,7 @@ impl World {
             Append { to, key: Some(format!("u{user}").into()), value: Some(json.into()), headers: vec![] }
         };
         self.log.append(&(0..events).map(event).collect::<Vec<_>>()).unwrap();
-        // Nothing but time is waited for.
-        while self.clock.wall() < until {
-            std::thread::sleep(self.clock.real(until.since(self.clock.wall())).max(Duration::from_millis(1)));
-        }
+        self.clock.pass(until.since(self.clock.wall()));
         self.clock.wall()
     }
 
@@ -331,21 +361,32 @@ impl World {
         let around = self.surroundings(&life);
         let plan = self.plan(workers, self.wired());
         let (stop, status) = (Arc::clone(&around.stop), Arc::clone(&around.status));
-        let (process, mut processes) = match &self.cluster {
-            None => (std::thread::spawn(move || run(&plan, &around)), None),
+        let (decides, mut processes): (Decides, _) = match &self.cluster {
+            None => (Box::new(move || run(&plan, &around)), None),
             Some(cluster) => {
-                let (others, process) = Processes::start(cluster, plan, around, Arc::clone(&self.witnessed));
-                (process, Some(others))
+                let (others, head) = Processes::start(cluster, plan, around, Arc::clone(&self.witnessed));
+                (head, Some(others))
             }
         };
+        let (is_over, news) = (Arc::<AtomicBool>::default(), Arc::clone(&status));
+        let ends = Arc::clone(&is_over);
+        let process = std::thread::spawn(move || {
+            let ended = decides();
+            ends.store(true, Ordering::Relaxed);
+            news.news.tell();
+            ended
+        });
         let noon = NOON.parse().unwrap();
         let (mut over, mut fed_at) = (None, None);
-        while !life.is_dead() && !process.is_finished() {
+        let mut look = || {
+            if life.is_dead() || is_over.load(Ordering::Relaxed) {
+                return true;
+            }
             let epoch = status.epoch.load(Ordering::Relaxed);
             let checkpoint = Some(status.checkpoint.load(Ordering::Relaxed));
             let disturbed = processes.as_mut().is_some_and(|others| others.disturb(self.fed, &status));
             if disturbed || !status.ready.load(Ordering::Relaxed) || !self.caught_up() {
-                // Ask again.
+                // Something of it is still to come.
             } else if self.slices_max == Some(self.fed) {
                 stop.store(true, Ordering::Relaxed);
             } else if paced && fed_at == checkpoint && self.fed < self.slices.len() {
@@ -357,9 +398,9 @@ impl World {
             } else if self.clock.wall() > noon && epoch > *over.get_or_insert(epoch) + 10 {
                 stop.store(true, Ordering::Relaxed);
             }
-            // Nobody tells when a generation is ready or lost: its status can only be looked at.
-            std::thread::sleep(Duration::from_millis(2));
-        }
+            false
+        };
+        assert!(status.news.until(PATIENCE, &mut look), "it did not end within {PATIENCE:?}");
         let ended = process.join().unwrap();
         if let Some(others) = processes {
             others.end();

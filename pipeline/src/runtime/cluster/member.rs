@@ -96,7 +96,7 @@ pub fn serve(share: &Share, plan: &Plan, around: &Around, listener: TcpListener)
         let began = around.clock.elapsed();
         around.status.wait_for(&format!("waits for process 0 ({})", share.hosts.first().map_or("?", String::as_str)));
         let over = term(share, plan, around, &switch);
-        around.status.ready.store(false, Ordering::Relaxed);
+        around.status.set_ready(false);
         match over {
             Over::Refused(why) => return Err(MemberError::Refused(why)),
             Over::Stopped => return Ok(()),
@@ -265,7 +265,7 @@ fn generation(share: &Share, plan: &Plan, around: &Around, switch: &Switch) -> R
     threads.seated(workers, &slots, plan.wiring.sources.clone(), seat)?;
     let _watched = around.status.pulses.watch(pulses);
     around.status.wait_for("");
-    around.status.ready.store(true, Ordering::Relaxed);
+    around.status.set_ready(true);
     around.status.generations.fetch_add(1, Ordering::Relaxed);
 
     let wake = || slots.iter().filter_map(|slot| slot.get()).for_each(|waker| waker());
@@ -281,7 +281,7 @@ fn generation(share: &Share, plan: &Plan, around: &Around, switch: &Switch) -> R
             recv(line.inbox()) -> down => match down {
                 Ok(Down::Release(cut)) => {
                     let cut = cut.cut(Arc::clone(&plan.rules));
-                    around.status.epoch.store(cut.epoch, Ordering::Relaxed);
+                    around.status.set_epoch(cut.epoch);
                     tell(&Command::Release(Arc::new(cut)));
                 }
                 Ok(Down::Stop) => tell(&Command::Stop),

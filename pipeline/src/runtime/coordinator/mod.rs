@@ -28,6 +28,7 @@ use super::clock::Clock;
 use super::crew::{Crew, Threads};
 use super::crumbs::{Crumbs, Last};
 use super::egress::PresentError;
+use super::news::News;
 use super::plan::Plan;
 use super::recovery::{StartError, start};
 use super::sources::SourcesError;
@@ -72,11 +73,33 @@ pub struct Status {
     pub waits: Mutex<String>,
     /// The steps of the generation that runs.
     pub pulses: Pulses,
+    /// Told when it gets ready or is so no longer, at each cut, after what was said, and at each checkpoint.
+    pub news: News,
 }
 
 impl Status {
     pub(crate) fn wait_for(&self, whom: &str) {
         whom.clone_into(&mut self.waits.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    pub(crate) fn set_ready(&self, is_ready: bool) {
+        self.ready.store(is_ready, Ordering::Relaxed);
+        self.news.tell();
+    }
+
+    pub(crate) fn set_epoch(&self, epoch: u64) {
+        self.epoch.store(epoch, Ordering::Relaxed);
+        self.news.tell();
+    }
+
+    pub(crate) fn set_said_through(&self, epoch: u64) {
+        self.said_through.store(epoch, Ordering::Relaxed);
+        self.news.tell();
+    }
+
+    pub(crate) fn set_checkpoint(&self, epoch: u64) {
+        self.checkpoint.store(epoch, Ordering::Relaxed);
+        self.news.tell();
     }
 }
 
@@ -244,7 +267,7 @@ pub async fn decide(plan: &Plan, around: &Surroundings, hire: impl Fn() -> Box<d
             Ok(Ended::Left) if around.stop.load(Ordering::Relaxed) => return Ok(()),
             Ok(Ended::Drained | Ended::Left) => {}
             Err(DecideError::Lost { why, careful }) => {
-                around.status.ready.store(false, Ordering::Relaxed);
+                around.status.set_ready(false);
                 tracing::warn!(why, "the generation is over; the next one begins once all processes are there");
                 if around.stop.load(Ordering::Relaxed) {
                     return Ok(());
@@ -253,7 +276,7 @@ pub async fn decide(plan: &Plan, around: &Surroundings, hire: impl Fn() -> Box<d
                 care.alone = careful;
             }
             Err(DecideError::SetAside(killed)) => {
-                around.status.ready.store(false, Ordering::Relaxed);
+                around.status.set_ready(false);
                 around.status.set_aside.fetch_add(1, Ordering::Relaxed);
                 set_aside.push(around.clock.elapsed());
                 tracing::error!(

@@ -122,7 +122,7 @@ impl Generation<'_> {
 
     pub(super) fn on_checkpoint(&mut self, named: Named) {
         let Some(newest) = self.logging.take().filter(|(logging, _)| *logging == named) else { return };
-        self.around.status.checkpoint.store(named.epoch, Ordering::Relaxed);
+        self.around.status.set_checkpoint(named.epoch);
         let second = self.start.checkpoint.replace(newest);
         let third = std::mem::replace(&mut self.start.second, second);
         let kept: Vec<_> =

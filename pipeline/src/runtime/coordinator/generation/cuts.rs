@@ -158,7 +158,7 @@ impl Generation<'_> {
         if deliberate::has(Bug::SaidBeforeTheCut) {
             self.release_held();
         }
-        self.around.status.epoch.store(self.last, Ordering::Relaxed);
+        self.around.status.set_epoch(self.last);
     }
 
     /// Notes what a cut takes.

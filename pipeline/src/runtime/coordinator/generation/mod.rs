@@ -304,7 +304,7 @@ impl<'a> Generation<'a> {
             self.stop().await?;
             return Ok(false);
         }
-        self.around.status.ready.store(true, Ordering::Relaxed);
+        self.around.status.set_ready(true);
         while !self.around.stop.load(Ordering::Relaxed) && !self.crew.is_left() {
             if self.may_cut() && self.should_cut() {
                 let now = self.stream_time()?;
@@ -314,7 +314,7 @@ impl<'a> Generation<'a> {
             self.count_waits();
             self.periodic();
         }
-        self.around.status.ready.store(false, Ordering::Relaxed);
+        self.around.status.set_ready(false);
         let is_left = self.crew.is_left();
         self.stop().await?;
         Ok(is_left)
@@ -389,7 +389,7 @@ impl<'a> Generation<'a> {
         match spoken {
             Spoken::Through(epoch) => {
                 self.said_through = self.said_through.max(epoch);
-                self.around.status.said_through.store(self.said_through, Ordering::Relaxed);
+                self.around.status.set_said_through(self.said_through);
             }
             Spoken::Marked(marks) => {
                 for mark in &marks {

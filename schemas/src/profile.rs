@@ -238,6 +238,26 @@ pub struct Address {
     pub reason: Option<String>,
 }
 
+impl Address {
+    /// A live one of which nothing more is known.
+    #[must_use]
+    pub fn live(user_id: &str, address_id: &str, channel: Channel, address: &str) -> Self {
+        Self {
+            user_id: user_id.to_owned(),
+            address_id: address_id.to_owned(),
+            channel,
+            provider: None,
+            platform: None,
+            address: address.to_owned(),
+            environment: None,
+            registered_at: None,
+            last_seen_at: None,
+            status: AddressStatus::Live,
+            reason: None,
+        }
+    }
+}
+
 /// On which channels a user has at least one live address. In-app needs none.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "BTreeMap<String, Channel>", into = "BTreeMap<String, Channel>")]

@@ -29,7 +29,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tidings_schemas::channel::{Channel, Priority};
 use tidings_schemas::ids::{DeliveryId, NotificationId};
-use tidings_schemas::profile::{Address, AddressStatus};
+use tidings_schemas::profile::Address;
 use tidings_schemas::time::Instant;
 use tidings_sinks::outcome::{Code, Outcome};
 use tidings_sinks::providers::{Call, Provider};
@@ -154,19 +154,7 @@ async fn main() -> io::Result<()> {
         delivery: DeliveryId([1; 16]),
         notification: NotificationId([2; 16]),
         user: "u1".to_owned(),
-        address: Address {
-            user_id: "u1".to_owned(),
-            address_id: "phone".to_owned(),
-            channel: Channel::Sms,
-            provider: None,
-            platform: None,
-            address: "+4915112345678".to_owned(),
-            environment: None,
-            registered_at: None,
-            last_seen_at: None,
-            status: AddressStatus::Live,
-            reason: None,
-        },
+        address: Address::live("u1", "phone", Channel::Sms, "+4915112345678"),
         content: Content::Sms(Sms { text: "4711 is your code".to_owned() }),
         collapse_key: None,
         expires_at: None,

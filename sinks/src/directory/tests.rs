@@ -1,10 +1,10 @@
 //! The directory's contract against every implementation, and the loader against the log in memory.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tidings_schemas::time::Instant;
 use tidings_schemas::topics::Topics;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
@@ -14,19 +14,7 @@ use crate::log::memory::MemoryLog;
 use crate::log::{Append, Log, Retention, TopicSpec};
 
 fn address(user: &str, id: &str, channel: Channel) -> Address {
-    Address {
-        user_id: user.into(),
-        address_id: id.into(),
-        channel,
-        provider: None,
-        platform: None,
-        address: format!("{user}-{id}"),
-        environment: None,
-        registered_at: None,
-        last_seen_at: None,
-        status: AddressStatus::Live,
-        reason: None,
-    }
+    Address::live(user, id, channel, &format!("{user}-{id}"))
 }
 
 fn listed(user: &str, id: &str, channel: Channel) -> Change {
@@ -77,6 +65,48 @@ async fn every_directory_keeps_the_contract() {
     }
 }
 
+/// A directory that tells when the loader has changed it.
+struct Told {
+    directory: Box<dyn Directory>,
+    changed: Notify,
+}
+
+impl Told {
+    fn new(directory: impl Directory + 'static) -> Arc<Self> {
+        Arc::new(Self { directory: Box::new(directory), changed: Notify::new() })
+    }
+
+    async fn until(&self, users: &[&str], condition: impl Fn(&[Known]) -> bool) {
+        loop {
+            let changed = self.changed.notified();
+            if self.look(Channel::Push, users).await.is_ok_and(|known| condition(&known)) {
+                return;
+            }
+            changed.await;
+        }
+    }
+}
+
+#[async_trait]
+impl Directory for Told {
+    async fn look(&self, channel: Channel, users: &[&str]) -> Result<Vec<Known>, DirectoryError> {
+        self.directory.look(channel, users).await
+    }
+    async fn apply(&self, changes: &[Change], positions: &[Position]) -> Result<(), DirectoryError> {
+        let applied = self.directory.apply(changes, positions).await;
+        self.changed.notify_waiters();
+        applied
+    }
+    async fn positions(&self, partitions: &[TopicPartition]) -> Result<Vec<Option<u64>>, DirectoryError> {
+        self.directory.positions(partitions).await
+    }
+    async fn loaded(&self) -> Result<(), DirectoryError> {
+        let loaded = self.directory.loaded().await;
+        self.changed.notify_waiters();
+        loaded
+    }
+}
+
 struct Loading {
     log: MemoryLog,
     topics: Topics,
@@ -104,21 +134,12 @@ impl Loading {
         running.spawn(loader.run(self.stop.clone()));
         running
     }
-
-    async fn until(&self, directory: &dyn Directory, users: &[&str], condition: impl Fn(&[Known]) -> bool) {
-        loop {
-            if directory.look(Channel::Push, users).await.is_ok_and(|known| condition(&known)) {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_loader_answers_only_once_it_is_at_the_end_and_follows_from_there() {
     let world = Loading::new();
-    let directory: Arc<dyn Directory> = Arc::new(MemoryDirectory::default());
+    let directory = Told::new(MemoryDirectory::default());
     for user in ["u1", "u2", "u3"] {
         world.address(user, "phone");
     }
@@ -132,7 +153,7 @@ async fn the_loader_answers_only_once_it_is_at_the_end_and_follows_from_there() 
     world.log.append(&[preference("not a profile"), preference(r#"{"locale":"de"}"#)]).unwrap();
     let mut running = world.start(directory.clone());
     // Whenever it answers at all, it knows everything that was there.
-    world.until(&*directory, &["u1", "u2", "u3"], |_| true).await;
+    directory.until(&["u1", "u2", "u3"], |_| true).await;
     let known = directory.look(Channel::Push, &["u1", "u2", "u3"]).await.unwrap();
     assert!(known.iter().all(|it| it.addresses.len() == 1) && known[0].profile.locale.as_deref() == Some("de"));
     // An opt-out and a tombstone come through.
@@ -142,9 +163,7 @@ async fn the_loader_answers_only_once_it_is_at_the_end_and_follows_from_there() 
         ..wire::address(wire::place(&world.topics.addresses(), "u2", 2), &address("u2", "phone", Channel::Push))
     };
     world.log.append(&[gone]).unwrap();
-    world
-        .until(&*directory, &["u1", "u2"], |it| !it[0].profile.channels.is_empty() && it[1].addresses.is_empty())
-        .await;
+    directory.until(&["u1", "u2"], |it| !it[0].profile.channels.is_empty() && it[1].addresses.is_empty()).await;
     world.stop.cancel();
     running.join_next().await.unwrap().unwrap().unwrap();
 }
@@ -154,13 +173,13 @@ async fn a_view_that_was_emptied_is_loaded_anew_and_answers_nothing_meanwhile() 
     let Some(own) = crate::ledger::tests::OwnRedis::start() else { return };
     let world = Loading::new();
     world.address("u1", "phone");
-    let directory: Arc<dyn Directory> = Arc::new(RedisDirectory::new(&own.url(), "t").unwrap());
+    let directory = Told::new(RedisDirectory::new(&own.url(), "t").unwrap());
     let mut running = world.start(directory.clone());
-    world.until(&*directory, &["u1"], |known| known[0].addresses.len() == 1).await;
+    directory.until(&["u1"], |known| known[0].addresses.len() == 1).await;
     let mut connection = ::redis::Client::open(own.url()).unwrap().get_multiplexed_async_connection().await.unwrap();
     ::redis::cmd("FLUSHALL").query_async::<()>(&mut connection).await.unwrap();
     assert_eq!(directory.look(Channel::Push, &["u1"]).await, Err(DirectoryError::NotLoaded));
-    world.until(&*directory, &["u1"], |known| known[0].addresses.len() == 1).await;
+    directory.until(&["u1"], |known| known[0].addresses.len() == 1).await;
     world.stop.cancel();
     running.join_next().await.unwrap().unwrap().unwrap();
 }

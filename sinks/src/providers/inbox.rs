@@ -241,7 +241,7 @@ async fn blocking<R: Send + 'static>(work: impl FnOnce() -> Result<R, String> + 
 mod tests {
     use tidings_schemas::channel::Priority;
     use tidings_schemas::ids::DeliveryId;
-    use tidings_schemas::profile::{Address, AddressStatus};
+    use tidings_schemas::profile::Address;
 
     use super::*;
     use crate::ledger::tests::test_redis;
@@ -251,19 +251,7 @@ mod tests {
             delivery: DeliveryId([n; 16]),
             notification: NotificationId([n; 16]),
             user: user.to_owned(),
-            address: Address {
-                user_id: user.to_owned(),
-                address_id: user.to_owned(),
-                channel: Channel::InApp,
-                provider: None,
-                platform: None,
-                address: user.to_owned(),
-                environment: None,
-                registered_at: None,
-                last_seen_at: None,
-                status: AddressStatus::Live,
-                reason: None,
-            },
+            address: Address::live(user, user, Channel::InApp, user),
             content: Content::InApp(InApp { title: format!("title {n}"), ..InApp::default() }),
             collapse_key: None,
             expires_at: None,

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tidings_schemas::channel::{Channel, Priority};
 use tidings_schemas::ids::{DeliveryId, EventId, NotificationId};
-use tidings_schemas::profile::{Address, AddressStatus};
+use tidings_schemas::profile::Address;
 use tidings_schemas::time::Instant;
 
 use super::{Call, Context, Provider, WallClock};
@@ -85,17 +85,9 @@ fn call(channel: Channel, address: &str, content: Content) -> Call {
         notification,
         user: "u1".to_owned(),
         address: Address {
-            user_id: "u1".to_owned(),
-            address_id: address.to_owned(),
-            channel,
-            provider: None,
-            platform: None,
-            address: address.to_owned(),
             environment: Some("production".to_owned()),
             registered_at: Some(NOW.before(Duration::from_secs(86_400))),
-            last_seen_at: None,
-            status: AddressStatus::Live,
-            reason: None,
+            ..Address::live("u1", address, channel, address)
         },
         content,
         collapse_key: None,

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tidings_schemas::channel::Channel;
 use tidings_schemas::ids::DeliveryId;
-use tidings_schemas::profile::{Address, AddressStatus};
+use tidings_schemas::profile::Address;
 
 use super::asking::CRITICAL_LEDGER_WAIT;
 use super::{Deliverer, Delivery, Desk, Leg, Step};
@@ -130,18 +130,5 @@ impl Delivery {
 
 /// In-app needs no address: the user is one.
 fn inbox_address(user: &str) -> Listed {
-    let address = Address {
-        user_id: user.to_owned(),
-        address_id: user.to_owned(),
-        channel: Channel::InApp,
-        provider: None,
-        platform: None,
-        address: user.to_owned(),
-        environment: None,
-        registered_at: None,
-        last_seen_at: None,
-        status: AddressStatus::Live,
-        reason: None,
-    };
-    Listed { address, partition: 0 }
+    Listed { address: Address::live(user, user, Channel::InApp, user), partition: 0 }
 }

@@ -90,19 +90,8 @@ impl World {
     }
 
     pub(super) async fn device(&self, user: &str, id: &str) -> Address {
-        let address = Address {
-            user_id: user.into(),
-            address_id: id.into(),
-            channel: self.channel,
-            provider: None,
-            platform: Some("ios".into()),
-            address: format!("token-{id}"),
-            environment: None,
-            registered_at: None,
-            last_seen_at: None,
-            status: AddressStatus::Live,
-            reason: None,
-        };
+        let token = format!("token-{id}");
+        let address = Address { platform: Some("ios".into()), ..Address::live(user, id, self.channel, &token) };
         let listed = Some(Box::new(Listed { address: address.clone(), partition: 0 }));
         let change = Change::Address { user: user.into(), address_id: id.into(), listed };
         self.directory.apply(&[change], &[]).await.unwrap();

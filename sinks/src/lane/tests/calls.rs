@@ -54,7 +54,7 @@ async fn a_call_keeps_its_lease_however_fast_the_clock_runs() {
         world.say(&leg, None);
         world.until(|| !world.provider.calls.lock().unwrap().is_empty()).await;
         // A repeat comes while the first is being called, and waits for its lease.
-        tokio::time::sleep(CALL_MAX / 2).await;
+        tokio::time::advance(CALL_MAX / 2).await;
         world.say(&leg, None);
         world.done(&critical).await;
         process.stop().await;

@@ -1058,17 +1058,21 @@ mod tests {
         world.simulated.shutdown().await;
     }
 
-    #[test]
-    fn a_frozen_mint_keeps_the_old_token() {
-        let clock = Clock::new();
+    fn tokens(clock: &Clock) -> Tokens {
         let key = rcgen::KeyPair::generate().unwrap().serialize_pem();
-        let tokens = Tokens {
+        Tokens {
             signer: Signer::es256(key.as_bytes()).unwrap(),
             key_id: "k".to_owned(),
             team_id: "t".to_owned(),
             wall_clock: clock.wall(),
             state: Mutex::default(),
-        };
+        }
+    }
+
+    #[test]
+    fn a_frozen_mint_keeps_the_old_token() {
+        let clock = Clock::new();
+        let tokens = tokens(&clock);
         let first = tokens.current().unwrap();
         clock.pass(TOKEN_AGE_MAX - Duration::from_secs(1));
         tokens.freeze();
@@ -1084,14 +1088,7 @@ mod tests {
     #[test]
     fn a_token_of_a_clock_that_was_set_back_is_not_used_until_that_hour_comes_again() {
         let clock = Clock::new();
-        let key = rcgen::KeyPair::generate().unwrap().serialize_pem();
-        let tokens = Tokens {
-            signer: Signer::es256(key.as_bytes()).unwrap(),
-            key_id: "k".to_owned(),
-            team_id: "t".to_owned(),
-            wall_clock: clock.wall(),
-            state: Mutex::default(),
-        };
+        let tokens = tokens(&clock);
         let hours_2 = Duration::from_secs(2 * 3600);
         clock.pass(hours_2);
         let (first, at) = (tokens.current().unwrap(), NOW.after(hours_2));

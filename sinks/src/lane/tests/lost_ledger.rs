@@ -69,6 +69,15 @@ async fn a_retry_record_that_stands_twice_is_an_unknown_where_the_ledger_was_los
     }
 }
 
+/// Whether `user` has something twice; it is never lost, and never twice without an `unknown`.
+fn is_doubled(world: &World, user: &str, place: &str) -> bool {
+    let (times, said) = (world.provider.has(user), world.said(user));
+    let unknown = said.iter().any(|row| row.contains("unknown"));
+    assert!(times > 0, "{place}: {user} is lost: {said:?}");
+    assert!(times == 1 || unknown, "{place}: {user} has it {times} times, and nobody says so: {said:?}");
+    times > 1
+}
+
 // Whoever wrote it, at whatever step the one before had died: the word that it names is never younger than the attempt
 // that it may repeat.
 #[tokio::test(start_paused = true)]
@@ -98,10 +107,7 @@ async fn killed_at_any_step_a_retry_record_that_is_repeated_after_a_loss_is_an_u
             world.done(&MEDIUM).await;
             second.stop().await;
 
-            let (times, said) = (world.provider.has("u1"), world.said("u1"));
-            let unknown = said.iter().any(|row| row.contains("unknown"));
-            assert!(times == 1 || unknown, "lost {lost}, point {point}: {times} times, and nobody says so: {said:?}");
-            doubled += i32::from(times > 1);
+            doubled += i32::from(is_doubled(&world, "u1", &format!("lost {lost}, point {point}")));
             crashes += i32::from(crashed);
             if !crashed {
                 break;
@@ -192,17 +198,9 @@ async fn killed_at_any_step_with_the_ledger_lost_just_then_every_duplicate_is_an
                 world.done(lines).await;
                 second.stop().await;
 
+                let place = format!("{priority}, wordless {wordless}, after {after}, point {point}");
                 for user in ["u1", "u2", "u3"] {
-                    let times = world.provider.has(user);
-                    let (said, place) =
-                        (world.said(user), format!("{priority}, wordless {wordless}, after {after}, point {point}"));
-                    let unknown = said.iter().any(|row| row.contains("unknown"));
-                    assert!(times > 0, "{place}: {user} is lost");
-                    assert!(
-                        times == 1 || unknown,
-                        "{place}: {user} has it {times} times, and nobody says so: {said:?}"
-                    );
-                    doubled += i32::from(times > 1);
+                    doubled += i32::from(is_doubled(&world, user, &place));
                 }
                 crashes += i32::from(crashed);
                 if !crashed {

@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -21,10 +20,8 @@ use object_store::{
 use tidings_operators::item::MEMBERS_MAX;
 use tidings_pipeline::runtime::clock::{Clock, SystemClock};
 use tidings_schemas::lane::LaneRecord;
-use tidings_schemas::time::Instant;
-use tidings_sinks::log::{
-    Append, Assignment, Batch, Commit, GroupReader, Log, LogError, Reader, TopicPartition, TopicSpec,
-};
+use tidings_sinks::log::through::Through;
+use tidings_sinks::log::{Append, Batch, Log, LogError, Reader, TopicPartition};
 
 /// How often whoever is held up looks whether it is over.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
@@ -81,7 +78,11 @@ impl SlowLog {
     }
 }
 
-impl Log for SlowLog {
+impl Through for SlowLog {
+    fn behind(&self) -> Result<&dyn Log, LogError> {
+        Ok(&*self.inner)
+    }
+
     fn append(&self, records: &[Append]) -> Result<Vec<u64>, LogError> {
         if records.iter().any(|record| *record.to.topic != *self.cuts) {
             Valve::pass(&self.valve.says_nothing);
@@ -94,39 +95,6 @@ impl Log for SlowLog {
         let (inner, valve) = (self.inner.reader(partition, from)?, Arc::clone(&self.valve));
         let clock = SystemClock::default();
         Ok(Box::new(Watched { inner, valve, partition: partition.clone(), clock, had_records: None }))
-    }
-
-    fn range(&self, partition: &TopicPartition) -> Result<Range<u64>, LogError> {
-        self.inner.range(partition)
-    }
-
-    fn describe(&self, names: &[String]) -> Result<Vec<TopicSpec>, LogError> {
-        self.inner.describe(names)
-    }
-
-    fn create(&self, topics: &[TopicSpec]) -> Result<(), LogError> {
-        self.inner.create(topics)
-    }
-
-    fn trim(&self, partition: &TopicPartition, before: u64) -> Result<(), LogError> {
-        self.inner.trim(partition, before)
-    }
-
-    fn join(
-        &self,
-        group: &str,
-        topics: &[String],
-        assignment: Arc<dyn Assignment>,
-    ) -> Result<Box<dyn GroupReader>, LogError> {
-        self.inner.join(group, topics, assignment)
-    }
-
-    fn committed(&self, group: &str, partition: &TopicPartition) -> Result<Option<Commit>, LogError> {
-        self.inner.committed(group, partition)
-    }
-
-    fn time(&self) -> Result<Instant, LogError> {
-        self.inner.time()
     }
 }
 

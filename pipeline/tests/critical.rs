@@ -16,6 +16,7 @@ use tidings_pipeline::runtime::critical::{
     Critical, CriticalError, CriticalPlan, CriticalStatus, CriticalSurroundings, wiring,
 };
 use tidings_pipeline::runtime::egress::Outlets;
+use tidings_pipeline::runtime::news::News;
 use tidings_pipeline::runtime::plan::SourcePlan;
 use tidings_schemas::block::Block;
 use tidings_schemas::channel::{Channel, Priority};
@@ -26,6 +27,7 @@ use tidings_schemas::policy::TypePolicy;
 use tidings_schemas::time::Instant;
 use tidings_schemas::topics::Topics;
 use tidings_sinks::log::memory::{CrashPoint, MemoryLog};
+use tidings_sinks::log::through::Through;
 use tidings_sinks::log::{
     Append, Assignment, Batch, Commit, GroupReader, Headers, Log, LogError, Reader, Record, Retention, TopicPartition,
     TopicSpec,
@@ -60,39 +62,13 @@ impl Clock for TestClock {
 /// How long something may take that is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Rung when the path has done something at its log, or is about to wait there: what it did before can be seen then.
-#[derive(Default)]
-struct Bell {
-    rings: Mutex<u64>,
-    rung: Condvar,
-}
-
-impl Bell {
-    fn ring(&self) {
-        *self.rings.lock().unwrap() += 1;
-        self.rung.notify_all();
-    }
-
-    /// Waits until it is so, which is asked again at each ring.
-    #[expect(clippy::disallowed_methods, reason = "who waits too long has failed")]
-    fn until(&self, what: &str, mut so: impl FnMut() -> bool) {
-        let begun = std::time::Instant::now();
-        let mut heard = *self.rings.lock().unwrap();
-        while !so() {
-            let left = PATIENCE.saturating_sub(begun.elapsed());
-            assert!(!left.is_zero(), "not within {PATIENCE:?}: {what}");
-            let rings = self.rings.lock().unwrap();
-            heard = *self.rung.wait_timeout_while(rings, left, |rings| *rings == heard).unwrap().0;
-        }
-    }
-}
-
-/// A process's handle of the log: it can die, topics can be stuck, and it knows what was touched.
+/// A process's handle of the log: it can die, topics can be stuck, and it knows what was touched. It tells when the
+/// path has done something at its log, or is about to wait there: what it did before can be seen then.
 #[derive(Clone)]
 struct Handle {
     log: MemoryLog,
     process: Arc<Process>,
-    bell: Arc<Bell>,
+    news: Arc<News>,
 }
 
 #[derive(Default)]
@@ -127,7 +103,11 @@ impl Process {
     }
 }
 
-impl Log for Handle {
+impl Through for Handle {
+    fn behind(&self) -> Result<&dyn Log, LogError> {
+        Ok(&self.log)
+    }
+
     fn append(&self, records: &[Append]) -> Result<Vec<u64>, LogError> {
         self.process.alive()?;
         records.iter().for_each(|record| self.process.touch(&record.to.topic));
@@ -138,7 +118,7 @@ impl Log for Handle {
         if appended.is_err() && self.process.mortal {
             self.process.die();
         }
-        self.bell.ring();
+        self.news.tell();
         appended
     }
 
@@ -148,24 +128,12 @@ impl Log for Handle {
         if self.process.stuck {
             return Ok(Box::new(Stuck(from)));
         }
-        Ok(Box::new(Follower { reader: self.log.reader(partition, from)?, bell: Arc::clone(&self.bell) }))
+        Ok(Box::new(Follower { reader: self.log.reader(partition, from)?, news: Arc::clone(&self.news) }))
     }
 
     fn range(&self, partition: &TopicPartition) -> Result<Range<u64>, LogError> {
         self.process.alive()?;
         self.log.range(partition)
-    }
-
-    fn describe(&self, names: &[String]) -> Result<Vec<TopicSpec>, LogError> {
-        self.log.describe(names)
-    }
-
-    fn create(&self, topics: &[TopicSpec]) -> Result<(), LogError> {
-        self.log.create(topics)
-    }
-
-    fn trim(&self, partition: &TopicPartition, before: u64) -> Result<(), LogError> {
-        self.log.trim(partition, before)
     }
 
     fn join(
@@ -180,33 +148,25 @@ impl Log for Handle {
         let assignment = Arc::new(MortalAssignment { assignment, handle: handle.clone() });
         Ok(Box::new(MortalMember { member: self.log.join(group, topics, assignment)?, handle }))
     }
-
-    fn committed(&self, group: &str, partition: &TopicPartition) -> Result<Option<Commit>, LogError> {
-        self.log.committed(group, partition)
-    }
-
-    fn time(&self) -> Result<Instant, LogError> {
-        self.log.time()
-    }
 }
 
 struct Stuck(u64);
 
 impl Reader for Stuck {
     fn poll(&mut self, _: usize, wait: Duration) -> Result<Batch, LogError> {
-        std::thread::sleep(wait);
+        std::thread::park_timeout(wait);
         Ok(Batch { records: Vec::new(), position: self.0, at_end: false })
     }
 }
 
 struct Follower {
     reader: Box<dyn Reader>,
-    bell: Arc<Bell>,
+    news: Arc<News>,
 }
 
 impl Reader for Follower {
     fn poll(&mut self, records_max: usize, wait: Duration) -> Result<Batch, LogError> {
-        self.bell.ring();
+        self.news.tell();
         self.reader.poll(records_max, wait)
     }
 }
@@ -219,7 +179,7 @@ struct MortalAssignment {
 impl Assignment for MortalAssignment {
     fn assigned(&self, partitions: &[(TopicPartition, Option<Commit>)]) {
         self.assignment.assigned(partitions);
-        self.handle.bell.ring();
+        self.handle.news.tell();
     }
 
     fn revoked(&self, partitions: &[TopicPartition]) -> Vec<(TopicPartition, Commit)> {
@@ -236,7 +196,7 @@ struct MortalMember {
 impl GroupReader for MortalMember {
     fn poll(&mut self, records_max: usize, wait: Duration) -> Result<Vec<(TopicPartition, Record)>, LogError> {
         self.handle.process.alive()?;
-        self.handle.bell.ring();
+        self.handle.news.tell();
         self.member.poll(records_max, wait)
     }
 
@@ -249,14 +209,14 @@ impl GroupReader for MortalMember {
     }
 
     fn commit(&mut self, commits: &[(TopicPartition, Commit)]) -> Result<(), LogError> {
-        let Handle { process, bell, .. } = &self.handle;
+        let Handle { process, news, .. } = &self.handle;
         process.alive()?;
         let committed = match process.dies_in_commit.filter(|_| !commits.is_empty()) {
             None => self.member.commit(commits),
             Some(CrashPoint::LostAck) => self.member.commit(commits).and(Err(process.die())),
             Some(_) => Err(process.die()),
         };
-        bell.ring();
+        news.tell();
         committed
     }
 }
@@ -264,7 +224,7 @@ impl GroupReader for MortalMember {
 /// The log that outlives processes.
 struct World {
     log: MemoryLog,
-    bell: Arc<Bell>,
+    news: Arc<News>,
 }
 
 impl World {
@@ -280,11 +240,11 @@ impl World {
         let compacted = Retention::Compacted(Duration::from_secs(86_400));
         specs.extend([PROFILES, ADDRESSES].map(|name| TopicSpec::one_copy(name, 2, compacted)));
         log.create(&specs).unwrap();
-        Self { log, bell: Arc::default() }
+        Self { log, news: Arc::default() }
     }
 
     fn until(&self, what: &str, so: impl FnMut() -> bool) {
-        self.bell.until(what, so);
+        assert!(self.news.until(PATIENCE, so), "not within {PATIENCE:?}: {what}");
     }
 
     fn write(&self, topic: &str, partition: u32, key: &str, value: &str, headers: Headers) {
@@ -368,8 +328,8 @@ impl World {
     }
 
     fn handle(&self, process: &Arc<Process>) -> Arc<Handle> {
-        let (log, process, bell) = (self.log.clone(), Arc::clone(process), Arc::clone(&self.bell));
-        Arc::new(Handle { log, process, bell })
+        let (log, process, news) = (self.log.clone(), Arc::clone(process), Arc::clone(&self.news));
+        Arc::new(Handle { log, process, news })
     }
 
     fn start(&self, process: Process) -> Running {

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -15,8 +14,8 @@ use object_store::{
 };
 use tidings_pipeline::cutlog::Entry;
 use tidings_schemas::lane::HEADER_MARK;
-use tidings_schemas::time::Instant;
-use tidings_sinks::log::{Append, Assignment, Commit, GroupReader, Log, LogError, Reader, TopicPartition, TopicSpec};
+use tidings_sinks::log::through::Through;
+use tidings_sinks::log::{Append, Log, LogError, TopicPartition};
 
 /// Before or after something happened, or in the middle of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,15 +102,13 @@ pub(crate) struct DyingLog {
     pub(crate) life: Arc<Life>,
 }
 
-impl DyingLog {
-    fn alive(&self) -> Result<&dyn Log, LogError> {
+impl Through for DyingLog {
+    fn behind(&self) -> Result<&dyn Log, LogError> {
         if self.life.is_dead() { Err(gone()) } else { Ok(&*self.log) }
     }
-}
 
-impl Log for DyingLog {
     fn append(&self, records: &[Append]) -> Result<Vec<u64>, LogError> {
-        let log = self.alive()?;
+        let log = self.behind()?;
         match self.life.moment(records) {
             None => log.append(records),
             Some(moment) => {
@@ -126,36 +123,6 @@ impl Log for DyingLog {
             }
         }
     }
-
-    fn reader(&self, partition: &TopicPartition, from: u64) -> Result<Box<dyn Reader>, LogError> {
-        self.alive()?.reader(partition, from)
-    }
-    fn range(&self, partition: &TopicPartition) -> Result<Range<u64>, LogError> {
-        self.alive()?.range(partition)
-    }
-    fn describe(&self, names: &[String]) -> Result<Vec<TopicSpec>, LogError> {
-        self.alive()?.describe(names)
-    }
-    fn create(&self, topics: &[TopicSpec]) -> Result<(), LogError> {
-        self.alive()?.create(topics)
-    }
-    fn trim(&self, partition: &TopicPartition, before: u64) -> Result<(), LogError> {
-        self.alive()?.trim(partition, before)
-    }
-    fn join(
-        &self,
-        group: &str,
-        topics: &[String],
-        assignment: Arc<dyn Assignment>,
-    ) -> Result<Box<dyn GroupReader>, LogError> {
-        self.alive()?.join(group, topics, assignment)
-    }
-    fn committed(&self, group: &str, partition: &TopicPartition) -> Result<Option<Commit>, LogError> {
-        self.alive()?.committed(group, partition)
-    }
-    fn time(&self) -> Result<Instant, LogError> {
-        self.alive()?.time()
-    }
 }
 
 /// Remembers every entry of the cut log, trimmed or not.
@@ -164,7 +131,11 @@ pub(crate) struct Witness {
     pub(crate) cuts: Arc<Mutex<BTreeMap<u64, Vec<u8>>>>,
 }
 
-impl Log for Witness {
+impl Through for Witness {
+    fn behind(&self) -> Result<&dyn Log, LogError> {
+        Ok(&*self.log)
+    }
+
     fn append(&self, records: &[Append]) -> Result<Vec<u64>, LogError> {
         let appended = self.log.append(records);
         let partition = TopicPartition { topic: "notifications.cuts".into(), partition: 0 };
@@ -182,35 +153,6 @@ impl Log for Witness {
             }
         }
         appended
-    }
-    fn reader(&self, partition: &TopicPartition, from: u64) -> Result<Box<dyn Reader>, LogError> {
-        self.log.reader(partition, from)
-    }
-    fn range(&self, partition: &TopicPartition) -> Result<Range<u64>, LogError> {
-        self.log.range(partition)
-    }
-    fn describe(&self, names: &[String]) -> Result<Vec<TopicSpec>, LogError> {
-        self.log.describe(names)
-    }
-    fn create(&self, topics: &[TopicSpec]) -> Result<(), LogError> {
-        self.log.create(topics)
-    }
-    fn trim(&self, partition: &TopicPartition, before: u64) -> Result<(), LogError> {
-        self.log.trim(partition, before)
-    }
-    fn join(
-        &self,
-        group: &str,
-        topics: &[String],
-        assignment: Arc<dyn Assignment>,
-    ) -> Result<Box<dyn GroupReader>, LogError> {
-        self.log.join(group, topics, assignment)
-    }
-    fn committed(&self, group: &str, partition: &TopicPartition) -> Result<Option<Commit>, LogError> {
-        self.log.committed(group, partition)
-    }
-    fn time(&self) -> Result<Instant, LogError> {
-        self.log.time()
     }
 }
 

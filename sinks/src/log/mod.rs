@@ -27,6 +27,7 @@ mod groups;
 pub mod kafka;
 mod local;
 pub mod memory;
+pub mod through;
 
 /// What time it is: the logs on one machine stamp their records with it.
 pub type Clock = Arc<dyn Fn() -> Instant + Send + Sync>;

@@ -9,7 +9,8 @@ use tidings_schemas::time::Instant;
 
 use crate::ledger::{Claim, Claimed, Entry, Incarnation, Key, Ledger, LedgerError, Settle};
 use crate::log::memory::MemoryLog;
-use crate::log::{Append, Assignment, Commit, GroupReader, Log, LogError, Reader, Record, TopicPartition, TopicSpec};
+use crate::log::through::Through;
+use crate::log::{Append, Assignment, Commit, GroupReader, Log, LogError, Record, TopicPartition};
 
 /// Dies at its n-th point: whatever the process does from then on has no effect and gets no answer.
 pub(super) struct Crash {
@@ -111,27 +112,18 @@ impl CrashingLog {
     }
 }
 
-impl Log for CrashingLog {
+impl Through for CrashingLog {
+    fn behind(&self) -> Result<&dyn Log, LogError> {
+        Ok(&self.0)
+    }
     fn append(&self, records: &[Append]) -> Result<Vec<u64>, LogError> {
         Self::effect(&self.1, || self.0.append(records))
-    }
-    fn reader(&self, partition: &TopicPartition, from: u64) -> Result<Box<dyn Reader>, LogError> {
-        self.0.reader(partition, from)
     }
     fn range(&self, partition: &TopicPartition) -> Result<std::ops::Range<u64>, LogError> {
         if self.1.rangeless.fetch_sub(1, Ordering::SeqCst) > 0 {
             return Err(LogError::Unreachable("busy".to_owned()));
         }
         self.0.range(partition)
-    }
-    fn describe(&self, names: &[String]) -> Result<Vec<TopicSpec>, LogError> {
-        self.0.describe(names)
-    }
-    fn create(&self, topics: &[TopicSpec]) -> Result<(), LogError> {
-        self.0.create(topics)
-    }
-    fn trim(&self, partition: &TopicPartition, before: u64) -> Result<(), LogError> {
-        self.0.trim(partition, before)
     }
     fn join(
         &self,
@@ -140,12 +132,6 @@ impl Log for CrashingLog {
         assignment: Arc<dyn Assignment>,
     ) -> Result<Box<dyn GroupReader>, LogError> {
         Ok(Box::new(CrashingMember(self.0.join(group, topics, assignment)?, self.1.clone())))
-    }
-    fn committed(&self, group: &str, partition: &TopicPartition) -> Result<Option<Commit>, LogError> {
-        self.0.committed(group, partition)
-    }
-    fn time(&self) -> Result<Instant, LogError> {
-        self.0.time()
     }
 }
 

@@ -3,6 +3,9 @@
 //! First the faults strike while the hours of the workload pass (safety). Then they stop, what stood
 //! still goes on, and everything must be decided, said and kept (liveness).
 
+mod by_hand;
+mod trouble;
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,13 +17,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use object_store::ObjectStoreExt;
 use object_store::memory::InMemory;
-use object_store::path::Path as ObjectPath;
 use tidings_operators::harness::dataflow::Transport;
 use tidings_operators::rules::Rules;
 use tidings_operators::script;
-use tidings_pipeline::checkpoint::{Checkpoints, Manifest};
+use tidings_pipeline::checkpoint::Checkpoints;
 use tidings_pipeline::cutlog::{self, CutLogError, Entry};
 use tidings_pipeline::runtime::coordinator::{DecideError, Status, Surroundings, decide};
 use tidings_pipeline::runtime::crew::Crew;
@@ -38,8 +39,8 @@ use crate::clock::Time;
 use crate::crew::{Actor, SimulatedCrew, Stage};
 use crate::critical::CriticalPath;
 use crate::deliver::Deliver;
-use crate::log::{CUTS, Fate, Life, Nature, ProcessLog, World, digest};
-use crate::options::{Faults, Options};
+use crate::log::{CUTS, Fate, Life, Nature, ProcessLog, World};
+use crate::options::Options;
 use crate::record::Record;
 use crate::store::ProcessStore;
 use crate::workload::{ADDRESSES, Batch, EVENTS, PROFILES, RETURNED, START, batches};
@@ -677,245 +678,6 @@ impl Simulation {
         let longest = 5_000 << self.failed.min(7);
         let pause = self.world.nature().rng.below(longest);
         self.start_at = self.now() + Duration::from_millis(pause);
-    }
-
-    /// What goes wrong between two steps.
-    fn trouble(&mut self) {
-        let now = self.now();
-        let mut nature = self.world.nature();
-        let Nature { faults, .. } = *nature;
-        let Faults { killed, frozen, stalled, clock_jumps, damaged, trimmed, .. } = faults;
-        if !nature.late.is_empty() && nature.rng.chance(20_000) {
-            drop(nature);
-            return self.world.land();
-        }
-        let place = nature.rng.place(self.processes.len());
-        if self.processes.is_empty() {
-            return;
-        }
-        if nature.strikes("kill", killed) {
-            let newest = nature.begun.keys().next_back().copied();
-            drop(nature);
-            let process = self.processes.remove(place);
-            process.life.end();
-            self.world.trace(|| format!("p{} is killed", process.life.number));
-            // What rots is noticed at a start: whoever goes on would name it in further checkpoints, and then both
-            // that are kept hang on one object, which nothing survives.
-            if self.world.nature().rng.chance(damaged) && process.life.generation() == newest {
-                self.damage();
-            }
-        } else if nature.strikes("freeze", frozen) {
-            let most = *nature.rng.one(&[10, 1_000, 30_000, 3_600_000]);
-            let span = Duration::from_millis(nature.rng.between(1, most));
-            drop(nature);
-            self.freeze(place, span);
-        } else if nature.strikes("stall", stalled) {
-            let span = Duration::from_millis(nature.rng.between(1, 20_000));
-            drop(nature);
-            let actors = self.processes[place].stage.borrow().actors();
-            let actor = *self.world.nature().rng.one(&actors);
-            self.processes[place].stalled = Some((actor, now + span));
-            self.world.trace(|| format!("p{place}'s {actor:?} stands still for {span:?}"));
-        } else if nature.strikes("clock jump", clock_jumps) {
-            let by = *nature.rng.one(&[0, 500, -500, 30_000, -30_000, 600_000, -600_000, 7_200_000, -7_200_000]);
-            drop(nature);
-            self.world.time.set_wrong(by);
-            self.world.trace(|| format!("the wall clock is wrong by {by} ms"));
-        } else if nature.strikes("trim", trimmed) {
-            drop(nature);
-            self.trim();
-        }
-    }
-
-    fn freeze(&mut self, place: usize, span: Duration) {
-        let now = self.now();
-        let process = &mut self.processes[place];
-        process.frozen_until = now + span;
-        // The supervisor thinks that it is gone.
-        process.replaced = true;
-        let number = process.life.number;
-        self.world.trace(|| format!("p{number} is frozen for {span:?}"));
-    }
-
-    /// The newest checkpoint rots, if another one that has not is kept beside it.
-    fn damage(&mut self) {
-        let Ok(counted) = self.counted() else { return };
-        let mut newest = counted.checkpoints.values().rev();
-        let (Some(newest), Some(second)) = (newest.next(), newest.next()) else { return };
-        if second.epoch <= self.damaged || newest.epoch <= self.damaged {
-            return;
-        }
-        let (Some(manifest), Some(kept)) = (self.manifest(&newest.name), self.manifest(&second.name)) else { return };
-        let chunk = manifest.chunks.last().filter(|chunk| !kept.chunks.contains(chunk));
-        let name = match chunk {
-            Some(chunk) if self.world.nature().rng.chance(500_000) => chunk.clone(),
-            _ => newest.name.clone(),
-        };
-        self.damaged = newest.epoch;
-        let path = ObjectPath::from(name.as_str());
-        let rot = self.store.put(&path, bytes::Bytes::from_static(b"\x01torn").into());
-        let _ = self.runtime.block_on(rot);
-        let mut nature = self.world.nature();
-        *nature.struck.entry("damage").or_default() += 1;
-        nature.say(&self.world.time, || format!("{name} rots"));
-    }
-
-    fn manifest(&self, name: &str) -> Option<Manifest> {
-        let store = Arc::<InMemory>::clone(&self.store);
-        Checkpoints::on(store, Arc::clone(&self.runtime)).manifest(name).ok()
-    }
-
-    /// A world that nobody draws anything in: whoever calls says who moves. These batches come to it.
-    pub(crate) fn of(options: Options, batches: Vec<Batch>, with_trace: bool) -> Self {
-        let mut simulation = Self::new(options, with_trace);
-        simulation.batches = batches.into_iter();
-        simulation.next_batch = simulation.batches.next();
-        simulation.world.nature().plain = true;
-        simulation
-    }
-
-    /// The processes that live, oldest first.
-    pub(crate) fn numbers(&self) -> Vec<u64> {
-        self.processes.iter().map(|process| process.life.number).collect()
-    }
-
-    /// How many processes there were.
-    pub(crate) const fn born(&self) -> u64 {
-        self.born
-    }
-
-    /// Batches that have not come yet.
-    pub(crate) fn to_come(&self) -> usize {
-        self.batches.len() + usize::from(self.next_batch.is_some())
-    }
-
-    fn place_of(&self, number: u64) -> Option<usize> {
-        self.processes.iter().position(|process| process.life.number == number)
-    }
-
-    /// Kills a process.
-    pub(crate) fn kill(&mut self, number: u64) {
-        if let Some(place) = self.place_of(number) {
-            self.processes.remove(place).life.end();
-        }
-    }
-
-    /// Whether a process's run is over.
-    pub(crate) fn has_ended(&self, number: u64) -> bool {
-        self.place_of(number).is_none_or(|place| self.processes[place].run.is_none())
-    }
-
-    /// How many actors a process has; none if it is gone.
-    pub(crate) fn actors_of(&self, number: u64) -> Option<usize> {
-        Some(self.processes[self.place_of(number)?].stage.borrow().actors().len())
-    }
-
-    /// Steps one actor of a process; says whether it did anything.
-    pub(crate) fn step_of(&mut self, number: u64, actor: usize) -> Result<bool, Broken> {
-        let Some(place) = self.place_of(number) else { return Ok(false) };
-        let actor = self.processes[place].stage.borrow().actors().get(actor).copied();
-        actor.map_or(Ok(false), |actor| self.step(place, actor))
-    }
-
-    /// A process has nothing to do: the next batch comes, or time passes until there is something, if that is within
-    /// `patience`. Says whether.
-    pub(crate) fn goes_on_within(&mut self, number: u64, patience: Duration) -> bool {
-        let now = self.now();
-        let own = self.place_of(number).and_then(|place| self.processes[place].stage.borrow().next());
-        let start: Instant = START.parse().unwrap_or_default();
-        let batch = self.next_batch.as_ref().map(|batch| batch.at.since(start));
-        let Some(next) = own.into_iter().filter(|at| *at > now && *at - now <= patience).chain(batch).min() else {
-            return false;
-        };
-        self.world.time.pass(next.saturating_sub(now));
-        self.feed();
-        true
-    }
-
-    /// Tells a process to stop.
-    pub(crate) fn tell_to_stop(&mut self, number: u64) {
-        if let Some(place) = self.place_of(number) {
-            self.stopping = Some(number);
-            self.processes[place].stop.store(true, Ordering::Relaxed);
-        }
-    }
-
-    /// Whether the process that was told to stop has.
-    pub(crate) const fn is_done(&self) -> bool {
-        self.done
-    }
-
-    /// Compacts side inputs up to the newest checkpoint.
-    pub(crate) fn compact_to_newest(&self) {
-        let Ok(counted) = self.counted() else { return };
-        let newest = counted.checkpoints.values().next_back().and_then(|named| self.manifest(&named.name));
-        let (Some(newest), sources) = (newest, script::sources()) else { return };
-        for (number, (topic, partitions, side_input)) in self.sources().into_iter().enumerate() {
-            for partition in (0..partitions).filter(|_| side_input) {
-                let end = newest.ends.get(&*sources[number].id).and_then(|ends| ends.get(&partition));
-                if let Some(end) = end {
-                    self.compact(&at(topic, partition), *end);
-                }
-            }
-        }
-    }
-
-    /// Compacts, and gives up, what the second-newest checkpoint covers: nobody may need it.
-    fn trim(&mut self) {
-        let Ok(counted) = self.counted() else { return };
-        let mut kept = counted.checkpoints.values().rev().filter_map(|named| self.manifest(&named.name));
-        let (Some(_), Some(second)) = (kept.next(), kept.next()) else { return };
-        let sources = script::sources();
-        for (number, (topic, partitions, side_input)) in self.sources().into_iter().enumerate() {
-            for partition in 0..partitions {
-                let end = second.ends.get(&*sources[number].id).and_then(|ends| ends.get(&partition)).copied();
-                let (Some(end), partition) = (end, at(topic, partition)) else { continue };
-                if side_input {
-                    self.compact(&partition, end);
-                } else if self.world.nature().rng.chance(500_000) {
-                    let _ = self.world.trim(&partition, end);
-                    self.world.trace(|| format!("{partition} is given up below {end}"));
-                }
-            }
-        }
-    }
-
-    fn compact(&self, partition: &TopicPartition, below: u64) {
-        let mut nature = self.world.nature();
-        let Some(records) = nature.history.get(partition) else { return };
-        let mut newest = BTreeMap::new();
-        for record in records {
-            newest.insert(record.key.clone(), record.offset);
-        }
-        let gone = records.iter().filter(|record| record.offset < below && newest[&record.key] != record.offset);
-        let gone: Vec<_> = gone.map(|record| (partition.clone(), record.offset)).collect();
-        nature.content = gone.iter().fold(nature.content, |sum, (at, offset)| {
-            sum.wrapping_add(digest(&[b"gone", at.topic.as_bytes(), &offset.to_le_bytes()]))
-        });
-        nature.hidden.extend(gone);
-        nature.say(&self.world.time, || format!("{partition} is compacted below {below}"));
-    }
-
-    /// Faults stop; what stood still goes on.
-    fn heal(&mut self) {
-        self.healed = true;
-        self.deliver.heal();
-        self.record.heal();
-        self.world.time.set_wrong(0);
-        let now = self.now();
-        for process in &mut self.processes {
-            process.frozen_until = now.min(process.frozen_until);
-            process.stalled = None;
-        }
-        let late = {
-            let mut nature = self.world.nature();
-            nature.faults = Faults::default();
-            nature.say(&self.world.time, || "faults stop".to_owned());
-            nature.late.len()
-        };
-        for _ in 0..late {
-            self.world.land();
-        }
     }
 
     /// Nothing can be done now: time passes until something can.

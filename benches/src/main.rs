@@ -528,14 +528,17 @@ impl Session {
         let manifest = decided.checkpoint.context("a run with checkpoints leaves one")?;
         let mut answer = None;
         for workers in workers {
-            let mut values = Vec::new();
+            let (mut values, mut reading) = (Vec::new(), Vec::new());
             for _ in 0..self.repetitions() {
                 let run = restore::run(&self.setup, folder.path(), &manifest, *workers)?;
                 let before = *answer.get_or_insert(run.hash);
                 ensure!(before == run.hash, "{workers} workers read {:016x}, before it was {before:016x}", run.hash);
-                values.push(run.elapsed.as_secs_f64() * 1e6 / run.keys as f64);
+                let a_million = |span: Duration| span.as_secs_f64() * 1e6 / run.keys as f64;
+                values.push(a_million(run.elapsed));
+                reading.push(a_million(run.read));
             }
             self.figure(format!("restore, {workers} workers"), "s/million keys", &values, answer)?;
+            self.figure(format!("restore, {workers} workers: reading"), "s/million keys", &reading, answer)?;
         }
         Ok(())
     }

@@ -104,6 +104,13 @@ impl EpochOutput {
         self.read.extend(other.read);
     }
 
+    /// About the bytes of what is to be said.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let said = |said: &Said| size_of::<Said>() + said.value.len();
+        self.said.iter().map(said).sum::<usize>() + self.rows.bytes()
+    }
+
     /// Sorts by (key group, ordinal): the order in which two runs are compared.
     pub fn canonical(&mut self) {
         self.said.sort_by(|one, two| (one.group, &one.ordinal).cmp(&(two.group, &two.ordinal)));

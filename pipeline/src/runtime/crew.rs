@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Select, Sender, TryRecvError};
+use tidings_operators::harness::chain::Chain;
 use tidings_operators::harness::cluster::{Seat, start_in};
 use tidings_operators::harness::dataflow::{
     Assigned, Command, Report, Running, Transport, Waker, WorkerIo, start as start_workers,
@@ -31,6 +32,9 @@ use crate::cutlog::Hash;
 /// How long a thread waits for a message before it looks again. What ends it is its channel's end,
 /// so that this is only for a channel whose end is never let go.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Images from which on workers are restored side by side. Of fewer, a thread costs more than it saves.
+const SIDE_BY_SIDE_MIN: usize = 100_000;
 
 /// A part of a generation that takes messages and does one thing at a time.
 pub trait Part: Send {
@@ -125,6 +129,31 @@ pub struct Manned {
     pub dropped: BTreeMap<Arc<str>, DropCount>,
 }
 
+/// Chains of these workers, restored from the ground's state: of a large one each on a thread of its own, which finds
+/// its worker's images by itself.
+///
+/// # Errors
+/// When the state does not fit.
+pub fn chains(numbers: &[usize], ground: &Ground<'_>) -> Result<Vec<Chain>, DecideError> {
+    let restored = |number: usize| -> Result<Chain, DecideError> {
+        let chain = ground.wiring.chain(Path::Decide);
+        let mut chain = chain.map_err(|error| DecideError::Worker(error.to_string()))?;
+        if let Some((state, rules)) = ground.state {
+            chain.restore_but(state.of_worker(number, ground.peers), rules, ground.may_drop)?;
+        }
+        Ok(chain)
+    };
+    if ground.state.is_none_or(|(state, _)| state.len() < SIDE_BY_SIDE_MIN) {
+        return numbers.iter().map(|number| restored(*number)).collect();
+    }
+    std::thread::scope(|scope| {
+        let restored = &restored;
+        let threads: Vec<_> = numbers.iter().map(|number| scope.spawn(move || restored(*number))).collect();
+        let died = |_| Err(DecideError::Worker("a thread that restored a worker's state panicked".to_owned()));
+        threads.into_iter().map(|thread| thread.join().unwrap_or_else(died)).collect()
+    })
+}
+
 /// Feeds and restored chains for posts of this process.
 ///
 /// # Errors
@@ -135,21 +164,17 @@ pub(crate) fn prepare(
     ground: &Ground<'_>,
 ) -> Result<(Vec<WorkerIo>, Vec<WakerSlot>, Manned), DecideError> {
     let (mut workers, mut wakers, mut manned) = (Vec::new(), Vec::new(), Manned::default());
-    for Post { number, lots, commands, reports, waker } in posts {
+    let numbers: Vec<usize> = posts.iter().map(|post| post.number).collect();
+    for (Post { number, lots, commands, reports, waker }, chain) in posts.into_iter().zip(chains(&numbers, ground)?) {
         let mut assigned = Vec::with_capacity(lots.len());
         for ToRead { lot, at, from, rank, at_least_permille } in lots {
             let feed = hands.feed(ground.log, at, from, Arc::clone(&waker))?;
             assigned.push(Assigned { lot, from, feed, rank, at_least_permille });
         }
-        let chain = ground.wiring.chain(Path::Decide);
-        let mut chain = chain.map_err(|error| DecideError::Worker(error.to_string()))?;
-        if let Some((state, rules)) = ground.state {
-            chain.restore_but(state.of_worker(number, ground.peers), rules, ground.may_drop)?;
-            for (operator, count) in chain.dropped() {
-                let sum = manned.dropped.entry(operator).or_default();
-                sum.entries += count.entries;
-                sum.parked += count.parked;
-            }
+        for (operator, count) in chain.dropped() {
+            let sum = manned.dropped.entry(operator).or_default();
+            sum.entries += count.entries;
+            sum.parked += count.parked;
         }
         manned.pulses.push((format!("worker {number}"), chain.pulse()));
         workers.push(WorkerIo { chain, assigned, commands, reports });
@@ -334,5 +359,64 @@ impl Drop for Threads {
         for join in self.joins.drain(..) {
             let _ = join.join();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tidings_operators::harness::table::{HeadBytes, Image, StateKey};
+    use tidings_operators::keyed::{Subkey, TimerId};
+    use tidings_operators::script;
+    use tidings_schemas::ids::{EventId, key_group, placement};
+    use tidings_schemas::time::Instant;
+    use tidings_sinks::log::memory::MemoryLog;
+
+    use super::*;
+
+    /// What `dedup` remembers of so many events, one a user.
+    fn remembered(count: usize) -> Delta {
+        let image = |number: usize| {
+            let (user, id) = (format!("u{number}"), EventId::new("high", 0, number as u64));
+            let group = key_group(placement(&user));
+            let key = StateKey { group, user: user.into(), subkey: Some(Subkey::from(&id.0)) };
+            let head = Some((1, HeadBytes::from_slice(&[16; 17])));
+            let timers = [(TimerId(0), Instant(1_000 + number as i64))].into_iter().collect();
+            (("dedup".into(), key), Image { head, body: Some(None), timers })
+        };
+        (0..count).map(image).collect()
+    }
+
+    #[test]
+    fn a_large_state_is_restored_side_by_side_and_every_worker_has_its_own() {
+        let state = remembered(SIDE_BY_SIDE_MIN + 1);
+        let wiring = script::straight(&[("dedup", serde_json::json!({"window": "24h"}), None)]);
+        let log: Arc<dyn Log> = Arc::new(MemoryLog::new(Arc::new(|| Instant(0))).unwrap());
+        let may_drop = MayDrop::default();
+        let ground = |state| Ground {
+            generation: 1,
+            log: &log,
+            wiring: &wiring,
+            peers: 3,
+            state: Some((state, [0; 32])),
+            may_drop: &may_drop,
+            transport: Transport::Memory,
+        };
+        let rules = script::rules();
+        let restored = chains(&[0, 2], &ground(&state)).unwrap();
+        for (number, mut chain) in [0, 2].into_iter().zip(restored) {
+            let mine = state.of_worker(number, 3).count() as u64;
+            let earliest = state.of_worker(number, 3).flat_map(|(_, image)| image.timers).map(|(_, at)| at).min();
+            assert_eq!(chain.next_timer(), earliest);
+            // Each key has a user of its own, and users count too.
+            let keys = chain.epoch(1, Instant(1), &rules, Vec::new()).keys;
+            assert!(mine > 10_000 && keys == 2 * mine, "worker {number}: {keys} keys of {mine} images");
+        }
+        let mut damaged = state.clone();
+        damaged.join(
+            std::iter::once((("nobody".into(), StateKey::clone(&state.iter().next().unwrap().0.1)), Image::default()))
+                .collect(),
+        );
+        let error = chains(&[0, 1, 2], &ground(&damaged)).err().unwrap().to_string();
+        assert!(error.contains("nobody"), "{error}");
     }
 }

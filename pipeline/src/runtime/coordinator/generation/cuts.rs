@@ -1,6 +1,6 @@
 //! Steps 2 to 4: when a cut is made, what it takes, and what becomes of its epoch.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -27,6 +27,9 @@ const OPEN_MAX: u64 = 2;
 
 /// Finished epochs that may wait to be said. Beyond it no cut is made: the log keeps the input.
 pub(super) const UNSAID_MAX: u64 = 256;
+
+/// Bytes that finished epochs may wait to be said: as many epochs of a flood are more than memory should hold.
+pub(super) const UNSAID_BYTES_MAX: usize = 256 << 20;
 
 /// Deltas that may wait for the keeper. Beyond it no cut is made, so that a slow disk lengthens epochs
 /// and holds nobody up in the middle of one.
@@ -59,7 +62,7 @@ impl Generation<'_> {
     }
 
     fn is_unsaid_full(&self) -> bool {
-        self.finished.saturating_sub(self.said_through) >= UNSAID_MAX
+        self.finished.saturating_sub(self.said_through) >= UNSAID_MAX || self.unsaid.bytes() >= UNSAID_BYTES_MAX
     }
 
     fn is_unkept_full(&self) -> bool {
@@ -221,7 +224,8 @@ impl Generation<'_> {
     }
 
     /// Step 4: hands egress what an epoch says. Its cut is durable, otherwise nothing would have run.
-    pub(super) fn hand_over(&self, output: EpochOutput) {
+    pub(super) fn hand_over(&mut self, output: EpochOutput) {
+        self.unsaid.add(output.epoch, output.bytes());
         if let Some(observer) = &self.around.observer {
             observer.rows(&output.rows.decode());
         }
@@ -231,7 +235,50 @@ impl Generation<'_> {
     }
 }
 
+/// What was handed over and is not said yet.
+#[derive(Default)]
+pub(super) struct Unsaid {
+    epochs: VecDeque<(u64, usize)>,
+    bytes: usize,
+}
+
+impl Unsaid {
+    pub(super) const fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    fn add(&mut self, epoch: u64, bytes: usize) {
+        self.epochs.push_back((epoch, bytes));
+        self.bytes += bytes;
+    }
+
+    /// Everything up to this epoch was said.
+    pub(super) fn said_through(&mut self, through: u64) {
+        while let Some((_, bytes)) = self.epochs.pop_front_if(|(epoch, _)| *epoch <= through) {
+            self.bytes -= bytes;
+        }
+    }
+}
+
 /// Commands are few: at most the open epochs and a stop.
 pub(crate) fn command_channel() -> (Sender<Command>, Receiver<Command>) {
     bounded(usize::try_from(OPEN_MAX).unwrap_or(2) + 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_gives_its_bytes_back() {
+        let mut unsaid = Unsaid::default();
+        for (epoch, bytes) in [(7, 100), (8, 0), (9, 20), (10, 3)] {
+            unsaid.add(epoch, bytes);
+        }
+        let mut left = |through| {
+            unsaid.said_through(through);
+            unsaid.bytes()
+        };
+        assert_eq!([6, 7, 9, 9, 20].map(&mut left), [123, 23, 3, 3, 0]);
+    }
 }

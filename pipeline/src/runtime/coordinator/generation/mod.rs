@@ -33,7 +33,7 @@ use crate::runtime::watch::Watched;
 
 pub(crate) use self::cuts::command_channel;
 
-use self::cuts::{UNKEPT_MAX, UNSAID_MAX};
+use self::cuts::{UNKEPT_MAX, UNSAID_MAX, Unsaid};
 use super::scribe::{Logged, Scribe};
 use super::{Care, DecideError, Surroundings};
 
@@ -107,6 +107,7 @@ pub(super) struct Generation<'a> {
     finished_ends: BTreeMap<Lot, u64>,
     finished_now: Instant,
     said_through: u64,
+    unsaid: Unsaid,
     next_timer: Option<Instant>,
     marked_at: Duration,
     marked: u64,
@@ -265,6 +266,7 @@ impl<'a> Generation<'a> {
             finished_ends: ends,
             finished_now: manifest.now,
             said_through: start.said_through.max(epoch),
+            unsaid: Unsaid::default(),
             next_timer: None,
             marked_at: elapsed,
             marked: start.said_through,
@@ -389,6 +391,7 @@ impl<'a> Generation<'a> {
         match spoken {
             Spoken::Through(epoch) => {
                 self.said_through = self.said_through.max(epoch);
+                self.unsaid.said_through(self.said_through);
                 self.around.status.set_said_through(self.said_through);
             }
             Spoken::Marked(marks) => {

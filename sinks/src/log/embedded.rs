@@ -424,12 +424,14 @@ impl Store for Disk {
         Ok((range.end, None))
     }
 
-    fn compact(&self, now: Instant, records_max: usize) -> Result<(), LogError> {
+    fn compact(&self, now: Instant, records_max: usize) -> Result<bool, LogError> {
         let mut batch = self.db.batch();
         // The key's last byte is an offset's: a time behind `now` has a greater prefix.
         let due = self.superseded.range(..until(now.after(Duration::from_millis(1))));
         let mut next_min: BTreeMap<Place, u64> = BTreeMap::new();
+        let mut seen = 0;
         for entry in due.take(records_max) {
+            seen += 1;
             let (key, record_key) = entry.into_inner().map_err(store)?;
             let bad = || LogError::Store("damaged key of a superseded record".to_owned());
             let place: Place = key.get(8..16).and_then(|place| place.try_into().ok()).ok_or_else(bad)?;
@@ -449,7 +451,8 @@ impl Store for Disk {
             let EndsV1 { oldest, next_min } = self.ends(place)?;
             batch.insert(&self.ends, place, encode(&EndsV1 { oldest, next_min: next_min.max(least) })?);
         }
-        batch.commit().map_err(store)
+        batch.commit().map_err(store)?;
+        Ok(seen == records_max)
     }
 }
 

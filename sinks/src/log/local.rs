@@ -30,7 +30,7 @@ use super::{
 /// Least time between two rounds of giving up old records; a round runs inside an append.
 const ROUND_EVERY: Duration = Duration::from_secs(1);
 /// Most records given up per partition and round, so that no append waits long for it; the rest
-/// goes in the next rounds.
+/// goes in the next rounds, which do not wait then: one runs in each append until nothing is left.
 const ROUND_RECORDS_MAX: usize = 1_000;
 
 /// A record with the place it was given.
@@ -77,8 +77,8 @@ pub(super) trait Store: Send + Sync + 'static {
         instant: Instant,
         records_max: usize,
     ) -> Result<(u64, Option<Instant>), LogError>;
-    /// Gives up to `records_max` superseded records whose time has come.
-    fn compact(&self, now: Instant, records_max: usize) -> Result<(), LogError>;
+    /// Gives up to `records_max` superseded records whose time has come; whether there may be more of them.
+    fn compact(&self, now: Instant, records_max: usize) -> Result<bool, LogError>;
 }
 
 struct Topic {
@@ -231,13 +231,20 @@ impl<S: Store> Local<S> {
             }
             state.round_at = now.after(ROUND_EVERY);
         }
-        let done = self.expire(now).and_then(|()| self.store.compact(now, ROUND_RECORDS_MAX));
-        if let Err(error) = self.wrote(done, |_| ()) {
+        let more = self.expire(now).and_then(|more| Ok(more | self.store.compact(now, ROUND_RECORDS_MAX)?));
+        let (more, done) = more.map_or_else(|error| (false, Err(error)), |more| (more, Ok(())));
+        let known = |state: &mut State| {
+            if more {
+                state.round_at = now;
+            }
+        };
+        if let Err(error) = self.wrote(done, known) {
             tracing::error!(%error, "could not give up old records; the log takes no more until it is opened again");
         }
     }
 
-    fn expire(&self, now: Instant) -> Result<(), LogError> {
+    /// Gives up what is older than its topic keeps it; whether there is more of it.
+    fn expire(&self, now: Instant) -> Result<bool, LogError> {
         let due: Vec<(TopicPartition, Range<u64>, Duration)> = {
             let state = self.state();
             let of = |topic: &Topic| {
@@ -248,6 +255,7 @@ impl<S: Store> Local<S> {
             };
             state.topics.values().flat_map(of).collect()
         };
+        let mut more = false;
         for (partition, range, span) in due {
             let (kept, time) =
                 self.store.first_since(&partition, range.clone(), now.before(span), ROUND_RECORDS_MAX)?;
@@ -258,8 +266,9 @@ impl<S: Store> Local<S> {
             if kept > range.start {
                 self.store.trim(&partition, range.start..kept)?;
             }
+            more |= time.is_some_and(|time| time.after(span) < now);
         }
-        Ok(())
+        Ok(more)
     }
 
     pub(super) fn range(&self, partition: &TopicPartition) -> Result<Range<u64>, LogError> {
@@ -746,7 +755,7 @@ mod tests {
         ) -> Result<(u64, Option<Instant>), LogError> {
             self.memory.first_since(of, range, instant, most)
         }
-        fn compact(&self, now: Instant, most: usize) -> Result<(), LogError> {
+        fn compact(&self, now: Instant, most: usize) -> Result<bool, LogError> {
             self.memory.compact(now, most)
         }
     }

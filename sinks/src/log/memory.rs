@@ -208,9 +208,10 @@ impl Partition {
         self.records.insert(offset, Record { offset, key, value, headers, timestamp });
     }
 
-    fn compact(&mut self, now: Instant, records_max: usize) {
+    /// Whether there may be more.
+    fn compact(&mut self, now: Instant, records_max: usize) -> bool {
         for _ in 0..records_max {
-            let Some(entry) = self.superseded.first_entry().filter(|entry| entry.key().0 <= now) else { return };
+            let Some(entry) = self.superseded.first_entry().filter(|entry| entry.key().0 <= now) else { return false };
             let ((_, offset), tombstone) = entry.remove_entry();
             self.records.remove(&offset);
             if let Some(key) = tombstone
@@ -219,6 +220,7 @@ impl Partition {
                 self.newest.remove(&key);
             }
         }
+        true
     }
 }
 
@@ -295,11 +297,12 @@ impl Store for Memory {
         Ok(kept.map_or((range.end, None), |(offset, record)| (*offset, Some(record.timestamp))))
     }
 
-    fn compact(&self, now: Instant, records_max: usize) -> Result<(), LogError> {
+    fn compact(&self, now: Instant, records_max: usize) -> Result<bool, LogError> {
+        let mut more = false;
         for partition in self.partitions().values_mut() {
-            partition.compact(now, records_max);
+            more |= partition.compact(now, records_max);
         }
-        Ok(())
+        Ok(more)
     }
 }
 

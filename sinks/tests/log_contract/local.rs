@@ -145,6 +145,31 @@ fn records_older_than_their_retention_go() {
 }
 
 #[test]
+fn however_fast_it_grows_a_topic_has_no_more_than_its_retention() {
+    turned(|world, now| {
+        let minute = Duration::from_secs(60);
+        let kept = at(&world.topic_kept("t", 1, Retention::For(minute)), 0);
+        let compacted = at(&world.topic_kept("c", 1, Retention::Compacted(minute)), 0);
+        let words: Vec<String> = (0..3_500).map(|number| number.to_string()).collect();
+        append(&*world.log, &kept, &words.iter().map(String::as_str).collect::<Vec<_>>());
+        let put = |word: &String| Append {
+            to: compacted.clone(),
+            key: Some("key".into()),
+            value: Some(word.clone().into()),
+            headers: vec![],
+        };
+        world.log.append(&words.iter().map(put).collect::<Vec<_>>()).unwrap();
+        now.store(61_000, Ordering::Relaxed);
+        for word in ["a", "b", "c", "d"] {
+            append(&*world.log, &kept, &[word]);
+        }
+        assert_eq!(world.log.range(&kept).unwrap(), 3_500..3_504, "in one instant");
+        let (records, _) = to_end(&mut *world.log.reader(&compacted, 0).unwrap());
+        assert_eq!(records.iter().map(text).collect::<Vec<_>>(), ["3499"]);
+    });
+}
+
+#[test]
 fn an_evicted_member_commits_nothing() {
     let log = MemoryLog::new(noon()).unwrap();
     let world = World::new(|_| Arc::new(log.clone()));

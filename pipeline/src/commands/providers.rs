@@ -1,4 +1,4 @@
-//! `tidings providers`: simulated APNs, FCM and SES over the real wire, with an inbox.
+//! `tidings providers`: simulated APNs, FCM, SES and Twilio over the real wire, with an inbox.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -28,6 +28,9 @@ pub(crate) struct Providers {
     /// Port of SES.
     #[arg(long, default_value_t = 2444)]
     ses: u16,
+    /// Port of Twilio.
+    #[arg(long, default_value_t = 2445)]
+    twilio: u16,
     /// Port of the inbox.
     #[arg(long, default_value_t = 2080)]
     inbox: u16,
@@ -39,8 +42,14 @@ pub(crate) struct Providers {
 impl Providers {
     pub(crate) fn run(self, shell: &Shell) -> anyhow::Result<Exit> {
         let clock = SystemClock::default();
-        let ports =
-            Ports { apns: self.apns, apns_sandbox: self.apns_sandbox, fcm: self.fcm, ses: self.ses, inbox: self.inbox };
+        let ports = Ports {
+            apns: self.apns,
+            apns_sandbox: self.apns_sandbox,
+            fcm: self.fcm,
+            ses: self.ses,
+            twilio: self.twilio,
+            inbox: self.inbox,
+        };
         let config = Config {
             host: self.host,
             ports,
@@ -55,8 +64,8 @@ impl Providers {
             } else {
                 let keys = self.keys.display();
                 shell.data(format_args!(
-                    "apns {}\nfcm  {}\nses  {}\nkeys and certificate in {keys}; the inbox is at {}\n",
-                    endpoints.apns, endpoints.fcm, endpoints.ses, endpoints.inbox
+                    "apns   {}\nfcm    {}\nses    {}\ntwilio {}\nkeys and certificate in {keys}; the inbox is at {}\n",
+                    endpoints.apns, endpoints.fcm, endpoints.ses, endpoints.twilio, endpoints.inbox
                 ))?;
             }
             stop_signal().await?;

@@ -17,6 +17,8 @@ pub mod paced;
 pub(crate) mod samples;
 pub mod ses;
 pub(crate) mod sigv4;
+pub(crate) mod sms;
+pub mod twilio;
 pub mod unsubscribe;
 
 use std::path::{Path, PathBuf};
@@ -186,7 +188,7 @@ macro_rules! kinds {
 }
 
 // A new provider is one file and one line here.
-kinds![apns(ApnsParams), fcm(FcmParams), inbox(InboxParams), ses(SesParams)];
+kinds![apns(ApnsParams), fcm(FcmParams), inbox(InboxParams), ses(SesParams), twilio(TwilioParams)];
 
 /// The kind called `name`.
 #[must_use]

@@ -14,7 +14,7 @@ use tidings_schemas::time::Instant;
 
 use super::{Call, Context, Provider, WallClock};
 use crate::outcome::Outcome;
-use crate::render::{Content, Email, Push};
+use crate::render::{Content, Email, Push, Sms};
 use crate::simulated::{Config, KeyFiles, Simulated};
 
 /// 2026-01-02T03:04:05Z.
@@ -107,6 +107,11 @@ pub(crate) fn push(token: &str) -> Call {
         ..Push::default()
     };
     call(Channel::Push, token, Content::Push(Box::new(content)))
+}
+
+/// A text message to `number`.
+pub(crate) fn sms(number: &str, text: &str) -> Call {
+    call(Channel::Sms, number, Content::Sms(Sms { text: text.to_owned() }))
 }
 
 /// A mail to `address`.

@@ -1,5 +1,5 @@
 //! The keys of the simulated providers: a certificate authority, Apple's `.p8`, Google's service
-//! account, an AWS access key. Made at the first start and kept in a folder where one is named, so
+//! account, an AWS access key, Twilio's auth token. Made at the first start and kept in a folder where one is named, so
 //! that a topology can name the files and a restart does not invalidate them.
 
 use std::io;
@@ -29,6 +29,8 @@ pub struct Keys {
     pub ses_access_key_id: String,
     /// The AWS secret key.
     pub ses_secret_access_key: String,
+    /// Twilio's auth token.
+    pub twilio_token: String,
 }
 
 /// Where [`super::Simulated::write_keys`] put the files.
@@ -42,6 +44,8 @@ pub struct KeyFiles {
     pub fcm: PathBuf,
     /// AWS credentials, INI: `ses.credentials_file`.
     pub ses: PathBuf,
+    /// Twilio's auth token: `twilio.secret_file`.
+    pub twilio: PathBuf,
 }
 
 impl KeyFiles {
@@ -53,8 +57,15 @@ impl KeyFiles {
             apns: folder.join("apns.p8"),
             fcm: folder.join("fcm.json"),
             ses: folder.join("ses.ini"),
+            twilio: folder.join("twilio.token"),
         }
     }
+}
+
+fn random_hex() -> Result<String, SimulatedError> {
+    let mut random = [0; 24];
+    SystemRandom::new().fill(&mut random).map_err(|_| SimulatedError::Randomness)?;
+    Ok(random.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 impl Keys {
@@ -62,15 +73,14 @@ impl Keys {
     pub(super) fn make() -> Result<Self, SimulatedError> {
         let ca_key = KeyPair::generate()?;
         let ca_pem = ca_params().self_signed(&ca_key)?.pem();
-        let mut random = [0; 24];
-        SystemRandom::new().fill(&mut random).map_err(|_| SimulatedError::Randomness)?;
-        let hex: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+        let hex = random_hex()?;
         Ok(Self {
             ca_pem,
             ca_key_pem: ca_key.serialize_pem(),
             apns_p8: KeyPair::generate()?.serialize_pem(),
             ses_access_key_id: format!("AKIASIM{}", hex[..13].to_ascii_uppercase()),
             ses_secret_access_key: hex,
+            twilio_token: random_hex()?,
         })
     }
 
@@ -97,6 +107,8 @@ impl Keys {
             apns_p8: read(&files.apns)?,
             ses_access_key_id: value("aws_access_key_id")?,
             ses_secret_access_key: value("aws_secret_access_key")?,
+            // A folder that was made before Twilio was simulated has none.
+            twilio_token: if files.twilio.exists() { read(&files.twilio)? } else { random_hex()? },
         })
     }
 
@@ -114,6 +126,7 @@ impl Keys {
             (&files.apns, &self.apns_p8),
             (&files.fcm, fcm_json),
             (&files.ses, &ses),
+            (&files.twilio, &self.twilio_token),
             (&files.ca, &self.ca_pem),
         ] {
             write_private(path, text)?;

@@ -1,4 +1,4 @@
-//! Simulated providers that speak the real wire: APNs, FCM and SES over TLS and HTTP/2, with real
+//! Simulated providers that speak the real wire: APNs, FCM, SES and Twilio over TLS and HTTP/2, with real
 //! authentication, real error bodies and scripted faults, and an inbox to look at what arrived.
 //!
 //! They check what the real ones check (tokens, signatures, headers, sizes), so that an adapter that
@@ -14,6 +14,7 @@ mod inbox;
 mod keys;
 mod server;
 mod ses;
+mod twilio;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -58,6 +59,8 @@ pub struct Config {
     pub fcm_project: String,
     /// The AWS region.
     pub ses_region: String,
+    /// Twilio's account.
+    pub twilio_account_sid: String,
     /// Messages kept for the inbox; older ones leave, their counts stay.
     pub messages_max: usize,
     /// Streams at once on one connection: 100 is what FCM allows, a fresh APNs connection no more.
@@ -77,6 +80,8 @@ pub struct Ports {
     pub fcm: u16,
     /// SES.
     pub ses: u16,
+    /// Twilio.
+    pub twilio: u16,
     /// The inbox, plain HTTP.
     pub inbox: u16,
 }
@@ -94,6 +99,7 @@ impl Config {
             apns_topic: "com.example.app".to_owned(),
             fcm_project: "example".to_owned(),
             ses_region: "us-east-1".to_owned(),
+            twilio_account_sid: "AC00000000000000000000000000000001".to_owned(),
             messages_max: 1000,
             streams_max: 100,
             wall_clock,
@@ -112,6 +118,8 @@ pub struct Endpoints {
     pub fcm: String,
     /// SES.
     pub ses: String,
+    /// Twilio.
+    pub twilio: String,
     /// The inbox, for a browser.
     pub inbox: String,
 }
@@ -146,13 +154,13 @@ pub struct Message {
     pub seq: u64,
     /// When it was accepted.
     pub at: Instant,
-    /// Who carried it: `apns`, `apns_sandbox`, `fcm`, `ses`.
+    /// Who carried it: `apns`, `apns_sandbox`, `fcm`, `ses`, `twilio`.
     pub provider: &'static str,
     /// On which channel.
     pub channel: Channel,
     /// Whose address it is, where [`Simulated::name_addresses`] or `POST /api/users` said so.
     pub user: Option<String>,
-    /// The device token or e-mail address.
+    /// The device token, e-mail address or phone number.
     pub address: String,
     /// The notification, as the message itself names it.
     pub notification: Option<String>,
@@ -212,6 +220,7 @@ enum Listener {
     /// Google's token endpoint, on FCM's listener.
     FcmToken,
     Ses,
+    Twilio,
     Inbox,
 }
 
@@ -223,6 +232,7 @@ impl Listener {
             Self::Fcm => "fcm",
             Self::FcmToken => "fcm_token",
             Self::Ses => "ses",
+            Self::Twilio => "twilio",
             Self::Inbox => "inbox",
         }
     }
@@ -234,6 +244,7 @@ struct Shared {
     apns_public_key: Vec<u8>,
     fcm_public_key: Vec<u8>,
     ses_credentials: Credentials,
+    twilio_token: String,
     state: Mutex<State>,
 }
 
@@ -302,6 +313,7 @@ impl Shared {
             Listener::Apns | Listener::ApnsSandbox => apns::handle(self, which, request),
             Listener::Fcm | Listener::FcmToken => fcm::handle(self, request),
             Listener::Ses => ses::handle(self, request),
+            Listener::Twilio => twilio::handle(self, request),
         };
         let mut state = self.state();
         state.counts.providers.entry(which.name()).or_default().requests += 1;
@@ -379,12 +391,14 @@ impl Simulated {
         let (apns_sandbox, apns_sandbox_at) = bind(config.host, ports.apns_sandbox).await?;
         let (fcm, fcm_at) = bind(config.host, ports.fcm).await?;
         let (ses, ses_at) = bind(config.host, ports.ses).await?;
+        let (twilio, twilio_at) = bind(config.host, ports.twilio).await?;
         let (inbox, inbox_at) = bind(config.host, ports.inbox).await?;
         let endpoints = Endpoints {
             apns: format!("https://{apns_at}"),
             apns_sandbox: format!("https://{apns_sandbox_at}"),
             fcm: format!("https://{fcm_at}"),
             ses: format!("https://{ses_at}"),
+            twilio: format!("https://{twilio_at}"),
             inbox: format!("http://{inbox_at}"),
         };
         let fcm_json = Keys::service_account(&config.fcm_project, &format!("{}/token", endpoints.fcm));
@@ -403,6 +417,7 @@ impl Simulated {
                 secret_access_key: keys.ses_secret_access_key.clone(),
                 session_token: None,
             },
+            twilio_token: keys.twilio_token.clone(),
             config,
             state: Mutex::default(),
         });
@@ -413,6 +428,7 @@ impl Simulated {
             (Listener::ApnsSandbox, apns_sandbox, Some(&http2)),
             (Listener::Fcm, fcm, Some(&either)),
             (Listener::Ses, ses, Some(&either)),
+            (Listener::Twilio, twilio, Some(&either)),
             (Listener::Inbox, inbox, None),
         ] {
             listeners.spawn(server::listen(which, listener, tls.cloned(), shared.clone(), stop.clone()));

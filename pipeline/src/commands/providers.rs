@@ -1,4 +1,4 @@
-//! `tidings providers`: simulated APNs, FCM, SES and Twilio over the real wire, with an inbox.
+//! `tidings providers`: simulated APNs, FCM, SES, Telnyx and Twilio over the real wire, with an inbox.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -28,6 +28,9 @@ pub(crate) struct Providers {
     /// Port of SES.
     #[arg(long, default_value_t = 2444)]
     ses: u16,
+    /// Port of Telnyx.
+    #[arg(long, default_value_t = 2446)]
+    telnyx: u16,
     /// Port of Twilio.
     #[arg(long, default_value_t = 2445)]
     twilio: u16,
@@ -47,6 +50,7 @@ impl Providers {
             apns_sandbox: self.apns_sandbox,
             fcm: self.fcm,
             ses: self.ses,
+            telnyx: self.telnyx,
             twilio: self.twilio,
             inbox: self.inbox,
         };
@@ -64,8 +68,8 @@ impl Providers {
             } else {
                 let keys = self.keys.display();
                 shell.data(format_args!(
-                    "apns   {}\nfcm    {}\nses    {}\ntwilio {}\nkeys and certificate in {keys}; the inbox is at {}\n",
-                    endpoints.apns, endpoints.fcm, endpoints.ses, endpoints.twilio, endpoints.inbox
+                    "apns   {}\nfcm    {}\nses    {}\ntelnyx {}\ntwilio {}\nkeys and certificate in {keys}; the inbox is at {}\n",
+                    endpoints.apns, endpoints.fcm, endpoints.ses, endpoints.telnyx, endpoints.twilio, endpoints.inbox
                 ))?;
             }
             stop_signal().await?;

@@ -62,6 +62,7 @@ pub fn provider(name: &str) -> &str {
         "apns" | "apns_sandbox" => "Apple's APNs",
         "fcm" => "Google's FCM",
         "ses" => "Amazon SES",
+        "telnyx" => "Telnyx",
         "twilio" => "Twilio",
         "inbox" => "the app's inbox",
         other => other,

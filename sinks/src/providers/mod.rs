@@ -18,6 +18,7 @@ pub(crate) mod samples;
 pub mod ses;
 pub(crate) mod sigv4;
 pub(crate) mod sms;
+pub mod telnyx;
 pub mod twilio;
 pub mod unsubscribe;
 
@@ -188,7 +189,14 @@ macro_rules! kinds {
 }
 
 // A new provider is one file and one line here.
-kinds![apns(ApnsParams), fcm(FcmParams), inbox(InboxParams), ses(SesParams), twilio(TwilioParams)];
+kinds![
+    apns(ApnsParams),
+    fcm(FcmParams),
+    inbox(InboxParams),
+    ses(SesParams),
+    telnyx(TelnyxParams),
+    twilio(TwilioParams)
+];
 
 /// The kind called `name`.
 #[must_use]

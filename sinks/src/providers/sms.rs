@@ -9,7 +9,12 @@
 
 use std::borrow::Cow;
 
+use reqwest::Url;
 use unicode_segmentation::UnicodeSegmentation as _;
+
+use super::Call;
+use crate::outcome::{Code, Outcome};
+use crate::render::Content;
 
 const BASIC: &str = "@£$¥èéùìòÇ\nØø\rÅåΔ_ΦΓΛΩΠΨΣΘΞÆæßÉ !\"#¤%&'()*+,-./0123456789:;<=>?¡ABCDEFGHIJKLMNOPQRSTUVWXYZÄÖÑÜ§¿\
                      abcdefghijklmnopqrstuvwxyzäöñüà";
@@ -103,6 +108,43 @@ pub(crate) fn fitted(text: Cow<'_, str>, segments_max: usize) -> Cow<'_, str> {
 pub(crate) fn is_number(address: &str) -> bool {
     let digits = address.strip_prefix('+').unwrap_or_default();
     (2..=15).contains(&digits.len()) && !digits.starts_with('0') && digits.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// Number and text of `call`, or the outcome of one that cannot be sent.
+pub(crate) fn check(call: &Call, segments_max: usize) -> Result<(&str, String), Outcome> {
+    let Content::Sms(content) = &call.content else {
+        return Err(Outcome::permanent(Code::ours("wrong_content"), "expected the content of a text message"));
+    };
+    if !is_number(&call.address.address) {
+        let reason = "expected a number like +14155552671: `+`, the country, and digits alone";
+        return Err(Outcome::invalid_address(Code::ours("not_a_number"), reason));
+    }
+    if content.text.trim().is_empty() {
+        return Err(Outcome::permanent(Code::ours("no_text"), "the message is empty: correct the template"));
+    }
+    Ok((&call.address.address, fitted(plain(&content.text), segments_max).into_owned()))
+}
+
+/// `url` with the ids of `call`: what comes back by it can be told apart, whatever the provider's answer was.
+pub(crate) fn callback(url: &Url, call: &Call) -> Url {
+    let mut url = url.clone();
+    let ids = [("delivery", call.delivery.to_string()), ("notification", call.notification.to_string())];
+    url.query_pairs_mut().extend_pairs(ids);
+    url
+}
+
+/// An address that a provider can call back; `field` is where it stands.
+pub(crate) fn callback_url(field: &str, text: &str) -> Result<Url, String> {
+    let url = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https"));
+    // Twilio refuses every message whose callback's host has an underscore.
+    let url = url.filter(|url| url.host_str().is_some_and(|host| !host.contains('_')));
+    url.ok_or_else(|| format!("`{field}`: expected an address whose host has no underscore, found `{text}`"))
+}
+
+/// A bound on segments that a provider takes.
+pub(crate) fn segments_max(found: usize, most: usize) -> Result<usize, String> {
+    let wrong = || format!("`segments_max`: expected 1 to {most}, found {found}");
+    (1..=most).contains(&found).then_some(found).ok_or_else(wrong)
 }
 
 #[cfg(test)]

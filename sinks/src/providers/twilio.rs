@@ -45,7 +45,6 @@ use tidings_schemas::time::Instant;
 use super::http::{self as wire, Answer, ClientOptions};
 use super::{BuildError, Call, Context, Provider, ProviderKind, WallClock, sms};
 use crate::outcome::{Code, Outcome};
-use crate::render::Content;
 
 const NAME: &str = "twilio";
 const ENDPOINT: &str = "https://api.twilio.com";
@@ -133,33 +132,15 @@ struct Sender {
     segments_max: usize,
 }
 
-/// Number and text of `call`, or the outcome of one that cannot be sent.
-fn check(call: &Call, segments_max: usize) -> Result<(&str, String), Outcome> {
-    let Content::Sms(content) = &call.content else {
-        return Err(Outcome::permanent(Code::ours("wrong_content"), "expected the content of a text message"));
-    };
-    if !sms::is_number(&call.address.address) {
-        let reason = "expected a number like +14155552671: `+`, the country, and digits alone";
-        return Err(Outcome::invalid_address(Code::ours("not_a_number"), reason));
-    }
-    if content.text.trim().is_empty() {
-        return Err(Outcome::permanent(Code::ours("no_text"), "the message is empty: correct the template"));
-    }
-    Ok((&call.address.address, sms::fitted(sms::plain(&content.text), segments_max).into_owned()))
-}
-
 impl Sender {
     /// The request for `call`, if it can be sent. `now` is the clock of `expires_at`.
     fn build_request(&self, call: &Call, now: Instant) -> Result<Request<Bytes>, Outcome> {
-        let (to, text) = check(call, self.segments_max)?;
+        let (to, text) = sms::check(call, self.segments_max)?;
         let (from, sender) = &self.from;
         let mut form = Form::default();
         form.put("To", to).put(from, sender).put("Body", &text);
         if let Some(callback) = &self.status_callback {
-            let mut callback = callback.clone();
-            let ids = [("delivery", call.delivery.to_string()), ("notification", call.notification.to_string())];
-            callback.query_pairs_mut().extend_pairs(ids);
-            form.put("StatusCallback", callback.as_str());
+            form.put("StatusCallback", sms::callback(callback, call).as_str());
         }
         if let Some(expires_at) = call.expires_at {
             let (least, most) = VALIDITY_SECONDS;
@@ -249,17 +230,8 @@ impl Twilio {
                 return Err(error("expected either `from` or `messaging_service_sid`".to_owned()));
             }
         };
-        if !(1..=SEGMENTS_MAX).contains(&params.segments_max) {
-            return Err(error(format!("`segments_max`: expected 1 to {SEGMENTS_MAX}, found {}", params.segments_max)));
-        }
-        let status_callback = params.status_callback.map(|text| {
-            let url = Url::parse(&text).ok().filter(|url| matches!(url.scheme(), "http" | "https"));
-            // Twilio refuses every message whose callback it cannot call.
-            let url = url.filter(|url| url.host_str().is_some_and(|host| !host.contains('_')));
-            url.ok_or_else(|| {
-                error(format!("`status_callback`: expected an address whose host has no underscore, found `{text}`"))
-            })
-        });
+        let segments_max = sms::segments_max(params.segments_max, SEGMENTS_MAX).map_err(error)?;
+        let callback = params.status_callback.as_deref().map(|text| sms::callback_url("status_callback", text));
         let secret = context.read(NAME, "secret_file", &params.secret_file)?;
         let secret = String::from_utf8_lossy(&secret).trim().to_owned();
         let user = params.key_sid.as_deref().unwrap_or(&params.account_sid);
@@ -275,8 +247,8 @@ impl Twilio {
                 url: format!("{endpoint}/2010-04-01/Accounts/{}/Messages.json", params.account_sid),
                 authorization,
                 from,
-                status_callback: status_callback.transpose()?,
-                segments_max: params.segments_max,
+                status_callback: callback.transpose().map_err(error)?,
+                segments_max,
             },
             client: options.client().map_err(|problem| error(format!("no HTTP client: {problem}; check `ca_file`")))?,
             request_timeout,
@@ -333,7 +305,7 @@ mod tests {
 
     use super::*;
     use crate::providers::samples::{Clock, NOW, World, context, deliver_one, sms};
-    use crate::render::Sms;
+    use crate::render::{Content, Sms};
     use crate::simulated::{Fault, Faults, Rule};
 
     const TO: &str = "+14155552671";

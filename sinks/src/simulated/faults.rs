@@ -23,7 +23,7 @@ pub struct Faults {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
-    /// Only requests to `apns`, `apns_sandbox`, `fcm`, `fcm_token`, `ses` or `twilio`; all where absent.
+    /// Only requests to `apns`, `apns_sandbox`, `fcm`, `fcm_token`, `ses`, `telnyx` or `twilio`; all where absent.
     #[serde(default)]
     pub provider: Option<String>,
     /// Only requests for this device token, e-mail address or phone number; all where absent.

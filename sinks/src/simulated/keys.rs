@@ -1,5 +1,5 @@
 //! The keys of the simulated providers: a certificate authority, Apple's `.p8`, Google's service
-//! account, an AWS access key, Twilio's auth token. Made at the first start and kept in a folder where one is named, so
+//! account, an AWS access key, Telnyx's and Twilio's secrets. Made at the first start and kept in a folder where one is named, so
 //! that a topology can name the files and a restart does not invalidate them.
 
 use std::io;
@@ -29,6 +29,8 @@ pub struct Keys {
     pub ses_access_key_id: String,
     /// The AWS secret key.
     pub ses_secret_access_key: String,
+    /// Telnyx's API key.
+    pub telnyx_key: String,
     /// Twilio's auth token.
     pub twilio_token: String,
 }
@@ -44,6 +46,8 @@ pub struct KeyFiles {
     pub fcm: PathBuf,
     /// AWS credentials, INI: `ses.credentials_file`.
     pub ses: PathBuf,
+    /// Telnyx's API key: `telnyx.key_file`.
+    pub telnyx: PathBuf,
     /// Twilio's auth token: `twilio.secret_file`.
     pub twilio: PathBuf,
 }
@@ -57,6 +61,7 @@ impl KeyFiles {
             apns: folder.join("apns.p8"),
             fcm: folder.join("fcm.json"),
             ses: folder.join("ses.ini"),
+            telnyx: folder.join("telnyx.key"),
             twilio: folder.join("twilio.token"),
         }
     }
@@ -80,6 +85,7 @@ impl Keys {
             apns_p8: KeyPair::generate()?.serialize_pem(),
             ses_access_key_id: format!("AKIASIM{}", hex[..13].to_ascii_uppercase()),
             ses_secret_access_key: hex,
+            telnyx_key: random_hex()?,
             twilio_token: random_hex()?,
         })
     }
@@ -107,7 +113,8 @@ impl Keys {
             apns_p8: read(&files.apns)?,
             ses_access_key_id: value("aws_access_key_id")?,
             ses_secret_access_key: value("aws_secret_access_key")?,
-            // A folder that was made before Twilio was simulated has none.
+            // A folder that was made before text messages were simulated has neither.
+            telnyx_key: if files.telnyx.exists() { read(&files.telnyx)? } else { random_hex()? },
             twilio_token: if files.twilio.exists() { read(&files.twilio)? } else { random_hex()? },
         })
     }
@@ -126,6 +133,7 @@ impl Keys {
             (&files.apns, &self.apns_p8),
             (&files.fcm, fcm_json),
             (&files.ses, &ses),
+            (&files.telnyx, &self.telnyx_key),
             (&files.twilio, &self.twilio_token),
             (&files.ca, &self.ca_pem),
         ] {

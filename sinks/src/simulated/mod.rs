@@ -1,4 +1,4 @@
-//! Simulated providers that speak the real wire: APNs, FCM, SES and Twilio over TLS and HTTP/2, with real
+//! Simulated providers that speak the real wire: APNs, FCM, SES, Telnyx and Twilio over TLS and HTTP/2, with real
 //! authentication, real error bodies and scripted faults, and an inbox to look at what arrived.
 //!
 //! They check what the real ones check (tokens, signatures, headers, sizes), so that an adapter that
@@ -14,6 +14,7 @@ mod inbox;
 mod keys;
 mod server;
 mod ses;
+mod telnyx;
 mod twilio;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -80,6 +81,8 @@ pub struct Ports {
     pub fcm: u16,
     /// SES.
     pub ses: u16,
+    /// Telnyx.
+    pub telnyx: u16,
     /// Twilio.
     pub twilio: u16,
     /// The inbox, plain HTTP.
@@ -118,6 +121,8 @@ pub struct Endpoints {
     pub fcm: String,
     /// SES.
     pub ses: String,
+    /// Telnyx.
+    pub telnyx: String,
     /// Twilio.
     pub twilio: String,
     /// The inbox, for a browser.
@@ -154,7 +159,7 @@ pub struct Message {
     pub seq: u64,
     /// When it was accepted.
     pub at: Instant,
-    /// Who carried it: `apns`, `apns_sandbox`, `fcm`, `ses`, `twilio`.
+    /// Who carried it: `apns`, `apns_sandbox`, `fcm`, `ses`, `telnyx`, `twilio`.
     pub provider: &'static str,
     /// On which channel.
     pub channel: Channel,
@@ -220,6 +225,7 @@ enum Listener {
     /// Google's token endpoint, on FCM's listener.
     FcmToken,
     Ses,
+    Telnyx,
     Twilio,
     Inbox,
 }
@@ -232,6 +238,7 @@ impl Listener {
             Self::Fcm => "fcm",
             Self::FcmToken => "fcm_token",
             Self::Ses => "ses",
+            Self::Telnyx => "telnyx",
             Self::Twilio => "twilio",
             Self::Inbox => "inbox",
         }
@@ -244,6 +251,7 @@ struct Shared {
     apns_public_key: Vec<u8>,
     fcm_public_key: Vec<u8>,
     ses_credentials: Credentials,
+    telnyx_key: String,
     twilio_token: String,
     state: Mutex<State>,
 }
@@ -257,6 +265,8 @@ struct State {
     script: faults::Script,
     users: BTreeMap<String, String>,
     access_tokens: BTreeMap<String, Instant>,
+    /// Messages by idempotency key.
+    idempotent: BTreeMap<String, String>,
     access_tokens_sold: u64,
 }
 
@@ -313,6 +323,7 @@ impl Shared {
             Listener::Apns | Listener::ApnsSandbox => apns::handle(self, which, request),
             Listener::Fcm | Listener::FcmToken => fcm::handle(self, request),
             Listener::Ses => ses::handle(self, request),
+            Listener::Telnyx => telnyx::handle(self, request),
             Listener::Twilio => twilio::handle(self, request),
         };
         let mut state = self.state();
@@ -391,6 +402,7 @@ impl Simulated {
         let (apns_sandbox, apns_sandbox_at) = bind(config.host, ports.apns_sandbox).await?;
         let (fcm, fcm_at) = bind(config.host, ports.fcm).await?;
         let (ses, ses_at) = bind(config.host, ports.ses).await?;
+        let (telnyx, telnyx_at) = bind(config.host, ports.telnyx).await?;
         let (twilio, twilio_at) = bind(config.host, ports.twilio).await?;
         let (inbox, inbox_at) = bind(config.host, ports.inbox).await?;
         let endpoints = Endpoints {
@@ -398,6 +410,7 @@ impl Simulated {
             apns_sandbox: format!("https://{apns_sandbox_at}"),
             fcm: format!("https://{fcm_at}"),
             ses: format!("https://{ses_at}"),
+            telnyx: format!("https://{telnyx_at}"),
             twilio: format!("https://{twilio_at}"),
             inbox: format!("http://{inbox_at}"),
         };
@@ -417,6 +430,7 @@ impl Simulated {
                 secret_access_key: keys.ses_secret_access_key.clone(),
                 session_token: None,
             },
+            telnyx_key: keys.telnyx_key.clone(),
             twilio_token: keys.twilio_token.clone(),
             config,
             state: Mutex::default(),
@@ -428,6 +442,7 @@ impl Simulated {
             (Listener::ApnsSandbox, apns_sandbox, Some(&http2)),
             (Listener::Fcm, fcm, Some(&either)),
             (Listener::Ses, ses, Some(&either)),
+            (Listener::Telnyx, telnyx, Some(&either)),
             (Listener::Twilio, twilio, Some(&either)),
             (Listener::Inbox, inbox, None),
         ] {

@@ -19,6 +19,8 @@ use crate::render::Content;
 const BASIC: &str = "@£$¥èéùìòÇ\nØø\rÅåΔ_ΦΓΛΩΠΨΣΘΞÆæßÉ !\"#¤%&'()*+,-./0123456789:;<=>?¡ABCDEFGHIJKLMNOPQRSTUVWXYZÄÖÑÜ§¿\
                      abcdefghijklmnopqrstuvwxyzäöñüà";
 const EXTENSION: &str = "^{}\\[~]|€\u{c}";
+/// Most segments of one message: ten are the 1,600 characters that Twilio takes, and as many carriers join.
+const SEGMENTS_MAX: usize = 10;
 /// What a text ends with that was cut short.
 const CUT: &str = "...";
 
@@ -141,10 +143,20 @@ pub(crate) fn callback_url(field: &str, text: &str) -> Result<Url, String> {
     url.ok_or_else(|| format!("`{field}`: expected an address whose host has no underscore, found `{text}`"))
 }
 
-/// A bound on segments that a provider takes.
-pub(crate) fn segments_max(found: usize, most: usize) -> Result<usize, String> {
-    let wrong = || format!("`segments_max`: expected 1 to {most}, found {found}");
-    (1..=most).contains(&found).then_some(found).ok_or_else(wrong)
+/// A bound on segments that a message can keep to.
+pub(crate) fn segments_max(found: usize) -> Result<usize, String> {
+    let wrong = || format!("`segments_max`: expected 1 to {SEGMENTS_MAX}, found {found}");
+    (1..=SEGMENTS_MAX).contains(&found).then_some(found).ok_or_else(wrong)
+}
+
+/// That bound where a topology does not say it.
+pub(crate) const fn segments_default() -> usize {
+    SEGMENTS_MAX
+}
+
+/// How long a request may take where a topology does not say it: both providers answer within a second or two.
+pub(crate) const fn timeout_seconds() -> u64 {
+    20
 }
 
 #[cfg(test)]

@@ -46,7 +46,6 @@ use crate::outcome::{Code, Outcome};
 const NAME: &str = "telnyx";
 const ENDPOINT: &str = "https://api.telnyx.com";
 const JSON: &str = "application/json";
-const SEGMENTS_MAX: usize = 10;
 
 /// The line of the registry.
 pub(super) const KIND: ProviderKind = ProviderKind {
@@ -78,23 +77,15 @@ pub struct TelnyxParams {
     #[serde(default)]
     pub webhook_url: Option<String>,
     /// Most segments of a message, 1 to 10; a longer text is cut short.
-    #[serde(default = "segments_max")]
+    #[serde(default = "sms::segments_default")]
     pub segments_max: usize,
     /// How long one request may take, in seconds.
-    #[serde(default = "timeout_seconds")]
+    #[serde(default = "sms::timeout_seconds")]
     pub timeout_seconds: u64,
 }
 
 fn endpoint() -> String {
     ENDPOINT.to_owned()
-}
-
-const fn segments_max() -> usize {
-    SEGMENTS_MAX
-}
-
-const fn timeout_seconds() -> u64 {
-    20
 }
 
 /// What every request is built of besides the calls.
@@ -171,7 +162,7 @@ impl Telnyx {
         if params.from.is_none() && params.messaging_profile_id.is_none() {
             return Err(error("expected `from`, `messaging_profile_id`, or both".to_owned()));
         }
-        let segments_max = sms::segments_max(params.segments_max, SEGMENTS_MAX).map_err(error)?;
+        let segments_max = sms::segments_max(params.segments_max).map_err(error)?;
         let webhook_url = params.webhook_url.as_deref().map(|text| sms::callback_url("webhook_url", text)).transpose();
         let key = context.read(NAME, "key_file", &params.key_file)?;
         let bearer = format!("Bearer {}", String::from_utf8_lossy(&key).trim());

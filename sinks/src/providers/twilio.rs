@@ -49,8 +49,6 @@ use crate::outcome::{Code, Outcome};
 const NAME: &str = "twilio";
 const ENDPOINT: &str = "https://api.twilio.com";
 const FORM: &str = "application/x-www-form-urlencoded";
-/// Most segments of one message: ten are the 1,600 characters that Twilio takes.
-const SEGMENTS_MAX: usize = 10;
 /// Bounds of `ValidityPeriod`, in seconds: five and less Twilio advises against.
 const VALIDITY_SECONDS: (u64, u64) = (6, 36_000);
 /// A sender's queue, or an account's limit, is full: neither empties within seconds.
@@ -91,23 +89,15 @@ pub struct TwilioParams {
     #[serde(default)]
     pub status_callback: Option<String>,
     /// Most segments of a message, 1 to 10; a longer text is cut short.
-    #[serde(default = "segments_max")]
+    #[serde(default = "sms::segments_default")]
     pub segments_max: usize,
     /// How long one request may take, in seconds.
-    #[serde(default = "timeout_seconds")]
+    #[serde(default = "sms::timeout_seconds")]
     pub timeout_seconds: u64,
 }
 
 fn endpoint() -> String {
     ENDPOINT.to_owned()
-}
-
-const fn segments_max() -> usize {
-    SEGMENTS_MAX
-}
-
-const fn timeout_seconds() -> u64 {
-    20
 }
 
 #[derive(Deserialize)]
@@ -230,7 +220,7 @@ impl Twilio {
                 return Err(error("expected either `from` or `messaging_service_sid`".to_owned()));
             }
         };
-        let segments_max = sms::segments_max(params.segments_max, SEGMENTS_MAX).map_err(error)?;
+        let segments_max = sms::segments_max(params.segments_max).map_err(error)?;
         let callback = params.status_callback.as_deref().map(|text| sms::callback_url("status_callback", text));
         let secret = context.read(NAME, "secret_file", &params.secret_file)?;
         let secret = String::from_utf8_lossy(&secret).trim().to_owned();

@@ -1,6 +1,8 @@
 //! JSON by hand, for what is written a million times a second: the same bytes as `serde_json` writes,
 //! straight into a shared buffer.
 
+use wide::u8x16;
+
 use crate::ids::IdText;
 use crate::time::{Instant, InstantTexts};
 
@@ -17,6 +19,34 @@ pub(crate) const fn specials(bytes: [u8; 8]) -> u64 {
     found & TOPS
 }
 
+/// The same of sixteen bytes, a bit for each, and all of them right.
+#[inline]
+pub(crate) fn specials_of_sixteen(bytes: [u8; 16]) -> u32 {
+    let (every, bytes) = (u8x16::splat, u8x16::new(bytes));
+    let found = bytes.min(every(0x1f)).simd_eq(bytes) | bytes.simd_eq(every(b'"')) | bytes.simd_eq(every(b'\\'));
+    found.to_bitmask()
+}
+
+/// The top bit of the first of eight bytes that is a quote; zero if none is.
+pub(crate) const fn first_quote(word: u64) -> u64 {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    let quote = word ^ (ONES * b'"' as u64);
+    let found = quote.wrapping_sub(ONES) & !quote & (ONES << 7);
+    found & found.wrapping_neg()
+}
+
+/// The first eight bytes of a text, filled up with zeros, in the order in which texts compare.
+#[inline]
+pub(crate) fn first_eight(text: &str) -> u64 {
+    match text.as_bytes().first_chunk() {
+        Some(eight) => u64::from_be_bytes(*eight),
+        None => {
+            let word = text.bytes().fold(0, |word, byte| word << 8 | u64::from(byte));
+            if text.is_empty() { 0 } else { word << (64 - 8 * text.len()) }
+        }
+    }
+}
+
 /// Whether one of these eight bytes is a quote, a backslash or a control character.
 const fn special(bytes: [u8; 8]) -> bool {
     specials(bytes) != 0
@@ -24,7 +54,7 @@ const fn special(bytes: [u8; 8]) -> bool {
 
 /// Whether a text stands for itself between quotes.
 #[inline]
-fn is_plain(text: &[u8]) -> bool {
+pub(crate) fn is_plain(text: &[u8]) -> bool {
     match text.last_chunk::<8>() {
         // The last eight bytes are looked at as a word too.
         Some(last) => !text.as_chunks::<8>().0.iter().any(|word| special(*word)) && !special(*last),

@@ -6,15 +6,16 @@
 //! reads the same.
 
 use std::borrow::Cow;
+use std::cmp::Ordering;
+use std::ops::Range;
 
 use serde::de::DeserializeOwned;
 use smallvec::SmallVec;
 use smol_str::SmolStr;
-use wide::u8x16;
 
 use crate::channel::{Channel, Op, Priority};
 use crate::event::{Actor, Event, ID_BYTES_MAX, KEY_BYTES_MAX, Object, RECORD_BYTES_MAX, normal_type};
-use crate::json::specials;
+use crate::json::{first_eight, first_quote, is_plain, specials, specials_of_sixteen};
 use crate::time::Instant;
 
 /// Levels of objects and lists within one value of `data` that are read here. serde_json reads 127,
@@ -74,11 +75,10 @@ impl From<Event> for PlainEvent<'_> {
     }
 }
 
-/// The first eight bytes of a key, filled up with zeros: a shorter key is known by them, because no key that
-/// is read here holds a zero.
+/// A key of at most seven bytes with its closing quote, as one word.
 const fn beginning(key: &str) -> u64 {
-    let (mut word, mut place) = (0, 0);
-    while place < key.len() && place < 8 {
+    let (mut word, mut place) = ((b'"' as u64) << (8 * key.len()), 0);
+    while place < key.len() {
         word |= (key.as_bytes()[place] as u64) << (8 * place);
         place += 1;
     }
@@ -104,10 +104,9 @@ impl<'a> PlainEvent<'a> {
         if record.len() > RECORD_BYTES_MAX {
             return None;
         }
-        let quotes = Quotes::of(record);
-        let quotes = quotes.as_ref().map(Quotes::places);
-        let mut scan = Scan { text: std::str::from_utf8(record).ok()?, at: 0, quotes, next: 0 };
-        let (mut event, mut seen) = (Self { data: Cow::Borrowed("{}"), ..Self::default() }, 0_u32);
+        let mut scan = Scan { text: std::str::from_utf8(record).ok()?, at: 0 };
+        let mut event = Self { data: Cow::Borrowed("{}"), ..Self::default() };
+        let mut seen = 0_u32;
         scan.object(|scan, key| {
             let field = match key.beginning {
                 ID => (event.id = scan.or_null(Scan::string)?, 0).1,
@@ -119,7 +118,7 @@ impl<'a> PlainEvent<'a> {
                 OBJECT => (event.object = scan.or_null(Scan::thing)?, 6).1,
                 DATA => (event.data = scan.data()?, 7).1,
                 OP => (event.op = Some(scan.word()?), 8).1,
-                _ => match key.text {
+                _ => match scan.text.get(key.range())? {
                     "dedup_key" => (event.dedup_key = scan.or_null(Scan::string)?, 9).1,
                     "channels" => (event.channels = scan.or_null(Scan::channels)?, 10).1,
                     "fallback_channels" => (event.fallback_channels = scan.or_null(Scan::channels)?, 11).1,
@@ -135,7 +134,11 @@ impl<'a> PlainEvent<'a> {
             seen |= 1 << field;
             (!again).then_some(())
         })?;
-        (scan.ends() && event.fits()).then(|| event.normal())
+        if !scan.ends() || !event.fits() {
+            return None;
+        }
+        event.put_in_order();
+        Some(event)
     }
 
     /// The bounds of [`Event::checked`].
@@ -154,78 +157,87 @@ impl<'a> PlainEvent<'a> {
             && !self.channels.as_ref().is_some_and(|channels| channels.is_empty())
     }
 
-    /// What [`Event::checked`] makes of an event that fits.
-    fn normal(mut self) -> Self {
+    /// Does what [`Event::checked`] does to an event that fits.
+    fn put_in_order(&mut self) {
         if self.event_type.bytes().any(|byte| matches!(byte, b'.' | b'-' | b' ' | b'A'..=b'Z')) {
             self.event_type = Cow::Owned(normal_type(&self.event_type));
         }
-        self
     }
 }
 
-/// A key, whose letters all stand for themselves.
+/// A key: where it stands. Of one that is short nobody has looked yet whether it holds an escape; but then it is
+/// none that is known here.
 #[derive(Clone, Copy)]
-struct Key<'a> {
-    text: &'a str,
-    /// As [`beginning`].
+struct Key {
+    start: usize,
+    end: usize,
+    /// Of a short one, as [`beginning`]; else its first eight bytes.
     beginning: u64,
 }
 
-/// Where the quotes of a record stand that has no backslash and no control character, and not too many of
-/// them: then every second one ends a text. Found sixteen bytes at a time, which is several times cheaper
-/// than looking for each text's end.
-struct Quotes {
-    places: [u32; Quotes::MOST],
-    count: usize,
+impl Key {
+    const fn range(self) -> Range<usize> {
+        self.start..self.end
+    }
 }
 
-impl Quotes {
-    /// An event with all its keys has some eighty, and as many again in `data`.
-    const MOST: usize = 160;
+/// A member of `data`.
+struct Member<'a> {
+    /// Nearly always says the order of two keys.
+    beginning: u64,
+    key: &'a str,
+    all: &'a str,
+}
 
+impl Member<'_> {
     #[inline]
-    fn of(record: &[u8]) -> Option<Self> {
-        let every = u8x16::splat;
-        let (mut found, mut others) = (Self { places: [0; Self::MOST], count: 0 }, every(0));
-        let mut look = |base: usize, bytes: [u8; 16]| {
-            let bytes = u8x16::new(bytes);
-            others |= bytes.min(every(0x1f)).simd_eq(bytes) | bytes.simd_eq(every(b'\\'));
-            let mut quotes = bytes.simd_eq(every(b'"')).to_bitmask();
-            while quotes != 0 {
-                *found.places.get_mut(found.count)? = base as u32 + quotes.trailing_zeros();
-                found.count += 1;
-                quotes &= quotes - 1;
-            }
-            Some(())
-        };
-        let (chunks, rest) = record.as_chunks();
-        for (number, chunk) in chunks.iter().enumerate() {
-            look(16 * number, *chunk)?;
-        }
-        let mut last = [b' '; 16];
-        last[..rest.len()].copy_from_slice(rest);
-        look(16 * chunks.len(), last)?;
-        (others.to_bitmask() == 0).then_some(found)
+    fn by_key(&self, other: &Self) -> Ordering {
+        self.beginning.cmp(&other.beginning).then_with(|| self.key.cmp(other.key))
     }
+}
 
-    /// Those that were found.
-    fn places(&self) -> &[u32] {
-        &self.places[..self.count]
+/// The text that stands under `key` in an object in canonical form; none where there is none, or where it takes the
+/// general reader to know.
+#[must_use]
+pub fn text_of<'a>(data: &'a str, key: &str) -> Option<&'a str> {
+    let mut scan = Scan { text: data, at: 1 };
+    loop {
+        let found = scan.opens().then(|| scan.verbatim())??;
+        if !scan.takes(b':') {
+            return None;
+        }
+        if found == key {
+            return scan.opens().then(|| scan.verbatim())?;
+        }
+        scan.at = scan.dense_value()?;
+        if !scan.takes(b',') {
+            return None;
+        }
     }
+}
+
+/// Eight bytes from `at`, filled up with zeros where the text ends.
+#[inline(always)]
+fn eight(bytes: &[u8], at: usize) -> [u8; 8] {
+    match bytes.get(at..).and_then(<[u8]>::first_chunk) {
+        Some(word) => *word,
+        None => last_eight(bytes, at),
+    }
+}
+
+#[cold]
+fn last_eight(bytes: &[u8], at: usize) -> [u8; 8] {
+    std::array::from_fn(|place| bytes.get(at + place).copied().unwrap_or_default())
 }
 
 /// A place in a text. Every method answers `None` where the text does not go on as expected, or in
 /// a way that is left to the general reader.
-struct Scan<'a, 'q> {
+struct Scan<'a> {
     text: &'a str,
     at: usize,
-    /// Where texts begin and end, where that is known beforehand.
-    quotes: Option<&'q [u32]>,
-    /// Which of them comes next.
-    next: usize,
 }
 
-impl<'a> Scan<'a, '_> {
+impl<'a> Scan<'a> {
     /// The next byte, whatever it is.
     #[inline]
     fn byte(&self) -> Option<u8> {
@@ -261,62 +273,75 @@ impl<'a> Scan<'a, '_> {
     /// An opening quote.
     #[inline]
     fn opens(&mut self) -> bool {
-        let opens = self.takes(b'"');
-        self.next += usize::from(opens);
-        opens
-    }
-
-    /// Up to eight bytes from `at`, filled up with zeros.
-    #[inline]
-    fn eight(&self, at: usize) -> [u8; 8] {
-        let rest = self.text.as_bytes().get(at..).unwrap_or_default();
-        match rest.first_chunk() {
-            Some(word) => *word,
-            None => std::array::from_fn(|place| rest.get(place).copied().unwrap_or_default()),
-        }
+        self.takes(b'"')
     }
 
     /// The text up to the closing quote, whose opening one is passed, as the closing one is then; none if it
     /// holds anything else than characters that stand for themselves.
-    #[inline]
+    #[inline(always)]
     fn verbatim(&mut self) -> Option<&'a str> {
-        let end = match self.quotes {
-            Some(quotes) => quotes.get(self.next).copied()? as usize,
-            None => self.look_for_end()?,
-        };
+        let end = self.end_of_text()?;
         let text = self.text.get(self.at..end)?;
-        (self.at, self.next) = (end + 1, self.next + 1);
+        self.at = end + 1;
         Some(text)
     }
 
-    fn look_for_end(&self) -> Option<usize> {
-        let mut at = self.at;
+    /// Where the closing quote of a text stands whose opening one is passed.
+    #[inline(always)]
+    fn end_of_text(&self) -> Option<usize> {
+        let (bytes, mut at) = (self.text.as_bytes(), self.at);
+        while let Some(sixteen) = bytes.get(at..).and_then(<[u8]>::first_chunk) {
+            match specials_of_sixteen(*sixteen) {
+                0 => at += 16,
+                found => {
+                    let end = at + found.trailing_zeros() as usize;
+                    return (bytes.get(end) == Some(&b'"')).then_some(end);
+                }
+            }
+        }
+        self.end_near_end(at)
+    }
+
+    /// The same where fewer than sixteen bytes are left.
+    #[cold]
+    fn end_near_end(&self, from: usize) -> Option<usize> {
+        let (bytes, mut at) = (self.text.as_bytes(), from);
         let end = loop {
             // Zeros are not for themselves either: behind the text's end something is always found.
-            match specials(self.eight(at)) {
+            match specials(eight(bytes, at)) {
                 0 => at += 8,
                 found => break at + found.trailing_zeros() as usize / 8,
             }
         };
-        (self.text.as_bytes().get(end) == Some(&b'"')).then_some(end)
+        (bytes.get(end) == Some(&b'"')).then_some(end)
     }
 
     /// A key, whose opening quote is passed.
-    #[inline]
-    fn key(&mut self) -> Option<Key<'a>> {
-        let word = u64::from_le_bytes(self.eight(self.at));
-        let text = self.verbatim()?;
-        let beginning = if text.len() < 8 { word & ((1 << (8 * text.len())) - 1) } else { word };
-        Some(Key { text, beginning })
+    #[inline(always)]
+    fn key(&mut self) -> Option<Key> {
+        let (start, word) = (self.at, u64::from_le_bytes(eight(self.text.as_bytes(), self.at)));
+        let (end, beginning) = match first_quote(word) {
+            0 => (self.end_of_text()?, word),
+            quote => (start + quote.trailing_zeros() as usize / 8, word & (quote | (quote - 1))),
+        };
+        self.at = end + 1;
+        Some(Key { start, end, beginning })
     }
 
+    #[inline(always)]
     fn string(&mut self) -> Option<Cow<'a, str>> {
         if !self.opens() {
             return None;
         }
-        if let Some(text) = self.verbatim() {
-            return Some(Cow::Borrowed(text));
+        match self.verbatim() {
+            Some(text) => Some(Cow::Borrowed(text)),
+            None => self.escaped(),
         }
+    }
+
+    /// A text that is none of these, whose opening quote is passed.
+    #[cold]
+    fn escaped(&mut self) -> Option<Cow<'a, str>> {
         self.at -= 1;
         self.general().map(Cow::Owned)
     }
@@ -327,13 +352,10 @@ impl<'a> Scan<'a, '_> {
         let mut values = serde_json::Deserializer::from_str(&self.text[self.at..]).into_iter();
         let value = values.next()?.ok()?;
         self.at += values.byte_offset();
-        if let Some(quotes) = self.quotes {
-            self.next = quotes.partition_point(|place| (*place as usize) < self.at);
-        }
         Some(value)
     }
 
-    #[inline]
+    #[inline(always)]
     fn or_null<T>(&mut self, read: impl FnOnce(&mut Self) -> Option<T>) -> Option<Option<T>> {
         if self.peek() == Some(b'n') {
             return self.literal("null").map(|()| None);
@@ -349,7 +371,7 @@ impl<'a> Scan<'a, '_> {
 
     /// An object: `each` is called with its keys, and reads the values.
     #[inline]
-    fn object(&mut self, mut each: impl FnMut(&mut Self, Key<'a>) -> Option<()>) -> Option<()> {
+    fn object(&mut self, mut each: impl FnMut(&mut Self, Key) -> Option<()>) -> Option<()> {
         if !self.takes(b'{') {
             return None;
         }
@@ -431,9 +453,9 @@ impl<'a> Scan<'a, '_> {
     /// `data` in canonical form.
     fn data(&mut self) -> Option<Cow<'a, str>> {
         self.peek()?;
-        let start = (self.at, self.next);
+        let start = self.at;
         self.dense_data().or_else(|| {
-            (self.at, self.next) = start;
+            self.at = start;
             self.any_data().map(Cow::Owned)
         })
     }
@@ -443,7 +465,7 @@ impl<'a> Scan<'a, '_> {
     #[inline]
     fn dense_data(&mut self) -> Option<Cow<'a, str>> {
         let start = self.at;
-        let mut members: SmallVec<[(&str, &str); 8]> = SmallVec::new();
+        let mut members: SmallVec<[Member<'_>; 8]> = SmallVec::new();
         let mut in_order = true;
         if self.byte() != Some(b'{') {
             return None;
@@ -454,15 +476,16 @@ impl<'a> Scan<'a, '_> {
             if self.byte() != Some(b'"') {
                 break;
             }
-            (self.at, self.next) = (self.at + 1, self.next + 1);
+            self.at += 1;
             let key = self.verbatim()?;
             if self.byte() != Some(b':') {
                 return None;
             }
             self.at += 1;
             self.at = self.dense_value()?;
-            in_order &= members.last().is_none_or(|(before, _)| *before < key);
-            members.push((key, self.text.get(first..self.at)?));
+            let member = Member { beginning: first_eight(key), key, all: self.text.get(first..self.at)? };
+            in_order &= members.last().is_none_or(|before| before.by_key(&member).is_lt());
+            members.push(member);
             if self.byte() != Some(b',') {
                 break;
             }
@@ -474,14 +497,14 @@ impl<'a> Scan<'a, '_> {
         if in_order {
             return Some(Cow::Borrowed(text));
         }
-        members.sort_unstable_by_key(|(key, _)| *key);
-        if members.windows(2).any(|two| two[0].0 == two[1].0) {
+        members.sort_unstable_by(Member::by_key);
+        if members.windows(2).any(|two| two[0].by_key(&two[1]).is_eq()) {
             return None;
         }
         let mut sorted = String::with_capacity(text.len());
-        for (_, member) in &members {
+        for member in &members {
             sorted.push(if sorted.is_empty() { '{' } else { ',' });
-            sorted.push_str(member);
+            sorted.push_str(member.all);
         }
         sorted.push('}');
         Some(Cow::Owned(sorted))
@@ -492,7 +515,7 @@ impl<'a> Scan<'a, '_> {
     fn dense_value(&mut self) -> Option<usize> {
         match self.byte()? {
             b'"' => {
-                (self.at, self.next) = (self.at + 1, self.next + 1);
+                self.at += 1;
                 self.verbatim().map(|_| self.at)
             }
             b't' => self.literal("true").map(|()| self.at),
@@ -508,7 +531,11 @@ impl<'a> Scan<'a, '_> {
     fn any_data(&mut self) -> Option<String> {
         let start = self.at;
         let mut members: Vec<(&str, Cow<'a, str>)> = Vec::new();
-        self.object(|scan, key| scan.value().map(|value| members.push((key.text, value))))?;
+        self.object(|scan, key| {
+            // Escapes would have to be read first.
+            let text = scan.text.get(key.range()).filter(|text| is_plain(text.as_bytes()))?;
+            scan.value().map(|value| members.push((text, value)))
+        })?;
         members.sort_by_key(|(key, _)| *key);
         if members.windows(2).any(|two| two[0].0 == two[1].0) {
             return None;
@@ -532,7 +559,6 @@ impl<'a> Scan<'a, '_> {
             self.at = end;
             return self.text.get(start..end).map(Cow::Borrowed);
         }
-        // `general` finds its place among the quotes by itself.
         self.at = start;
         let value: serde_json::Value = self.general()?;
         let levels = self.text[start..self.at].bytes().filter(|byte| matches!(byte, b'[' | b'{')).count();
@@ -583,6 +609,23 @@ mod tests {
             let read = plain(record);
             assert!(read.is_some(), "{record}");
             assert_eq!(read, general(record), "{record}");
+        }
+    }
+
+    #[test]
+    fn a_text_of_data_is_found_by_its_key_where_it_stands_for_itself() {
+        for (data, key, text) in [
+            (r#"{"a":"x","b":"y"}"#, "b", Some("y")),
+            (r#"{"a":1,"b":"","c":true}"#, "b", Some("")),
+            (r#"{"a":"x"}"#, "b", None),
+            (r#"{}"#, "a", None),
+            (r#"{"a":7}"#, "a", None),
+            (r#"{"a":"\n"}"#, "a", None),
+            (r#"{"\n":"x","z":"y"}"#, "z", None),
+            (r#"{"a":{"b":"x"},"b":"y"}"#, "b", None),
+            (r#"{"ab":"x","a":"y"}"#, "a", Some("y")),
+        ] {
+            assert_eq!(text_of(data, key), text, "{data}");
         }
     }
 

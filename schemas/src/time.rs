@@ -95,6 +95,41 @@ impl Instant {
         Some(21 + digits)
     }
 
+    /// Reads the text of an instant of the years 1970 to 9998, to the second or to the millisecond, as nearly all
+    /// are written; none where it takes the general reader.
+    fn read_common(text: &str) -> Option<Self> {
+        let number = |digits: &[u8]| {
+            let digit = |byte: &u8| Some(u32::from(byte.wrapping_sub(b'0'))).filter(|digit| *digit < 10);
+            digits.iter().try_fold(0, |number, byte| Some(10 * number + digit(byte)?))
+        };
+        let (to_second, rest) = text.as_bytes().split_first_chunk::<19>()?;
+        let [y, e, a, r, b'-', m, o, b'-', d, t, b'T', h, u, b':', n, i, b':', s, c] = *to_second else { return None };
+        let millis = match rest {
+            b"Z" => 0,
+            [b'.', millis @ .., b'Z'] if millis.len() == 3 => number(millis)?,
+            _ => return None,
+        };
+        let (year, month, day) = (number(&[y, e, a, r])?, number(&[m, o])?, number(&[d, t])?);
+        let (hour, minute, second) = (number(&[h, u])?, number(&[n, i])?, number(&[s, c])?);
+        let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+        let last = match month {
+            2 => 28 + u32::from(leap),
+            4 | 6 | 9 | 11 => 30,
+            _ => 31,
+        };
+        let in_range = (1970..=9998).contains(&year) && (1..=12).contains(&month) && (1..=last).contains(&day);
+        if !in_range || hour > 23 || minute > 59 || second > 59 {
+            return None;
+        }
+        // As in `common`, the year begins with March.
+        let (year, march) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+        let (era, year_of_era) = (year / 400, year % 400);
+        let of_era = 365 * year_of_era + year_of_era / 4 - year_of_era / 100 + (153 * march + 2) / 5 + day - 1;
+        let days = i64::from(146_097 * era + of_era) - 719_468;
+        let of_day = i64::from((60 * (60 * hour + minute) + second) * 1_000 + millis);
+        Some(Self(days * DAY + of_day))
+    }
+
     fn any(self) -> String {
         // A producer's clock may show anything; what is written must be read again all the same.
         let last = if self.0 < 0 { jiff::Timestamp::MIN } else { jiff::Timestamp::MAX };
@@ -165,6 +200,9 @@ pub struct InvalidInstant {
 impl FromStr for Instant {
     type Err = InvalidInstant;
     fn from_str(text: &str) -> Result<Self, InvalidInstant> {
+        if let Some(instant) = Self::read_common(text) {
+            return Ok(instant);
+        }
         let instant: jiff::Timestamp = text.parse().map_err(|_| InvalidInstant { found: text.to_owned() })?;
         Ok(Self(instant.as_millisecond()))
     }
@@ -236,6 +274,39 @@ mod tests {
                 assert_eq!(String::from_utf8(put).unwrap(), instant.any());
             }
             assert_eq!(Instant(millis).to_string(), Instant(millis).any());
+        }
+    }
+
+    // jiff is the oracle here too.
+    #[test]
+    fn every_text_is_read_as_jiff_reads_it() {
+        let read_by_jiff = |text: &str| text.parse::<jiff::Timestamp>().ok().map(|instant| instant.as_millisecond());
+        let check = |text: &str| assert_eq!(text.parse::<Instant>().ok().map(|it| it.0), read_by_jiff(text), "{text}");
+        for day in (0..2_932_531).step_by(17) {
+            check(&Instant(day * DAY + day % DAY).to_string());
+            check(&Instant(day * DAY + 86_399_999).to_string());
+        }
+        let sound = "2024-02-29T23:59:59.999Z";
+        for place in 0..sound.len() {
+            check(&sound[..place]);
+            for byte in b' '..=b'~' {
+                let mut text = sound.as_bytes().to_vec();
+                text[place] = byte;
+                check(std::str::from_utf8(&text).unwrap());
+                check(&format!("{}Z", std::str::from_utf8(&text[..19]).unwrap()));
+            }
+        }
+        for month in 0..14 {
+            for day in 0..33 {
+                for year in [1900, 1969, 1970, 2000, 2023, 2024, 2100, 9998, 9999] {
+                    check(&format!("{year}-{month:02}-{day:02}T00:00:00Z"));
+                }
+            }
+        }
+        for text in
+            ["2026-03-28T24:00:00Z", "2026-03-28T23:59:60Z", "2026-03-28T22:10:00.1Z", "2026-03-28T22:10:00.123456Z"]
+        {
+            check(text);
         }
     }
 

@@ -5,9 +5,10 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-/// Buffers of one kind that are remembered: those of the epochs that are open, and of a few that wait to be
-/// written. Of more, the oldest is left to whoever still has it.
-const REMEMBERED: usize = 8;
+/// Buffers of one kind that are remembered: those of the epochs that are open or wait to be written, and, of
+/// images, of all that waits for the next checkpoint: five seconds of the shortest epochs. Of more, the oldest is
+/// left to whoever still has it.
+const REMEMBERED: usize = 256;
 
 /// What went out.
 #[derive(Debug, Default)]
@@ -20,10 +21,9 @@ impl Buffers {
             return Bytes::new();
         }
         let room = full.len() + full.len() / 4;
-        let empty = match self.back() {
-            Some(empty) if empty.capacity() >= full.len() => empty,
-            _ => Vec::with_capacity(room),
-        };
+        // One that is too large goes: what waits must not hold more memory than three times what is in it.
+        let fits = |empty: &Vec<u8>| (full.len()..=2 * room).contains(&empty.capacity());
+        let empty = self.back().filter(fits).unwrap_or_else(|| Vec::with_capacity(room));
         let out = Bytes::from(std::mem::replace(full, empty));
         if self.0.len() == REMEMBERED {
             self.0.pop_front();
@@ -58,5 +58,16 @@ mod tests {
         full.extend_from_slice(b"abc");
         let three = buffers.exchange(&mut full);
         assert_eq!((&three[..], full.len(), full.as_ptr()), (&b"abc"[..], 0, memory));
+    }
+
+    #[test]
+    fn a_buffer_of_a_flood_is_not_filled_with_a_little() {
+        let (mut buffers, mut full) = (Buffers::default(), vec![0; 100_000]);
+        buffers.exchange(&mut full);
+        for _ in 0..3 {
+            full.resize(100, 0);
+            buffers.exchange(&mut full);
+        }
+        assert!(full.capacity() < 1_000);
     }
 }

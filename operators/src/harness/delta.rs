@@ -8,6 +8,7 @@
 //!
 //! An image is [`StateKey`] and [`Image`], one after the other, as postcard writes them.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -62,6 +63,10 @@ impl Delta {
     #[must_use]
     pub fn len(&self) -> usize {
         self.0.iter().map(|page| page.images).sum()
+    }
+
+    fn bytes(&self) -> usize {
+        self.0.iter().map(|page| page.bytes.len()).sum()
     }
 
     /// Whether nothing changed.
@@ -171,13 +176,16 @@ impl Delta {
         Ok(Self(pages.into_iter().map(page).collect()))
     }
 
-    /// Images of any order, each key's from the oldest to the newest: in key order, and upon each other.
-    fn settled<'a>(pages: impl Iterator<Item = (&'a Arc<str>, &'a [u8])>) -> Self {
-        let mut by_operator: BTreeMap<&Arc<str>, Vec<&[u8]>> = BTreeMap::new();
-        pages.for_each(|(operator, bytes)| by_operator.entry(operator).or_default().push(bytes));
-        let mut room = Room::default();
-        let page = |(operator, pages): (&Arc<str>, Vec<&[u8]>)| {
-            let (images, bytes) = room.settle(&pages);
+    /// Pages of any order, each key's images from the oldest to the newest: in key order, and upon each other.
+    fn settled<'a>(pages: impl Iterator<Item = &'a Page>) -> Self {
+        let mut by_operator: BTreeMap<&Arc<str>, (usize, Vec<&[u8]>)> = BTreeMap::new();
+        for page in pages {
+            let (images, pages) = by_operator.entry(&page.operator).or_default();
+            *images += page.images;
+            pages.push(&page.bytes);
+        }
+        let page = |(operator, (images, pages)): (&Arc<str>, (usize, Vec<&[u8]>))| {
+            let (images, bytes) = settle(&pages, images);
             Page { operator: Arc::clone(operator), images, bytes: bytes.into() }
         };
         Self(by_operator.into_iter().map(page).collect())
@@ -193,7 +201,7 @@ impl fmt::Debug for Delta {
 /// Two deltas are equal if they say the same, whatever the order in which it lies.
 impl PartialEq for Delta {
     fn eq(&self, other: &Self) -> bool {
-        let settled = |delta: &Self| Self::settled(delta.0.iter().map(|page| (&page.operator, &*page.bytes)));
+        let settled = |delta: &Self| Self::settled(delta.0.iter());
         let (one, two) = (settled(self), settled(other));
         one.lying(|_| true)
             .map(|(operator, lying)| (operator, lying.all))
@@ -205,11 +213,14 @@ impl Eq for Delta {}
 
 impl FromIterator<(Key, Image)> for Delta {
     fn from_iter<I: IntoIterator<Item = (Key, Image)>>(images: I) -> Self {
-        let mut pages: BTreeMap<Arc<str>, Vec<u8>> = BTreeMap::new();
+        let mut pages: BTreeMap<Arc<str>, (usize, Vec<u8>)> = BTreeMap::new();
         for ((operator, key), image) in images {
-            put_image(pages.entry(operator).or_default(), &key, &image);
+            let (images, page) = pages.entry(operator).or_default();
+            put_image(page, &key, &image);
+            *images += 1;
         }
-        Self::settled(pages.iter().map(|(operator, bytes)| (operator, &**bytes)))
+        let page = |(operator, (images, bytes)): (_, (_, Vec<u8>))| Page { operator, images, bytes: bytes.into() };
+        Self::settled(pages.into_iter().map(page).collect::<Vec<_>>().iter())
     }
 }
 
@@ -223,34 +234,31 @@ impl<const COUNT: usize> From<[(Key, Image); COUNT]> for Delta {
 #[derive(Debug, Default)]
 pub struct Pending {
     settled: Delta,
-    /// What came since then, copied out of its pages, which are filled again meanwhile.
-    recent: BTreeMap<Arc<str>, Vec<u8>>,
+    /// What came since then: the workers' own pages, which they fill again once these are settled.
+    recent: Delta,
+    recent_bytes: usize,
 }
 
 impl Pending {
     /// Adds the next one.
     pub fn add(&mut self, newer: Delta) {
-        for page in newer.0 {
-            match self.recent.get_mut(&page.operator) {
-                Some(recent) => recent.extend_from_slice(&page.bytes),
-                None => drop(self.recent.insert(page.operator, page.bytes.to_vec())),
-            }
-        }
-        let recent: usize = self.recent.values().map(Vec::len).sum();
-        let settled: usize = self.settled.0.iter().map(|page| page.bytes.len()).sum();
-        if recent > settled.max(RECENT_BYTES_MAX) {
+        self.recent_bytes += newer.bytes();
+        self.recent.join(newer);
+        if self.recent_bytes > self.settled.bytes().max(RECENT_BYTES_MAX) {
             self.settle();
         }
     }
 
     fn settle(&mut self) {
-        if self.recent.values().all(Vec::is_empty) {
-            return;
+        if !self.recent.is_empty() {
+            self.settled = Delta::settled(self.settled.0.iter().chain(&self.recent.0));
+            self.forget_recent();
         }
-        let settled = self.settled.0.iter().map(|page| (&page.operator, &*page.bytes));
-        let recent = self.recent.iter().map(|(operator, bytes)| (operator, &**bytes));
-        self.settled = Delta::settled(settled.chain(recent));
-        self.recent.values_mut().for_each(Vec::clear);
+    }
+
+    fn forget_recent(&mut self) {
+        self.recent.0.clear();
+        self.recent_bytes = 0;
     }
 
     /// All of them as one.
@@ -266,94 +274,149 @@ impl Pending {
         self.settled
     }
 
-    /// Forgets them, and keeps the room of what is recent.
+    /// Forgets them.
     pub fn clear(&mut self) {
         self.settled.clear();
-        self.recent.values_mut().for_each(Vec::clear);
+        self.forget_recent();
     }
 }
 
 /// Where an image lies, what nearly always decides its place in key order, and where the rest of its key is.
 #[derive(Clone, Copy, Debug)]
 struct Place {
-    group: KeyGroup,
-    /// The beginning of the user's name.
-    first: u64,
-    page: u32,
+    /// The first eight bytes of the user's name; and the next eight, or where there are none the first of the
+    /// subkey. Filled up with zeros.
+    beginning: (u64, u64),
     start: usize,
+    page: u32,
     length: u32,
     /// From the start.
     user: (u32, u32),
     subkey: Option<(u32, u32)>,
+    group: KeyGroup,
+    keeps_body: bool,
 }
 
-/// Room for putting images in order.
-#[derive(Default)]
-struct Room {
-    places: Vec<Place>,
-    spread: Spread<Place>,
-}
-
-impl Room {
-    /// Pages from the oldest to the newest become one: how many images, and their bytes.
-    fn settle(&mut self, pages: &[&[u8]]) -> (usize, Vec<u8>) {
-        self.places.clear();
-        for (number, page) in (0..).zip(pages) {
-            let mut start = 0;
-            for lying in Images(page) {
-                let (mut first, name) = ([0; 8], lying.user);
-                let length = name.len().min(8);
-                first[..length].copy_from_slice(&name[..length]);
-                let length = lying.all.len();
-                let from = |part: &[u8]| part.as_ptr() as usize - lying.all.as_ptr() as usize;
-                // An image of four gigabytes is more than a body of bounded members holds.
-                let part = |part: &[u8]| (from(part) as u32, (from(part) + part.len()) as u32);
-                self.places.push(Place {
-                    group: lying.group,
-                    first: u64::from_be_bytes(first),
-                    page: number,
-                    start,
-                    length: length as u32,
-                    user: part(lying.user),
-                    subkey: lying.subkey.map(part),
-                });
-                start += length;
-            }
-        }
-        let all = |place: &Place| &pages[place.page as usize][place.start..place.start + place.length as usize];
-        let key = |place: &Place| {
-            let (all, part) = (all(place), |(start, end): (u32, u32)| start as usize..end as usize);
-            (&all[part(place.user)], place.subkey.map(|subkey| &all[part(subkey)]))
+impl Place {
+    #[inline(always)]
+    fn of(page: u32, start: usize, lying: &Lying<'_>) -> Self {
+        let all = lying.all;
+        // An image of four gigabytes is more than a body of bounded members holds.
+        let part = |part: &[u8]| {
+            let from = part.as_ptr() as usize - all.as_ptr() as usize;
+            (from as u32, (from + part.len()) as u32)
         };
-        let by_key = |one: &Place, two: &Place| {
-            let beginning = (one.group, one.first).cmp(&(two.group, two.first));
-            let age = || (one.page, one.start).cmp(&(two.page, two.start));
-            beginning.then_with(|| key(one).cmp(&key(two))).then_with(age)
-        };
-        self.spread.sort(&mut self.places, |place| usize::from(place.group.0), by_key);
-        let (mut images, mut bytes) = (0, Vec::with_capacity(pages.iter().map(|page| page.len()).sum()));
-        let same = |one: &Place, two: &Place| (one.group, one.first) == (two.group, two.first) && key(one) == key(two);
-        for of_key in self.places.chunk_by(same) {
-            images += 1;
-            if let [only] = of_key {
-                bytes.extend_from_slice(all(only));
-                continue;
-            }
-            let lying = || of_key.iter().rev().filter_map(|place| Rest(all(place)).lying());
-            let Some(newest) = lying().next() else { continue };
-            match lying().find(|older| !older.keeps_body()).filter(|_| newest.keeps_body()) {
-                None => bytes.extend_from_slice(newest.all),
-                // A body that was not set stays.
-                Some(older) => {
-                    let head = newest.all.len() - newest.body.len() - newest.timers.len();
-                    bytes.extend_from_slice(&newest.all[..head]);
-                    bytes.extend_from_slice(older.body);
-                    bytes.extend_from_slice(newest.timers);
-                }
-            }
+        let (user, subkey) = (part(lying.user), lying.subkey.map(part));
+        let first = |(from, to): (u32, u32)| first_eight(all, from as usize, to as usize);
+        let second = if user.1 - user.0 > 8 { first((user.0 + 8, user.1)) } else { subkey.map_or(0, first) };
+        Self {
+            beginning: (first(user), second),
+            start,
+            page,
+            length: all.len() as u32,
+            user,
+            subkey,
+            group: lying.group,
+            keeps_body: lying.keeps_body(),
         }
-        (images, bytes)
     }
+
+    fn all<'a>(&self, pages: &[&'a [u8]]) -> &'a [u8] {
+        self.part(pages, (0, self.length))
+    }
+
+    fn part<'a>(&self, pages: &[&'a [u8]], (from, to): (u32, u32)) -> &'a [u8] {
+        &pages[self.page as usize][self.start + from as usize..self.start + to as usize]
+    }
+
+    /// Bytes of the user's name.
+    const fn name(&self) -> u32 {
+        self.user.1 - self.user.0
+    }
+
+    /// In key order.
+    #[inline(always)]
+    fn by_key(&self, other: &Self, pages: &[&[u8]]) -> Ordering {
+        if self.group != other.group {
+            return self.group.cmp(&other.group);
+        }
+        let (one, two) = (self.beginning, other.beginning);
+        if one.0 != two.0 {
+            return one.0.cmp(&two.0);
+        }
+        // The second words are about the same part of the key, and all before it is alike.
+        if one.1 != two.1 && self.name() == other.name() {
+            return one.1.cmp(&two.1);
+        }
+        self.by_rest_of_key(other, pages)
+    }
+
+    #[inline(never)]
+    fn by_rest_of_key(&self, other: &Self, pages: &[&[u8]]) -> Ordering {
+        if self.name() != other.name() || self.name() > 8 {
+            let by_user = self.part(pages, self.user).cmp(other.part(pages, other.user));
+            if by_user.is_ne() {
+                return by_user;
+            }
+        }
+        match (self.subkey, other.subkey) {
+            (Some(one), Some(two)) => self.part(pages, one).cmp(other.part(pages, two)),
+            (one, two) => one.is_some().cmp(&two.is_some()),
+        }
+    }
+}
+
+/// The first eight bytes from `from` to `to`, filled up with zeros, in the order in which bytes compare.
+#[inline(always)]
+fn first_eight(all: &[u8], from: usize, to: usize) -> u64 {
+    let length = to - from;
+    match all.get(from..).and_then(<[u8]>::first_chunk) {
+        Some(eight) if length >= 8 => u64::from_be_bytes(*eight),
+        Some(eight) if length > 0 => u64::from_be_bytes(*eight) & u64::MAX << (64 - 8 * length),
+        _ => last_eight(all, from, to),
+    }
+}
+
+#[cold]
+fn last_eight(all: &[u8], from: usize, to: usize) -> u64 {
+    let byte = |place: usize| if from + place < to { all[from + place] } else { 0 };
+    u64::from_be_bytes(std::array::from_fn(byte))
+}
+
+/// Pages of one operator, from the oldest to the newest, become one: how many images, and their bytes.
+fn settle(pages: &[&[u8]], images: usize) -> (usize, Vec<u8>) {
+    let mut places = Vec::with_capacity(images);
+    for (number, page) in (0..).zip(pages) {
+        let mut start = 0;
+        for lying in Images(page) {
+            places.push(Place::of(number, start, &lying));
+            start += lying.all.len();
+        }
+    }
+    // Places are in order of age.
+    let mut order: Vec<u32> = (0..places.len() as u32).collect();
+    let place = |number: &u32| &places[*number as usize];
+    let by_key = |one: &u32, two: &u32| place(one).by_key(place(two), pages).then(one.cmp(two));
+    Spread::default().sort(&mut order, |number| usize::from(place(number).group.0), by_key);
+    let (mut images, mut bytes) = (0, Vec::with_capacity(pages.iter().map(|page| page.len()).sum()));
+    for of_key in order.chunk_by(|one, two| place(one).by_key(place(two), pages).is_eq()) {
+        let Some((newest, older)) = of_key.split_last() else { continue };
+        let newest = place(newest);
+        images += 1;
+        // A body that was not set stays.
+        let set = older.iter().map(place).rfind(|older| newest.keeps_body && !older.keeps_body);
+        let lying = |place: &Place| Rest(place.all(pages)).lying();
+        match set.and_then(|older| Some((lying(newest)?, lying(older)?))) {
+            None => bytes.extend_from_slice(newest.all(pages)),
+            Some((newest, older)) => {
+                let head = newest.all.len() - newest.body.len() - newest.timers.len();
+                bytes.extend_from_slice(&newest.all[..head]);
+                bytes.extend_from_slice(older.body);
+                bytes.extend_from_slice(newest.timers);
+            }
+        }
+    }
+    (images, bytes)
 }
 
 /// The images of a page.
@@ -362,7 +425,7 @@ struct Images<'a>(&'a [u8]);
 impl<'a> Iterator for Images<'a> {
     type Item = Lying<'a>;
 
-    #[inline]
+    #[inline(always)]
     fn next(&mut self) -> Option<Lying<'a>> {
         let mut rest = Rest(self.0);
         let lying = rest.lying();
@@ -429,8 +492,15 @@ impl<'a> Rest<'a> {
 
     #[inline]
     fn number(&mut self) -> Option<u64> {
-        let mut number = 0;
-        for shift in (0..64).step_by(7) {
+        match self.byte()? {
+            byte @ 0..0x80 => Some(u64::from(byte)),
+            byte => self.more_of_number(u64::from(byte & 0x7f)),
+        }
+    }
+
+    #[inline]
+    fn more_of_number(&mut self, mut number: u64) -> Option<u64> {
+        for shift in (7..64).step_by(7) {
             let byte = self.byte()?;
             number |= u64::from(byte & 0x7f) << shift;
             if byte < 0x80 {
@@ -463,13 +533,28 @@ impl<'a> Rest<'a> {
         Some((self.byte()?, self.bytes()?))
     }
 
+    /// Passes a timer.
+    #[inline]
+    fn pass_timer(&mut self) -> Option<()> {
+        // A number ends with the first byte whose top bit is not set; these have six bytes.
+        let ends = self.0.first_chunk().map_or(0, |nine: &[u8; 9]| {
+            let [_, number @ ..] = nine;
+            !u64::from_le_bytes(*number) & 0x8080_8080_8080_8080
+        });
+        if ends == 0 {
+            return self.timer().map(drop);
+        }
+        self.0 = self.0.get(2 + ends.trailing_zeros() as usize / 8..)?;
+        Some(())
+    }
+
     fn timer(&mut self) -> Option<(TimerId, Instant)> {
         let (id, at) = (self.byte()?, self.number()?);
         // Signed numbers are written so that small ones are short.
         Some((TimerId(id), Instant((at >> 1).cast_signed() ^ -(at & 1).cast_signed())))
     }
 
-    #[inline]
+    #[inline(always)]
     fn lying(&mut self) -> Option<Lying<'a>> {
         let all = self.0;
         let group = KeyGroup(u16::try_from(self.number()?).ok()?);
@@ -489,7 +574,7 @@ impl<'a> Rest<'a> {
         let body = &body[..body.len() - self.0.len()];
         let timers = self.0;
         for _ in 0..self.number()? {
-            self.timer()?;
+            self.pass_timer()?;
         }
         let timers = &timers[..timers.len() - self.0.len()];
         Some(Lying { group, user, subkey, head, body, timers, all: &all[..all.len() - self.0.len()] })
@@ -647,5 +732,40 @@ mod tests {
         assert_eq!(delta.without_gone().iter().collect::<Vec<_>>(), gone);
         let halves = (0..2).map(|worker| delta.of_worker(worker, 2).count()).collect::<Vec<_>>();
         assert_eq!(halves, [images.len() * 3 / 4, images.len() / 4]);
+    }
+
+    #[test]
+    fn keys_of_any_lengths_come_in_key_order_and_each_once() {
+        let users = ["", "a", "a\0", "abcdefgh", "abcdefgh\0", "abcdefghi", "abcdefghij", "abcdefghijklmnopq", "b"];
+        let subkeys: [Option<&[u8]>; 9] = [
+            None,
+            Some(b""),
+            Some(b"\0"),
+            Some(b"12345678"),
+            Some(b"123456789"),
+            Some(b"12345678abcdefgh"),
+            Some(b"12345678abcdefgi"),
+            Some(b"2"),
+            Some(b"12345678\0"),
+        ];
+        let mut keys = Vec::new();
+        for (group, user) in users.iter().flat_map(|user| [(0, user), (1, user), (999, user)]) {
+            for subkey in subkeys {
+                let subkey = subkey.map(Subkey::from_bytes);
+                keys.push((Arc::from("o"), StateKey { group: KeyGroup(group), user: (*user).into(), subkey }));
+            }
+        }
+        let image = |number: u8| Image { head: Some((1, HeadBytes::from_slice(&[number]))), ..Image::default() };
+        let mut pending = Pending::default();
+        for (number, step) in [1, 2, 5, 7].into_iter().enumerate() {
+            let shuffled = (0..keys.len()).map(|place| keys[place * step % keys.len()].clone());
+            let mut page = Vec::new();
+            shuffled.for_each(|(_, key)| put_image(&mut page, &key, &image(number as u8)));
+            let mut delta = Delta::new();
+            delta.push(&"o".into(), keys.len(), page.into());
+            pending.add(delta);
+        }
+        keys.sort();
+        assert!(pending.delta().iter().eq(keys.into_iter().map(|key| (key, image(3)))));
     }
 }

@@ -28,6 +28,9 @@ pub type Key = (Arc<str>, StateKey);
 /// is superseded takes no more memory than this, or than what is not. A second of a flood, or less.
 const RECENT_BYTES_MAX: usize = 64 << 20;
 
+/// Images from which on operators are settled side by side. Of fewer, threads cost more than they save.
+const SIDE_BY_SIDE_MIN: usize = 100_000;
+
 /// Images of one operator, one after the other.
 #[derive(Clone)]
 struct Page {
@@ -178,18 +181,50 @@ impl Delta {
 
     /// Pages of any order, each key's images from the oldest to the newest: in key order, and upon each other.
     fn settled<'a>(pages: impl Iterator<Item = &'a Page>) -> Self {
-        let mut by_operator: BTreeMap<&Arc<str>, (usize, Vec<&[u8]>)> = BTreeMap::new();
-        for page in pages {
-            let (images, pages) = by_operator.entry(&page.operator).or_default();
-            *images += page.images;
-            pages.push(&page.bytes);
-        }
-        let page = |(operator, (images, pages)): (&Arc<str>, (usize, Vec<&[u8]>))| {
-            let (images, bytes) = settle(&pages, images);
-            Page { operator: Arc::clone(operator), images, bytes: bytes.into() }
-        };
-        Self(by_operator.into_iter().map(page).collect())
+        Self(by_operator(pages).into_iter().map(settled_page).collect())
     }
+
+    /// The state that chunks hold, from the oldest to the newest, without keys of which nothing is left. Of a large one
+    /// operators are settled side by side: all that is to start waits for it.
+    #[must_use]
+    pub fn merged(chunks: &[Self]) -> Self {
+        if let [only] = chunks {
+            return only.without_gone();
+        }
+        let settled = if chunks.iter().map(Self::len).sum::<usize>() < SIDE_BY_SIDE_MIN {
+            Self::settled(chunks.iter().flat_map(|chunk| &chunk.0))
+        } else {
+            let operators = by_operator(chunks.iter().flat_map(|chunk| &chunk.0));
+            std::thread::scope(|scope| {
+                let threads: Vec<_> =
+                    operators.into_iter().map(|of_operator| scope.spawn(|| settled_page(of_operator))).collect();
+                let settled = |thread: std::thread::ScopedJoinHandle<'_, Page>| match thread.join() {
+                    Ok(page) => page,
+                    Err(panic) => std::panic::resume_unwind(panic),
+                };
+                Self(threads.into_iter().map(settled).collect())
+            })
+        };
+        settled.without_gone()
+    }
+}
+
+/// An operator, how many images it has, and its pages.
+type OfOperator<'a> = (&'a Arc<str>, (usize, Vec<&'a [u8]>));
+
+fn by_operator<'a>(pages: impl Iterator<Item = &'a Page>) -> BTreeMap<&'a Arc<str>, (usize, Vec<&'a [u8]>)> {
+    let mut by_operator: BTreeMap<_, (usize, Vec<&[u8]>)> = BTreeMap::new();
+    for page in pages {
+        let (images, pages) = by_operator.entry(&page.operator).or_default();
+        *images += page.images;
+        pages.push(&*page.bytes);
+    }
+    by_operator
+}
+
+fn settled_page((operator, (images, pages)): OfOperator<'_>) -> Page {
+    let (images, bytes) = settle(&pages, images);
+    Page { operator: Arc::clone(operator), images, bytes: bytes.into() }
 }
 
 impl fmt::Debug for Delta {
@@ -680,6 +715,35 @@ mod tests {
             ..Image::default()
         };
         images.iter().map(|(user, head, body)| (key(user), image(head, body))).collect()
+    }
+
+    #[test]
+    fn chunks_are_merged_side_by_side_as_they_are_one_after_the_other() {
+        // Four chunks, in each of which another third of all keys is gone.
+        let chunk = |round: usize| -> Delta {
+            let image = |number: usize| {
+                let operator = Arc::from(["dedup", "route", "rate_limit"][number % 3]);
+                let (group, user) = (KeyGroup((number % 1024) as u16), format!("u{}", number / 2).into());
+                let subkey = Some(Subkey::of(&[&(number % 7).to_string()]));
+                let byte = (number % 251 + round) as u8;
+                let there = (number + round) % 3 != 0;
+                let image = Image {
+                    head: there.then(|| (1, HeadBytes::from_slice(&[byte]))),
+                    body: (number % 5 == 0).then(|| there.then(|| (1, vec![byte; 3]))),
+                    ..Image::default()
+                };
+                ((operator, StateKey { group, user, subkey }), image)
+            };
+            (0..SIDE_BY_SIDE_MIN / 3).filter(|number| number % 4 <= round).map(image).collect()
+        };
+        let chunks: Vec<Delta> = (0..4).map(chunk).chain([chunk(3)]).collect();
+        let mut pending = Pending::default();
+        chunks.iter().for_each(|chunk| pending.add(chunk.clone()));
+        let expected = pending.into_delta().without_gone();
+        assert!(chunks.iter().map(Delta::len).sum::<usize>() > SIDE_BY_SIDE_MIN && expected.len() > 10_000);
+        assert_eq!(Delta::merged(&chunks), expected);
+        assert_eq!(Delta::merged(&chunks[..1]), chunks[0].without_gone());
+        assert_eq!(Delta::merged(&[]), Delta::new());
     }
 
     #[test]

@@ -273,15 +273,8 @@ impl Checkpoints {
     /// # Errors
     /// When a chunk cannot be read.
     pub fn state(&self, manifest: &Manifest) -> Result<Delta, CheckpointError> {
-        Ok(self.merged(&manifest.chunks)?.without_gone())
-    }
-
-    fn merged(&self, chunks: &[String]) -> Result<Delta, CheckpointError> {
-        let mut state = Pending::default();
-        for chunk in chunks {
-            state.add(self.chunk(chunk)?);
-        }
-        Ok(state.into_delta())
+        let chunks: Vec<Delta> = manifest.chunks.iter().map(|chunk| self.chunk(chunk)).collect::<Result<_, _>>()?;
+        Ok(Delta::merged(&chunks))
     }
 
     fn chunk(&self, name: &str) -> Result<Delta, CheckpointError> {

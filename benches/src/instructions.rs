@@ -14,7 +14,7 @@ use tidings_operators::harness::dataflow::Cut;
 use tidings_operators::harness::delta::{Delta, Pending};
 use tidings_operators::harness::feed::{Lot, RawRecord};
 use tidings_operators::harness::output::EpochOutput;
-use tidings_operators::ingest::{Arrived, Path, Reading, Source, ingest};
+use tidings_operators::ingest::{Arrived, Path, Source, ingest};
 use tidings_operators::rules::Rules;
 use tidings_schemas::lifecycle::Stage;
 
@@ -47,16 +47,7 @@ pub const PARTS: [Part; 5] = [
 
 #[inline(never)]
 fn part_of_reading(source: &Source, lot: Lot, records: &[RawRecord], rules: &Rules) -> Vec<Arrived> {
-    let mut reading = Reading::new(source, lot, rules, Path::Decide);
-    let mut arrived = Vec::with_capacity(records.len());
-    for record in records {
-        reading.take(record);
-        if reading.is_full() {
-            arrived.extend(reading.hand_out());
-        }
-    }
-    arrived.extend(reading.hand_out());
-    arrived
+    records.iter().map(|record| ingest(source, lot, record, rules, Path::Decide)).collect()
 }
 
 #[inline(never)]

@@ -15,10 +15,10 @@ use smol_str::SmolStr;
 use tidings_schemas::channel::{Channel, Op, Priority};
 use tidings_schemas::cloudevents;
 use tidings_schemas::event::InvalidEvent;
-use tidings_schemas::ids::{DedupKey, EventId, GroupId, IdHashes, IntentId, NotificationId, placement};
+use tidings_schemas::ids::{DedupKey, EventId, GroupId, IntentId, NotificationId, placement};
 use tidings_schemas::lane::{HEADER_ACCEPTED, HEADER_EVENT, Returned};
 use tidings_schemas::lifecycle::{Stage, State as Did, Unit};
-use tidings_schemas::plain::{PlainEvent, text_of};
+use tidings_schemas::plain::PlainEvent;
 use tidings_schemas::profile::{Address, Profile};
 use tidings_schemas::reason::Reason;
 use tidings_schemas::time::Instant;
@@ -184,106 +184,17 @@ impl Rejected {
 /// Reads one record of `source`.
 #[must_use]
 pub fn ingest(source: &Source, lot: Lot, record: &RawRecord, rules: &Rules, path: Path) -> Arrived {
-    let mut hashes = IdHashes::default();
-    let (mut arrived, names) = read(source, lot, record, rules, &mut hashes);
-    name(std::slice::from_mut(&mut arrived), &[names], path, &mut hashes);
-    arrived
-}
-
-/// Reads records of one partition, one after the other. Their ids are made when they are handed out, of several
-/// records at once.
-pub struct Reading<'a> {
-    source: &'a Source,
-    lot: Lot,
-    rules: &'a Rules,
-    path: Path,
-    arrived: Vec<Arrived>,
-    names: Vec<Option<Names>>,
-    hashes: IdHashes,
-}
-
-impl<'a> Reading<'a> {
-    /// So many records are worth to be named together: hashes have all their lanes full, and what was read is still
-    /// in the cache.
-    pub const TOGETHER: usize = 32;
-
-    /// Reads records of `lot`, a partition of `source`.
-    #[must_use]
-    pub fn new(source: &'a Source, lot: Lot, rules: &'a Rules, path: Path) -> Self {
-        let (arrived, names) = (Vec::with_capacity(Self::TOGETHER), Vec::with_capacity(Self::TOGETHER));
-        Self { source, lot, rules, path, arrived, names, hashes: IdHashes::default() }
-    }
-
-    /// Reads one more.
-    pub fn take(&mut self, record: &RawRecord) {
-        let (arrived, names) = read(self.source, self.lot, record, self.rules, &mut self.hashes);
-        self.arrived.push(arrived);
-        self.names.push(names);
-    }
-
-    /// Takes one more as one that cannot be used.
-    pub fn refuse(&mut self, record: &RawRecord, reason: Reason, problem: String) {
-        self.arrived.push(reject(self.source, self.lot, record, reason, problem));
-        self.names.push(None);
-    }
-
-    /// Whether it is time to hand them out.
-    #[must_use]
-    pub fn is_full(&self) -> bool {
-        self.arrived.len() >= Self::TOGETHER
-    }
-
-    /// Hands out what was read, in order.
-    pub fn hand_out(&mut self) -> impl Iterator<Item = Arrived> {
-        name(&mut self.arrived, &self.names, self.path, &mut self.hashes);
-        self.names.clear();
-        self.arrived.drain(..)
-    }
-}
-
-/// Where the ids of an event are among the hashes.
-#[derive(Clone, Copy)]
-struct Names {
-    /// None: it has its id already.
-    event: Option<usize>,
-    dedup_key: usize,
-    intent: usize,
-    intent_by_id: usize,
-}
-
-/// Reads one record. An event is without its ids, which are to be found among `hashes`.
-fn read(
-    source: &Source,
-    lot: Lot,
-    record: &RawRecord,
-    rules: &Rules,
-    hashes: &mut IdHashes,
-) -> (Arrived, Option<Names>) {
-    let kept = kept_event(record);
-    let handed_over = kept.is_some();
-    let event = || kept.unwrap_or_else(|| EventId::new(&source.id, lot.partition, record.offset));
-    let mut names = None;
-    let (event, body) = match source.kind {
-        SourceKind::Events { unknown_to_data } => match parse_event(record, unknown_to_data) {
-            Err(refusal) => (EventId::default(), Err(refusal)),
-            Ok(parsed) => {
-                // Nothing of it but its id may have to be known now.
-                let later = kept.is_none() && parsed.id.is_some();
-                let id = if later { EventId::default() } else { event() };
-                let hasher = || EventId::hasher(&source.id, lot.partition, record.offset);
-                let place = later.then(|| hashes.add(&hasher()));
-                let (item, of_item) = item(parsed, id, accepted(record), rules, hashes);
-                names = Some(Names { event: place, ..of_item });
-                (id, Ok(Body::Item(item)))
-            }
-        },
-        SourceKind::Returned => (event(), parse_returned(record).map(|item| Body::Item(Box::new(item)))),
-        SourceKind::Profiles => (event(), parse_profile(record)),
-        SourceKind::Addresses => (event(), parse_address(record)),
+    let event = event_id(source, lot, record);
+    let body = match source.kind {
+        SourceKind::Events { unknown_to_data } => parse_event(record, unknown_to_data)
+            .map(|parsed| Body::Item(Box::new(item(parsed, event, accepted(record), rules, path)))),
+        SourceKind::Returned => parse_returned(record).map(|item| Body::Item(Box::new(item))),
+        SourceKind::Profiles => parse_profile(record),
+        SourceKind::Addresses => parse_address(record),
     };
     match body {
-        Ok(body) => (Arrived { offset: record.offset, event, handed_over, body }, names),
-        Err((reason, problem)) => (reject(source, lot, record, reason, problem), None),
+        Ok(body) => Arrived { offset: record.offset, event, handed_over: kept_event(record).is_some(), body },
+        Err((reason, problem)) => reject(source, lot, record, reason, problem),
     }
 }
 
@@ -348,14 +259,8 @@ fn parse_event(record: &RawRecord, unknown_to_data: bool) -> Result<PlainEvent<'
     })
 }
 
-/// The item of one event: type policy fills what the producer left open. Its ids are to be found among `hashes`.
-fn item(
-    event: PlainEvent<'_>,
-    id: EventId,
-    accepted: Instant,
-    rules: &Rules,
-    hashes: &mut IdHashes,
-) -> (Box<Item>, Names) {
+/// The item of one event: type policy fills what the producer left open.
+fn item(event: PlainEvent<'_>, id: EventId, accepted: Instant, rules: &Rules, path: Path) -> Item {
     let rule = rules.of_type(&event.event_type);
     let priority = match event.priority {
         // A larger value is less urgent: lowering is the producer's right, raising the policy's gift.
@@ -386,7 +291,7 @@ fn item(
         created_at: accepted,
         expires_at: event.expires_at,
     };
-    let item = Box::new(Item {
+    let mut item = Item {
         page: Arc::new(page),
         op: event.op.unwrap_or(Op::Notify),
         priority,
@@ -411,61 +316,33 @@ fn item(
         returned: None,
         replay: 0,
         matched: 0,
-    });
+    };
     let expressed = rule.dedup_key.as_ref().and_then(|expression| expression.evaluate(&ItemFacts::new(&item)));
-    let names = ask(&item, id, expressed.as_deref(), hashes);
-    (item, names)
+    name(&mut item, id, expressed.as_deref(), path);
+    item
 }
 
-/// Asks for the ids of an event: by its type's expression where that has a value, by the producer's key else.
-fn ask(item: &Item, id: EventId, expressed: Option<&str>, hashes: &mut IdHashes) -> Names {
-    let page = &item.page;
+/// The ids of an event: by its type's expression where that has a value, by the producer's key else.
+fn name(item: &mut Item, id: EventId, expressed: Option<&str>, path: Path) {
+    let page = Arc::make_mut(&mut item.page);
     let absent = if page.producer_id.is_none() { id.to_string() } else { String::new() };
     let by_id = page.producer_id.as_deref().unwrap_or(&absent);
     let value = expressed.or(page.producer_key.as_deref()).unwrap_or(by_id);
     let of_type = expressed.map(|_| &*page.event_type);
     // The dedup set is kept per user, so that the key need not name the user.
-    let dedup_key = hashes.add(&DedupKey::hasher(&page.tenant, item.op.as_str(), of_type, value));
-    let intent = hashes.add(&IntentId::hasher(&page.tenant, &page.user, of_type, value));
+    page.dedup_key = DedupKey::new(&page.tenant, item.op.as_str(), of_type, value);
+    let intent = IntentId::new(&page.tenant, &page.user, of_type, value);
     // Most events have one name, which is hashed once.
-    let intent_by_id = match of_type.is_none() && value == by_id {
-        true => intent,
-        false => hashes.add(&IntentId::hasher(&page.tenant, &page.user, None, by_id)),
+    let one_name = of_type.is_none() && value == by_id;
+    let intent_by_id = if one_name { intent } else { IntentId::new(&page.tenant, &page.user, None, by_id) };
+    item.notification = match (path, item.priority) {
+        (Path::Critical, Priority::Critical) => NotificationId::critical(intent),
+        _ => NotificationId::of_one(&page.user, id),
     };
-    Names { event: None, dedup_key, intent, intent_by_id }
-}
-
-/// Gives the events among `arrived` the ids that they asked for.
-fn name(arrived: &mut [Arrived], names: &[Option<Names>], path: Path, hashes: &mut IdHashes) {
-    let made = hashes.finish();
-    for (arrived, names) in arrived.iter_mut().zip(names) {
-        let (Body::Item(item), Some(names)) = (&mut arrived.body, names) else { continue };
-        if let Some(place) = names.event {
-            arrived.event = EventId(made[place]);
-        }
-        Arc::make_mut(&mut item.page).dedup_key = DedupKey(made[names.dedup_key]);
-        for member in &mut item.members {
-            let member = Arc::make_mut(member);
-            member.event = arrived.event;
-            (member.intent, member.intent_by_id) = (IntentId(made[names.intent]), IntentId(made[names.intent_by_id]));
-        }
+    for member in &mut item.members {
+        let member = Arc::make_mut(member);
+        (member.intent, member.intent_by_id) = (intent, intent_by_id);
     }
-    // What is said is named by the event's id, or by its intent.
-    hashes.clear();
-    for (arrived, _) in arrived.iter().zip(names).filter(|(_, names)| names.is_some()) {
-        let Body::Item(item) = &arrived.body else { continue };
-        hashes.add(&match (path, item.priority) {
-            (Path::Critical, Priority::Critical) => NotificationId::hasher_critical(item.newest().intent),
-            _ => NotificationId::hasher_of_one(&item.user, arrived.event),
-        });
-    }
-    let mut made = hashes.finish().iter();
-    for (arrived, _) in arrived.iter_mut().zip(names).filter(|(_, names)| names.is_some()) {
-        if let (Body::Item(item), Some(hash)) = (&mut arrived.body, made.next()) {
-            item.notification = NotificationId(*hash);
-        }
-    }
-    hashes.clear();
 }
 
 /// A leg that deliver gave back, as the item it was.
@@ -601,63 +478,7 @@ impl Facts for ItemFacts<'_> {
     }
 
     fn data(&self, path: &[String]) -> Value<'_> {
-        // Most ask for a text.
-        if let ([key], None) = (path, self.data.get())
-            && let Some(text) = text_of(&self.item.newest().content.data, key)
-        {
-            return Value::Text(text);
-        }
         let data = self.data.get_or_init(|| serde_json::from_str(&self.item.newest().content.data).unwrap_or_default());
         Value::at(data, path)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    // Of a batch that is as long as those that are named together, and of one that is longer.
-    #[test]
-    fn what_is_read_together_is_what_is_read_alone() {
-        let events = |unknown_to_data| Source { id: "high".into(), kind: SourceKind::Events { unknown_to_data } };
-        let (rules, lot) = (crate::script::rules(), Lot { source: 0, partition: 3 });
-        let values = [
-            r#"{"id":"a","type":"like","user_id":"u1"}"#.to_owned(),
-            r#"{"type":"like","user_id":"u1","dedup_key":"k"}"#.to_owned(),
-            r#"{"id":"b","type":"like","user_id":"u1","dedup_key":"k","op":"cancel"}"#.to_owned(),
-            r#"{"id":"c","type":"verification_code","user_id":"u1","priority":"critical"}"#.to_owned(),
-            r#"{"id":"d","type":"order_shipped","user_id":"u1","data":{"order_id":"7"}}"#.to_owned(),
-            format!(r#"{{"id":"{}","type":"like","user_id":"{}"}}"#, "i".repeat(500), "u".repeat(100)),
-            r#"{"id":"e","type":"like"}"#.to_owned(),
-            "not JSON".to_owned(),
-        ];
-        let kept = (HEADER_EVENT.to_owned(), EventId::new("critical", 1, 2).to_string().into());
-        let record = |offset: u64| RawRecord {
-            offset,
-            key: None,
-            value: Some(values[offset as usize % values.len()].clone().into()),
-            headers: if offset.is_multiple_of(5) { vec![kept.clone()] } else { Vec::new() },
-            timestamp: Instant(1_000),
-        };
-        for path in [Path::Decide, Path::Critical] {
-            let source = events(false);
-            let mut reading = Reading::new(&source, lot, &rules, path);
-            let mut together = Vec::new();
-            for offset in 0..100 {
-                match offset {
-                    50 => reading.refuse(&record(offset), Reason::Panicked, "it died".to_owned()),
-                    _ => reading.take(&record(offset)),
-                }
-                if reading.is_full() {
-                    together.extend(reading.hand_out());
-                }
-            }
-            together.extend(reading.hand_out());
-            let alone = (0..100).map(|offset| match offset {
-                50 => reject(&source, lot, &record(offset), Reason::Panicked, "it died".to_owned()),
-                _ => ingest(&source, lot, &record(offset), &rules, path),
-            });
-            assert_eq!(together, alone.collect::<Vec<_>>());
-        }
     }
 }

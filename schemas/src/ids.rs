@@ -12,8 +12,6 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use crate::hashes::{BLOCK, LANES, Message, four};
-
 /// Number of key groups: the unit of state placement. Fixed for ever, because checkpoints of any
 /// age are dealt out by it; 1024 leaves every worker of a large cluster several groups.
 pub const KEY_GROUPS: u16 = 1024;
@@ -100,79 +98,9 @@ impl IdHasher {
     /// The first 128 bits of the hash.
     #[must_use]
     pub fn finish(&self) -> [u8; 16] {
-        first_of(self.fields())
-    }
-}
-
-/// The first sixteen bytes of a hash.
-fn first_of(bytes: &[u8]) -> [u8; 16] {
-    let mut out = [0; 16];
-    out.copy_from_slice(&blake3::hash(bytes).as_bytes()[..16]);
-    out
-}
-
-/// Hashes many ids, several at a time: in half the time of one after the other.
-#[derive(Clone, Debug)]
-pub struct IdHashes {
-    /// Those that wait for others, and their places.
-    waiting: [Message; LANES],
-    places: [usize; LANES],
-    count: usize,
-    hashes: Vec<[u8; 16]>,
-}
-
-impl Default for IdHashes {
-    fn default() -> Self {
-        Self { waiting: [([0; BLOCK], 0); LANES], places: [0; LANES], count: 0, hashes: Vec::new() }
-    }
-}
-
-impl IdHashes {
-    /// Takes one in; returns its place.
-    pub fn add(&mut self, hasher: &IdHasher) -> usize {
-        let place = self.hashes.len();
-        if hasher.spilled.is_empty() && hasher.length <= BLOCK {
-            // What lies behind the last field was never written: it is filled up with zeros.
-            let (block, _) = hasher.inline.as_chunks::<BLOCK>();
-            self.waiting[self.count] = (block[0], hasher.length as u32);
-            self.places[self.count] = place;
-            self.count += 1;
-            self.hashes.push([0; 16]);
-        } else {
-            self.hashes.push(hasher.finish());
-        }
-        if self.count == LANES {
-            self.settle();
-        }
-        place
-    }
-
-    fn settle(&mut self) {
-        if let ([one, ..], 1) = (&self.waiting, self.count) {
-            let (block, length) = one;
-            self.hashes[self.places[0]] = first_of(&block[..*length as usize]);
-            self.count = 0;
-            return;
-        }
-        let hashes = four(&self.waiting);
-        for (place, hash) in self.places[..self.count].iter().zip(hashes) {
-            self.hashes[*place] = hash;
-        }
-        self.count = 0;
-    }
-
-    /// All of them, by their places.
-    pub fn finish(&mut self) -> &[[u8; 16]] {
-        if self.count > 0 {
-            self.settle();
-        }
-        &self.hashes
-    }
-
-    /// Forgets all of them.
-    pub fn clear(&mut self) {
-        self.count = 0;
-        self.hashes.clear();
+        let mut out = [0; 16];
+        out.copy_from_slice(&blake3::hash(self.fields()).as_bytes()[..16]);
+        out
     }
 }
 
@@ -398,16 +326,9 @@ impl DedupKey {
     /// type's own expression, so that two types that use `data.order_id` don't meet.
     #[must_use]
     pub fn new(tenant: &str, op: &str, type_name: Option<&str>, value: &str) -> Self {
-        Self::of(&Self::hasher(tenant, op, type_name, value))
-    }
-
-    /// What [`Self::new`] hashes.
-    #[must_use]
-    #[inline]
-    pub fn hasher(tenant: &str, op: &str, type_name: Option<&str>, value: &str) -> IdHasher {
         let mut hasher = IdHasher::new("dedup");
         hasher.text(tenant).text(op).text(type_name.unwrap_or("")).text(value);
-        hasher
+        Self::of(&hasher)
     }
 }
 
@@ -415,16 +336,9 @@ impl IntentId {
     /// The intent of (tenant, user) and the fields of the dedup key without the operation.
     #[must_use]
     pub fn new(tenant: &str, user: &str, type_name: Option<&str>, value: &str) -> Self {
-        Self::of(&Self::hasher(tenant, user, type_name, value))
-    }
-
-    /// What [`Self::new`] hashes.
-    #[must_use]
-    #[inline]
-    pub fn hasher(tenant: &str, user: &str, type_name: Option<&str>, value: &str) -> IdHasher {
         let mut hasher = IdHasher::new("intent");
         hasher.text(tenant).text(user).text(type_name.unwrap_or("")).text(value);
-        hasher
+        Self::of(&hasher)
     }
 }
 
@@ -432,16 +346,9 @@ impl EventId {
     /// The event at `offset` of `partition` of `source` (the source's id in the topology).
     #[must_use]
     pub fn new(source: &str, partition: u32, offset: u64) -> Self {
-        Self::of(&Self::hasher(source, partition, offset))
-    }
-
-    /// What [`Self::new`] hashes.
-    #[must_use]
-    #[inline]
-    pub fn hasher(source: &str, partition: u32, offset: u64) -> IdHasher {
         let mut hasher = IdHasher::new("event");
         hasher.text(source).number(u64::from(partition)).number(offset);
-        hasher
+        Self::of(&hasher)
     }
 }
 
@@ -451,30 +358,18 @@ impl NotificationId {
     #[must_use]
     pub fn new(operator: &str, user: &str, subkey: &[u8], events: &mut [EventId]) -> Self {
         events.sort_unstable();
-        Self::of(&Self::hasher(operator, user, subkey, events))
+        let mut hasher = IdHasher::new("notification");
+        hasher.text(operator).text(user).field(subkey).number(events.len() as u64);
+        for event in events.iter() {
+            hasher.field(&event.0);
+        }
+        Self::of(&hasher)
     }
 
     /// The notification of one event, as `validate` forms it.
     #[must_use]
     pub fn of_one(user: &str, event: EventId) -> Self {
-        Self::of(&Self::hasher_of_one(user, event))
-    }
-
-    /// What [`Self::of_one`] hashes.
-    #[must_use]
-    #[inline]
-    pub fn hasher_of_one(user: &str, event: EventId) -> IdHasher {
-        Self::hasher("validate", user, b"", &[event])
-    }
-
-    #[inline]
-    fn hasher(operator: &str, user: &str, subkey: &[u8], events: &[EventId]) -> IdHasher {
-        let mut hasher = IdHasher::new("notification");
-        hasher.text(operator).text(user).field(subkey).number(events.len() as u64);
-        for event in events {
-            hasher.field(&event.0);
-        }
-        hasher
+        Self::new("validate", user, b"", &mut [event])
     }
 
     /// As [`NotificationId::new`] for a group that has folded members: `folded` is their running
@@ -491,15 +386,9 @@ impl NotificationId {
     /// entries.
     #[must_use]
     pub fn critical(intent: IntentId) -> Self {
-        Self::of(&Self::hasher_critical(intent))
-    }
-
-    /// What [`Self::critical`] hashes.
-    #[must_use]
-    pub fn hasher_critical(intent: IntentId) -> IdHasher {
         let mut hasher = IdHasher::new("notification");
         hasher.text("critical").field(&intent.0);
-        hasher
+        Self::of(&hasher)
     }
 }
 
@@ -619,21 +508,6 @@ mod tests {
             oracle.update(b"tidings-placement-1\0");
             oracle.update(long.as_bytes());
             assert_eq!(placement(&long), oracle.digest(), "{length}");
-        }
-    }
-
-    #[test]
-    fn ids_that_are_hashed_together_are_those_that_are_hashed_alone() {
-        let mut hashes = IdHashes::default();
-        for count in 0..10 {
-            let text = |number: usize| "x".repeat(number * 37 % 300);
-            let hasher = |number: usize| IntentId::hasher("t", "u", None, &text(number));
-            let places: Vec<_> = (0..count).map(|number| hashes.add(&hasher(number))).collect();
-            let made = hashes.finish();
-            for (number, place) in places.into_iter().enumerate() {
-                assert_eq!(IntentId(made[place]), IntentId::new("t", "u", None, &text(number)), "{number} of {count}");
-            }
-            hashes.clear();
         }
     }
 

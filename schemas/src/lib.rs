@@ -15,7 +15,6 @@ pub mod profile;
 pub mod policy;
 pub mod reason;
 
-mod hashes;
 mod json;
 pub mod lane;
 pub mod lifecycle;

@@ -15,7 +15,7 @@ use super::chain::{Block, Chain};
 use super::dataflow::{Assigned, Command, Cut, Report};
 use super::feed::{Extent, Lot, RawRecord};
 use super::ordinal::Ordinal;
-use crate::ingest::{Arrived, Path, Reading, Source};
+use crate::ingest::{Path, Source, ingest, reject};
 
 /// Records that one worker reads ahead of the cut. Beyond it feeds are not polled: the log waits,
 /// not the memory. A few epochs' worth at a million events a second and two workers.
@@ -242,34 +242,28 @@ impl Intake {
             let Some(source) = self.sources.get(usize::from(lot.source)) else { continue };
             let mut extent = Extent { end, ..Extent::default() };
             let mut open: Vec<Vec<_>> = (0..self.peers).map(|_| Vec::new()).collect();
-            let mut deal = |arrived: Arrived| {
+            while let Some((record, checksum)) = inlet.buffer.pop_front_if(|(record, _)| record.offset < end) {
+                extent.count(checksum);
+                let skip = cut.skips.iter().find(|skip| skip.record() == Some((lot, record.offset)));
+                let arrived = match skip {
+                    None => {
+                        if let Some(crumbs) = &cut.crumbs {
+                            crumbs.at(cut.epoch, &Ordinal::record(lot, record.offset), None);
+                        }
+                        let crumb = Crumb::Record(lot, record.offset);
+                        let arrived = ingest(source, lot, &record, &cut.rules, Path::Decide);
+                        crumb.survived();
+                        arrived
+                    }
+                    Some(skip) => reject(source, lot, &record, Reason::Panicked, skip.problem.clone()),
+                };
                 let target = key_group(arrived.placement()).worker(self.peers);
                 open[target].push(arrived);
                 if open[target].len() == BLOCK_MAX {
                     let records = std::mem::take(&mut open[target]);
                     blocks.push(Block { lot, target: u32::try_from(target).unwrap_or(0), records });
                 }
-            };
-            let mut reading = Reading::new(source, lot, &cut.rules, Path::Decide);
-            while let Some((record, checksum)) = inlet.buffer.pop_front_if(|(record, _)| record.offset < end) {
-                extent.count(checksum);
-                match cut.skips.iter().find(|skip| skip.record() == Some((lot, record.offset))) {
-                    None => {
-                        if let Some(crumbs) = &cut.crumbs {
-                            crumbs.at(cut.epoch, &Ordinal::record(lot, record.offset), None);
-                        }
-                        let crumb = Crumb::Record(lot, record.offset);
-                        reading.take(&record);
-                        crumb.survived();
-                    }
-                    Some(skip) => reading.refuse(&record, Reason::Panicked, skip.problem.clone()),
-                }
-                // Where a death may leave no word, each record goes all the way by itself.
-                if reading.is_full() || cut.crumbs.is_some() {
-                    reading.hand_out().for_each(&mut deal);
-                }
             }
-            reading.hand_out().for_each(&mut deal);
             for (target, records) in open.into_iter().enumerate().filter(|(_, records)| !records.is_empty()) {
                 blocks.push(Block { lot, target: u32::try_from(target).unwrap_or(0), records });
             }

@@ -258,6 +258,18 @@ impl KafkaMember {
         }
     }
 
+    /// Whether this consumer can do nothing any more, whatever is asked of it: then it must be joined again. librdkafka
+    /// says so once, in a poll, and every other call only fails from then on: whoever tried those again would do so
+    /// for ever.
+    fn fatal(&self) -> Option<LogError> {
+        let (code, reason) = self.consumer.as_ref()?.client().fatal_error()?;
+        tracing::warn!(group = self.group, ?code, reason, "this member of the group is none any more");
+        if let Some(seat) = self.seat.as_ref().filter(|_| code == RDKafkaErrorCode::FencedInstanceId) {
+            seat.refuse();
+        }
+        Some(LogError::Fenced(self.group.clone()))
+    }
+
     /// What an error that librdkafka handed out means; `None` where it goes on by itself.
     fn error_of(&mut self, error: &KafkaError) -> Option<LogError> {
         match error.rdkafka_error_code() {
@@ -270,16 +282,10 @@ impl KafkaMember {
                 };
                 self.positions.iter().find_map(outside)
             }
-            Some(
-                code @ (RDKafkaErrorCode::PollExceeded | RDKafkaErrorCode::FencedInstanceId | RDKafkaErrorCode::Fatal),
-            ) => {
-                let fatal = self.consumer.as_ref().and_then(|consumer| consumer.client().fatal_error());
-                let code = fatal.map_or(code, |(code, _)| code);
-                if let Some(seat) = self.seat.as_ref().filter(|_| code == RDKafkaErrorCode::FencedInstanceId) {
-                    seat.refuse();
-                }
+            Some(RDKafkaErrorCode::PollExceeded | RDKafkaErrorCode::FencedInstanceId | RDKafkaErrorCode::Fatal) => {
+                let fenced = self.fatal().unwrap_or_else(|| LogError::Fenced(self.group.clone()));
                 self.lose();
-                Some(LogError::Fenced(self.group.clone()))
+                Some(fenced)
             }
             Some(
                 RDKafkaErrorCode::BrokerTransportFailure
@@ -308,6 +314,11 @@ impl GroupReader for KafkaMember {
         self.consumer()?;
         if let Some(error) = self.error.take() {
             return Err(error);
+        }
+        // Asked before the group's wishes are met: each of them would fail, poll for poll.
+        if let Some(fenced) = self.fatal() {
+            self.lose();
+            return Err(fenced);
         }
         self.settle()?;
         let (mut found, mut bytes, mut wait) = (Vec::new(), 0, wait);
@@ -388,7 +399,7 @@ impl GroupReader for KafkaMember {
         if commits.iter().any(|(partition, _)| !self.positions.contains_key(partition)) {
             return Err(LogError::Fenced(self.group.clone()));
         }
-        commit(consumer, &self.group, commits)
+        commit(consumer, &self.group, commits).map_err(|error| self.fatal().unwrap_or(error))
     }
 }
 

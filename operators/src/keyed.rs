@@ -29,9 +29,10 @@ use crate::harness::ordinal::Ordinal;
 use crate::harness::profiles::Profiles;
 use crate::harness::stage::{Flow, Store};
 pub use crate::harness::table::Table;
-use crate::harness::table::{UserKey, decode};
+use crate::harness::table::{UserKey, decode, put_by_serde, read_by_serde};
 use crate::ingest::Path;
 use crate::item::{Item, Member, Page, Subject};
+use crate::packed;
 use crate::params::{Position, Report, SideInput};
 use crate::quiet::{self, Verdict};
 use crate::rules::Rules;
@@ -110,6 +111,19 @@ pub trait State: Default + Clone + Serialize + DeserializeOwned + Send + 'static
         let _ = bytes;
         Err(unknown_version::<Self>(from))
     }
+
+    /// Appends its bytes: those of postcard, whoever writes them.
+    fn put(&self, to: &mut Vec<u8>) {
+        put_by_serde(self, to);
+    }
+
+    /// Reads bytes of this build's version.
+    ///
+    /// # Errors
+    /// When they are none.
+    fn read(bytes: &[u8]) -> Result<Self, String> {
+        read_by_serde(bytes)
+    }
 }
 
 /// Why state of version `from` is not read: what a `migrate` says of one that it does not know.
@@ -125,7 +139,16 @@ pub(crate) fn newer_version(from: u8, reads: u8) -> String {
 }
 
 impl State for () {}
-impl State for Option<Box<Item>> {}
+
+impl State for Option<Box<Item>> {
+    fn put(&self, to: &mut Vec<u8>) {
+        packed::put(self.as_deref(), to);
+    }
+
+    fn read(bytes: &[u8]) -> Result<Self, String> {
+        packed::read(bytes).map_or_else(|| read_by_serde(bytes), Ok)
+    }
+}
 
 /// State that is parked: how it lies in memory meanwhile.
 pub trait Body: State {

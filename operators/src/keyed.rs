@@ -10,6 +10,7 @@
 //! that sets it: parked items are bodies, counters are heads.
 
 use std::borrow::Cow;
+use std::cell::OnceCell;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -392,6 +393,8 @@ pub struct Cx<'a, O: Operator> {
     pub(crate) operator: &'a Arc<str>,
     pub(crate) user: UserKey<'a>,
     pub(crate) profiles: &'a Profiles,
+    /// What they know of the user, once it was asked for.
+    pub(crate) known: OnceCell<&'a Known>,
     pub(crate) rules: &'a Rules,
     pub(crate) path: Path,
     pub(crate) table: &'a mut O::Store,
@@ -429,7 +432,7 @@ impl<O: Operator> Cx<'_, O> {
     /// Profile and reachability at the end of this epoch's side inputs.
     #[must_use]
     pub fn known(&self) -> &Known {
-        self.profiles.get(self.user)
+        self.known.get_or_init(|| self.profiles.get(self.user))
     }
 
     /// Policies and calendar of this cut.

@@ -1,5 +1,6 @@
 //! One operator within the chain: what it asks of its state, whichever layout that has, and the calls into it.
 
+use std::cell::OnceCell;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -133,6 +134,7 @@ impl<O: Operator> Keyed<O> {
             operator: &self.id,
             user,
             profiles: env.profiles,
+            known: OnceCell::new(),
             rules: env.rules,
             path: env.path,
             table: &mut self.table,

@@ -24,9 +24,9 @@ use tidings_schemas::profile::{Profile, Reachability};
 use tidings_schemas::reason::Reason;
 use tidings_schemas::time::Instant;
 
+use crate::harness::book::Spot;
 use crate::harness::drafts::{Call, Drafts};
 pub use crate::harness::notes::{NoteId, Notes};
-use crate::harness::ordinal::Ordinal;
 use crate::harness::profiles::Profiles;
 use crate::harness::stage::{Flow, Store};
 pub use crate::harness::table::Table;
@@ -403,8 +403,8 @@ pub struct Cx<'a, O: Operator> {
     /// How many of them this call has handed on.
     pub(crate) emitted: usize,
     pub(crate) drafts: &'a mut Drafts,
-    pub(crate) cause: &'a Cause,
-    pub(crate) place: &'a Ordinal,
+    /// Where it stands.
+    pub(crate) spot: Spot,
     pub(crate) number: usize,
     /// What the drafts of this call are known by, once there are any.
     pub(crate) call: Option<Call>,
@@ -435,6 +435,12 @@ impl<O: Operator> Cx<'_, O> {
         self.known.get_or_init(|| self.profiles.get(self.user))
     }
 
+    /// What this is called for.
+    #[must_use]
+    pub fn cause(&self) -> &Cause {
+        self.drafts.book.cause(self.spot)
+    }
+
     /// Policies and calendar of this cut.
     #[must_use]
     pub const fn rules(&self) -> &Rules {
@@ -462,10 +468,9 @@ impl<O: Operator> Cx<'_, O> {
     /// Hands `item` on to whoever is connected to output `port`.
     pub fn emit(&mut self, port: u8, item: Box<Item>) {
         // Rows stand at port 0, before everything that the same call sets in motion.
-        let ordinal = self.place.hop(self.number, port.saturating_add(1), self.emitted);
+        let spot = self.drafts.book.hop(self.spot, self.number, port.saturating_add(1), self.emitted);
         self.emitted += 1;
-        let (cause, placement) = (self.cause.clone(), self.user.placement);
-        self.flows.push(Flow { ordinal, cause, port, placement, item });
+        self.flows.push(Flow { spot, port, placement: self.user.placement, item });
     }
 
     /// Says what happened to every event of `item`.
@@ -498,8 +503,8 @@ impl<O: Operator> Cx<'_, O> {
     }
 
     /// As the others, with the cause in the operator's own words instead of the engine's.
-    pub fn record_caused(&mut self, unit: Unit, about: About<'_>, did: &[Did], reason: Option<Reason>, cause: String) {
-        self.draft(unit, &about, did, reason, None, Some(&Cause::Words(cause)));
+    pub fn record_caused(&mut self, unit: Unit, about: About<'_>, did: &[Did], reason: Option<Reason>, cause: &str) {
+        self.draft(unit, &about, did, reason, None, Some(cause));
     }
 
     fn draft(
@@ -509,11 +514,11 @@ impl<O: Operator> Cx<'_, O> {
         did: &[Did],
         reason: Option<Reason>,
         until: Option<Instant>,
-        cause: Option<&Cause>,
+        words: Option<&str>,
     ) {
-        let call = *self.call.get_or_insert_with(|| self.drafts.call(self.place, Some(self.number)));
-        let cause = cause.unwrap_or(self.cause);
-        self.drafts.add(call, self.operator, cause, unit, about, did, reason, until);
+        let name_it = || self.drafts.call(self.spot, Some(self.number), self.operator, self.user.placement);
+        let call = *self.call.get_or_insert_with(name_it);
+        self.drafts.add(call, unit, about, did, reason, until, words);
     }
 }
 

@@ -16,11 +16,11 @@ use tidings_schemas::policy::QuietRule;
 use tidings_schemas::reason::Reason;
 use tidings_schemas::time::Instant;
 
+use crate::harness::book::Spot;
 use crate::harness::drafts::Drafts;
-use crate::harness::ordinal::Ordinal;
 use crate::harness::output::To;
 use crate::item::{Item, NAMES_MAX};
-use crate::keyed::{About, Cause, Known};
+use crate::keyed::{About, Known};
 use crate::quiet;
 use crate::rules::Rules;
 
@@ -36,8 +36,9 @@ pub(crate) struct End<'a> {
     pub(crate) now: Instant,
     pub(crate) known: &'a Known,
     pub(crate) rules: &'a Rules,
-    pub(crate) cause: &'a Cause,
-    pub(crate) ordinal: &'a Ordinal,
+    pub(crate) spot: Spot,
+    /// Of the item's user.
+    pub(crate) placement: u64,
     pub(crate) drafts: &'a mut Drafts,
     pub(crate) texts: &'a mut LaneTexts,
 }
@@ -72,9 +73,9 @@ impl End<'_> {
     }
 
     fn record(&mut self, unit: Unit, about: &[About<'_>], did: Did, reason: Option<Reason>) {
-        let call = self.drafts.call(self.ordinal, None);
+        let call = self.drafts.call(self.spot, None, OPERATOR, self.placement);
         for about in about {
-            self.drafts.add(call, OPERATOR, self.cause, unit, about, &[did], reason, None);
+            self.drafts.add(call, unit, about, &[did], reason, None, None);
         }
     }
 

@@ -50,7 +50,7 @@ impl Operator for Preferences {
                 Some(words) => {
                     for member in &item.members {
                         let about = About::member(&item, member);
-                        cx.record_caused(Unit::Event, about, &[Did::PreferenceChecked], None, words.clone());
+                        cx.record_caused(Unit::Event, about, &[Did::PreferenceChecked], None, &words);
                     }
                 }
             }

@@ -10,6 +10,8 @@
 
 use smallvec::smallvec;
 use tidings_schemas::channel::{Channel, Priority};
+use tidings_schemas::policy::CategoryPolicy;
+use tidings_schemas::profile::{Consent, Switches};
 use tidings_schemas::reason::Reason;
 
 use crate::item::{Channels, Item, Struck};
@@ -28,73 +30,102 @@ pub struct Candidates {
 /// The candidates of `item` for a user of whom `known` is known.
 #[must_use]
 pub fn candidates(item: &Item, known: &Known, rules: &Rules) -> Candidates {
-    let mut answer = Candidates::default();
-    for channel in wanted(item, known, rules) {
-        match closed(item, channel, known, rules) {
-            None => answer.open.push(channel),
-            Some(reason) => answer.closed.push((channel, reason)),
-        }
-    }
-    answer
+    Asked::of(item, known, rules).candidates()
 }
 
 /// Why `channel` must not carry `item`, if it must not.
 #[must_use]
 pub fn closed(item: &Item, channel: Channel, known: &Known, rules: &Rules) -> Option<Reason> {
-    let profile = &known.profile;
-    if profile.stops.iter().any(|stop| stop.channel == channel) {
-        return Some(Reason::LegalStop);
-    }
-    if profile.channels.get(&channel) == Some(&false) {
-        return Some(Reason::OptedOut);
-    }
-    let category = rules.of_category(&item.category);
-    let of_type = profile.types.get(&*item.event_type).and_then(|switches| switches.get(&channel));
-    let of_category = profile.categories.get(&*item.category).and_then(|switches| switches.get(&channel));
-    let passes = category.is_some_and(|policy| policy.passes_opt_out);
-    if !passes && of_type.or(of_category) == Some(&false) {
-        return Some(Reason::OptedOut);
-    }
-    if category.is_some_and(|policy| policy.needs_consent.contains(&channel)) {
-        let consented = |consent: &tidings_schemas::profile::Consent| {
-            consent.channel == channel && consent.category == *item.category
-        };
-        if !profile.consents.iter().any(consented) {
-            return Some(Reason::NoConsent);
-        }
-    }
-    if !rules.provided.contains(channel) {
-        return Some(Reason::NoProvider);
-    }
-    if !known.reachability.channels().contains(channel) && !known.assumed.contains(channel) {
-        return Some(Reason::Unreachable);
-    }
-    None
+    Asked::of(item, known, rules).closed(channel)
 }
 
-/// The channels that request, policy and profile name, in order. A channel that the producer named
-/// stays in the producer's order; the type's are put into the user's own.
-fn wanted(item: &Item, known: &Known, rules: &Rules) -> Channels {
-    if !item.channels.is_empty() {
-        return item.channels.clone();
+/// The question, with what profile and policy say of the item's type and category: looked up once for all channels.
+pub(crate) struct Asked<'a> {
+    item: &'a Item,
+    known: &'a Known,
+    rules: &'a Rules,
+    policy: Option<&'a CategoryPolicy>,
+    of_type: Option<&'a Switches>,
+    of_category: Option<&'a Switches>,
+}
+
+impl<'a> Asked<'a> {
+    pub(crate) fn of(item: &'a Item, known: &'a Known, rules: &'a Rules) -> Self {
+        let profile = &known.profile;
+        let of_type = profile.types.get(&*item.event_type);
+        let of_category = profile.categories.get(&*item.category);
+        Self { item, known, rules, policy: rules.of_category(&item.category), of_type, of_category }
     }
-    let mut channels = match &rules.of_type(&item.event_type).channels {
-        Some(channels) => Channels::from_slice(channels),
-        None => by_priority(item, rules),
-    };
-    if let Some(order) = &known.profile.channel_order {
-        let place = |channel: &Channel| order.iter().position(|other| other == channel).unwrap_or(order.len());
-        channels.sort_by_key(place);
+
+    /// As [`candidates`].
+    pub(crate) fn candidates(&self) -> Candidates {
+        let mut answer = Candidates::default();
+        let of_type;
+        // A channel that the producer named stays in the producer's order.
+        let wanted = if self.item.channels.is_empty() {
+            of_type = self.of_type();
+            &of_type
+        } else {
+            &self.item.channels
+        };
+        for channel in wanted {
+            match self.closed(*channel) {
+                None => answer.open.push(*channel),
+                Some(reason) => answer.closed.push((*channel, reason)),
+            }
+        }
+        answer
     }
-    channels
+
+    /// As [`closed`].
+    pub(crate) fn closed(&self, channel: Channel) -> Option<Reason> {
+        let Known { profile, reachability, assumed } = self.known;
+        if profile.stops.iter().any(|stop| stop.channel == channel) {
+            return Some(Reason::LegalStop);
+        }
+        if profile.channels.get(&channel) == Some(&false) {
+            return Some(Reason::OptedOut);
+        }
+        let switch = |switches: Option<&Switches>| switches.and_then(|switches| switches.get(&channel)).copied();
+        let passes = self.policy.is_some_and(|policy| policy.passes_opt_out);
+        if !passes && switch(self.of_type).or(switch(self.of_category)) == Some(false) {
+            return Some(Reason::OptedOut);
+        }
+        if self.policy.is_some_and(|policy| policy.needs_consent.contains(&channel)) {
+            let consented = |consent: &Consent| consent.channel == channel && consent.category == *self.item.category;
+            if !profile.consents.iter().any(consented) {
+                return Some(Reason::NoConsent);
+            }
+        }
+        if !self.rules.provided.contains(channel) {
+            return Some(Reason::NoProvider);
+        }
+        if !reachability.channels().contains(channel) && !assumed.contains(channel) {
+            return Some(Reason::Unreachable);
+        }
+        None
+    }
+
+    /// The channels of the item's type, or of its priority, in the user's own order.
+    fn of_type(&self) -> Channels {
+        let mut channels = match &self.rules.of_type(&self.item.event_type).channels {
+            Some(channels) => Channels::from_slice(channels),
+            None => by_priority(self.item, self.policy),
+        };
+        if let Some(order) = &self.known.profile.channel_order {
+            let place = |channel: &Channel| order.iter().position(|other| other == channel).unwrap_or(order.len());
+            channels.sort_by_key(place);
+        }
+        channels
+    }
 }
 
 /// A type without channels of its own: what its priority is worth. A text message costs money and
 /// attention, so it is for security only, unless type or producer name it.
-fn by_priority(item: &Item, rules: &Rules) -> Channels {
+fn by_priority(item: &Item, policy: Option<&CategoryPolicy>) -> Channels {
     match item.priority {
         Priority::Critical => {
-            let sms = rules.of_category(&item.category).is_some_and(|policy| policy.sms_when_critical);
+            let sms = policy.is_some_and(|policy| policy.sms_when_critical);
             let mut channels: Channels = smallvec![Channel::Push, Channel::Email, Channel::InApp];
             if sms {
                 channels.insert(2, Channel::Sms);

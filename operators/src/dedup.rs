@@ -73,7 +73,7 @@ impl Operator for Dedup {
             if first != event {
                 let about = About::member(&item, item.newest());
                 let cause = format!("repeats {first}");
-                cx.record_caused(Unit::Event, about, &[Did::Deduplicated], Some(Reason::Duplicate), cause);
+                cx.record_caused(Unit::Event, about, &[Did::Deduplicated], Some(Reason::Duplicate), &cause);
             }
             return;
         }

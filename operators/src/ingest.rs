@@ -169,15 +169,16 @@ impl Rejected {
     }
 
     /// Says what became of the event, in the name of `validate`.
-    pub(crate) fn record(&self, ordinal: &Ordinal, drafts: &mut Drafts) {
+    pub(crate) fn record(&self, ordinal: Ordinal, drafts: &mut Drafts) {
         if !self.is_event {
             return;
         }
         let page = Arc::new(Page::of(Arc::clone(&self.user)));
         let about = About::record(&page, self.event, self.created_at);
-        let call = drafts.call(ordinal, None);
-        let (did, cause) = ([Did::Created, Did::Rejected], Cause::Words(self.problem.clone()));
-        drafts.add(call, "validate", &cause, Unit::Event, &about, &did, Some(self.reason), None);
+        let spot = drafts.book.root(ordinal, Cause::Words(self.problem.clone()));
+        let call = drafts.call(spot, None, "validate", placement(&self.user));
+        let did = [Did::Created, Did::Rejected];
+        drafts.add(call, Unit::Event, &about, &did, Some(self.reason), None, None);
     }
 }
 

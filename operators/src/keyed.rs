@@ -10,6 +10,7 @@
 //! that sets it: parked items are bodies, counters are heads.
 
 use std::borrow::Cow;
+use std::cell::OnceCell;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,15 +24,16 @@ use tidings_schemas::profile::{Profile, Reachability};
 use tidings_schemas::reason::Reason;
 use tidings_schemas::time::Instant;
 
+use crate::harness::book::Spot;
 use crate::harness::drafts::{Call, Drafts};
 pub use crate::harness::notes::{NoteId, Notes};
-use crate::harness::ordinal::Ordinal;
 use crate::harness::profiles::Profiles;
 use crate::harness::stage::{Flow, Store};
 pub use crate::harness::table::Table;
-use crate::harness::table::{UserKey, decode};
+use crate::harness::table::{UserKey, decode, put_by_serde, read_by_serde};
 use crate::ingest::Path;
 use crate::item::{Item, Member, Page, Subject};
+use crate::packed;
 use crate::params::{Position, Report, SideInput};
 use crate::quiet::{self, Verdict};
 use crate::rules::Rules;
@@ -110,6 +112,19 @@ pub trait State: Default + Clone + Serialize + DeserializeOwned + Send + 'static
         let _ = bytes;
         Err(unknown_version::<Self>(from))
     }
+
+    /// Appends its bytes: those of postcard, whoever writes them.
+    fn put(&self, to: &mut Vec<u8>) {
+        put_by_serde(self, to);
+    }
+
+    /// Reads bytes of this build's version.
+    ///
+    /// # Errors
+    /// When they are none.
+    fn read(bytes: &[u8]) -> Result<Self, String> {
+        read_by_serde(bytes)
+    }
 }
 
 /// Why state of version `from` is not read: what a `migrate` says of one that it does not know.
@@ -125,7 +140,16 @@ pub(crate) fn newer_version(from: u8, reads: u8) -> String {
 }
 
 impl State for () {}
-impl State for Option<Box<Item>> {}
+
+impl State for Option<Box<Item>> {
+    fn put(&self, to: &mut Vec<u8>) {
+        packed::put(self.as_deref(), to);
+    }
+
+    fn read(bytes: &[u8]) -> Result<Self, String> {
+        packed::read(bytes).map_or_else(|| read_by_serde(bytes), Ok)
+    }
+}
 
 /// State that is parked: how it lies in memory meanwhile.
 pub trait Body: State {
@@ -369,6 +393,8 @@ pub struct Cx<'a, O: Operator> {
     pub(crate) operator: &'a Arc<str>,
     pub(crate) user: UserKey<'a>,
     pub(crate) profiles: &'a Profiles,
+    /// What they know of the user, once it was asked for.
+    pub(crate) known: OnceCell<&'a Known>,
     pub(crate) rules: &'a Rules,
     pub(crate) path: Path,
     pub(crate) table: &'a mut O::Store,
@@ -377,8 +403,8 @@ pub struct Cx<'a, O: Operator> {
     /// How many of them this call has handed on.
     pub(crate) emitted: usize,
     pub(crate) drafts: &'a mut Drafts,
-    pub(crate) cause: &'a Cause,
-    pub(crate) place: &'a Ordinal,
+    /// Where it stands.
+    pub(crate) spot: Spot,
     pub(crate) number: usize,
     /// What the drafts of this call are known by, once there are any.
     pub(crate) call: Option<Call>,
@@ -406,7 +432,13 @@ impl<O: Operator> Cx<'_, O> {
     /// Profile and reachability at the end of this epoch's side inputs.
     #[must_use]
     pub fn known(&self) -> &Known {
-        self.profiles.get(self.user)
+        self.known.get_or_init(|| self.profiles.get(self.user))
+    }
+
+    /// What this is called for.
+    #[must_use]
+    pub fn cause(&self) -> &Cause {
+        self.drafts.book.cause(self.spot)
     }
 
     /// Policies and calendar of this cut.
@@ -436,10 +468,9 @@ impl<O: Operator> Cx<'_, O> {
     /// Hands `item` on to whoever is connected to output `port`.
     pub fn emit(&mut self, port: u8, item: Box<Item>) {
         // Rows stand at port 0, before everything that the same call sets in motion.
-        let ordinal = self.place.hop(self.number, port.saturating_add(1), self.emitted);
+        let spot = self.drafts.book.hop(self.spot, self.number, port.saturating_add(1), self.emitted);
         self.emitted += 1;
-        let (cause, placement) = (self.cause.clone(), self.user.placement);
-        self.flows.push(Flow { ordinal, cause, port, placement, item });
+        self.flows.push(Flow { spot, port, placement: self.user.placement, item });
     }
 
     /// Says what happened to every event of `item`.
@@ -472,8 +503,8 @@ impl<O: Operator> Cx<'_, O> {
     }
 
     /// As the others, with the cause in the operator's own words instead of the engine's.
-    pub fn record_caused(&mut self, unit: Unit, about: About<'_>, did: &[Did], reason: Option<Reason>, cause: String) {
-        self.draft(unit, &about, did, reason, None, Some(&Cause::Words(cause)));
+    pub fn record_caused(&mut self, unit: Unit, about: About<'_>, did: &[Did], reason: Option<Reason>, cause: &str) {
+        self.draft(unit, &about, did, reason, None, Some(cause));
     }
 
     fn draft(
@@ -483,11 +514,11 @@ impl<O: Operator> Cx<'_, O> {
         did: &[Did],
         reason: Option<Reason>,
         until: Option<Instant>,
-        cause: Option<&Cause>,
+        words: Option<&str>,
     ) {
-        let call = *self.call.get_or_insert_with(|| self.drafts.call(self.place, Some(self.number)));
-        let cause = cause.unwrap_or(self.cause);
-        self.drafts.add(call, self.operator, cause, unit, about, did, reason, until);
+        let name_it = || self.drafts.call(self.spot, Some(self.number), self.operator, self.user.placement);
+        let call = *self.call.get_or_insert_with(name_it);
+        self.drafts.add(call, unit, about, did, reason, until, words);
     }
 }
 

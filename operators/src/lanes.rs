@@ -6,7 +6,6 @@
 
 use std::time::Duration;
 
-use smallvec::SmallVec;
 use tidings_schemas::channel::{Channel, Op, Priority};
 use tidings_schemas::event::Actor;
 use tidings_schemas::ids::EventId;
@@ -16,11 +15,11 @@ use tidings_schemas::policy::QuietRule;
 use tidings_schemas::reason::Reason;
 use tidings_schemas::time::Instant;
 
+use crate::harness::book::Spot;
 use crate::harness::drafts::Drafts;
-use crate::harness::ordinal::Ordinal;
 use crate::harness::output::To;
-use crate::item::{Item, NAMES_MAX};
-use crate::keyed::{About, Cause, Known};
+use crate::item::Item;
+use crate::keyed::{About, Known};
 use crate::quiet;
 use crate::rules::Rules;
 
@@ -36,8 +35,9 @@ pub(crate) struct End<'a> {
     pub(crate) now: Instant,
     pub(crate) known: &'a Known,
     pub(crate) rules: &'a Rules,
-    pub(crate) cause: &'a Cause,
-    pub(crate) ordinal: &'a Ordinal,
+    pub(crate) spot: Spot,
+    /// Of the item's user.
+    pub(crate) placement: u64,
     pub(crate) drafts: &'a mut Drafts,
     pub(crate) texts: &'a mut LaneTexts,
 }
@@ -72,23 +72,27 @@ impl End<'_> {
     }
 
     fn record(&mut self, unit: Unit, about: &[About<'_>], did: Did, reason: Option<Reason>) {
-        let call = self.drafts.call(self.ordinal, None);
+        let call = self.drafts.call(self.spot, None, OPERATOR, self.placement);
         for about in about {
-            self.drafts.add(call, OPERATOR, self.cause, unit, about, &[did], reason, None);
+            self.drafts.add(call, unit, about, &[did], reason, None, None);
         }
     }
 
     /// Appends the lane record of a leg.
     fn put(&mut self, item: &Item, channel: Channel, value: &mut Vec<u8>) {
         let newest = item.newest();
-        // Most items are of one member: no need to look who is distinct.
+        // Most items are of one member: no need to gather anything, nor to look who is distinct.
         let alone = item.members.len() == 1 && item.folded.count == 0;
-        let names = if alone { Vec::new() } else { item.actor_names() };
-        let actors: SmallVec<[&str; NAMES_MAX]> = match &newest.actor {
-            Some(Actor { id, name }) if alone => [name.as_deref().unwrap_or(id)].into_iter().collect(),
-            _ => names.iter().map(String::as_str).collect(),
+        let (names, several_actors, several): (Vec<String>, Vec<&str>, Vec<EventId>);
+        let own_name = newest.actor.as_ref().map(|Actor { id, name }| name.as_deref().unwrap_or(id));
+        let (actors, members) = if alone {
+            (own_name.as_slice(), std::slice::from_ref(&newest.event))
+        } else {
+            names = item.actor_names();
+            several_actors = names.iter().map(String::as_str).collect();
+            several = item.members.iter().map(|member| member.event).collect();
+            (&several_actors[..], &several[..])
         };
-        let members: SmallVec<[EventId; 4]> = item.members.iter().map(|member| member.event).collect();
         let record = LaneRef {
             notification: item.notification,
             leg: item.leg.unwrap_or_default(),
@@ -104,11 +108,11 @@ impl End<'_> {
             template_id: newest.content.template_id.as_deref(),
             locale: self.known.profile.locale.as_deref(),
             data: &newest.content.data,
-            actors: &actors,
+            actors,
             actors_count: if alone { actors.len() as u64 } else { item.actors_count() },
             activities: item.activities(),
             object: item.object.as_deref(),
-            members: &members,
+            members,
             channels: &item.channels,
             fallback: &item.fallback,
             struck: &item.struck,

@@ -11,6 +11,7 @@ pub mod rules;
 pub mod when;
 
 pub mod keyed;
+mod packed;
 pub mod params;
 pub mod registry;
 pub mod short;

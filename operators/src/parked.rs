@@ -111,7 +111,7 @@ pub(crate) fn leaving<O: Places>(
     }
     let mut about = About::leg(&old);
     about.event = item.first_event();
-    cx.record_caused(Unit::Leg, about, &[Did::Merged], Some(Reason::Merged), format!("{}", item.notification));
+    cx.record_caused(Unit::Leg, about, &[Did::Merged], Some(Reason::Merged), item.notification.text().as_str());
     cx.record_leg(&item, &[Did::Created], None, None);
     item
 }

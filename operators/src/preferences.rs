@@ -50,7 +50,7 @@ impl Operator for Preferences {
                 Some(words) => {
                     for member in &item.members {
                         let about = About::member(&item, member);
-                        cx.record_caused(Unit::Event, about, &[Did::PreferenceChecked], None, words.clone());
+                        cx.record_caused(Unit::Event, about, &[Did::PreferenceChecked], None, &words);
                     }
                 }
             }
@@ -61,6 +61,10 @@ impl Operator for Preferences {
 
 /// The channels that may not carry an item, as the row says them: `not push (opted_out), sms (no_consent)`.
 fn struck(item: &Item) -> Option<String> {
-    let words: Vec<_> = item.struck.iter().map(|(channel, reason)| format!("{channel} ({reason})")).collect();
-    (!words.is_empty()).then(|| format!("not {}", words.join(", ")))
+    let mut words = String::new();
+    for (place, (channel, reason)) in item.struck.iter().enumerate() {
+        let before = if place == 0 { "not " } else { ", " };
+        [before, channel.as_str(), " (", reason.as_str(), ")"].into_iter().for_each(|part| words.push_str(part));
+    }
+    (!words.is_empty()).then_some(words)
 }

@@ -22,7 +22,7 @@ use tidings_schemas::lane::ReturnCause;
 use tidings_schemas::lifecycle::State as Did;
 use tidings_schemas::reason::Reason;
 
-use crate::candidates::{Candidates, closed};
+use crate::candidates::{Asked, Candidates, closed};
 use crate::item::Item;
 use crate::keyed::{Cx, Operator, Table};
 use crate::params::{Position, SideInput};
@@ -57,9 +57,10 @@ impl Operator for Route {
             return came_back(cx, item, cause);
         }
         // What was gathered or scheduled asks again: the profile may have changed since.
-        let answer = cx.candidates(&item);
+        let asked = Asked::of(&item, cx.known(), cx.rules());
+        let answer = asked.candidates();
         let everywhere = item.priority == Priority::Critical || !item.channels.is_empty();
-        let inbox = silent_copy(cx, &item, &answer);
+        let inbox = silent_copy(&asked, &item, &answer);
         if everywhere {
             each_channel(cx, item, answer);
         } else {
@@ -72,21 +73,24 @@ impl Operator for Route {
 }
 
 /// One leg per channel; the fallback rides on the first.
-fn each_channel(cx: &mut Cx<'_, Route>, item: Box<Item>, answer: Candidates) {
+fn each_channel(cx: &mut Cx<'_, Route>, mut item: Box<Item>, answer: Candidates) {
     let explicit = !item.channels.is_empty();
-    let mut fallback = item.fallback.clone();
-    for channel in &answer.open {
-        let mut leg = leg_of(item.clone(), *channel);
+    let Candidates { open, closed } = answer;
+    // What the producer asked for by name ends by name; of a default only the first does, and only
+    // if nothing else could be used.
+    let ends = if explicit { closed.len() } else { usize::from(open.is_empty()) }.min(closed.len());
+    let mut fallback = std::mem::take(&mut item.fallback);
+    // The last leg is the item itself.
+    let mut legs = std::iter::repeat_n(item, open.len() + ends);
+    for (channel, item) in open.iter().zip(&mut legs) {
+        let mut leg = leg_of(item, *channel);
         leg.candidates = smallvec![*channel];
         leg.struck.clear();
         leg.fallback = std::mem::take(&mut fallback);
         leave(cx, leg);
     }
-    // What the producer asked for by name ends by name; of a default only the first does, and only
-    // if nothing else could be used.
-    let ends = if explicit { answer.closed.len() } else { usize::from(answer.open.is_empty()) };
-    for (channel, reason) in answer.closed.into_iter().take(ends) {
-        suppress(cx, leg_of(item.clone(), channel), channel, reason);
+    for ((channel, reason), item) in closed.into_iter().zip(legs) {
+        suppress(cx, leg_of(item, channel), channel, reason);
     }
 }
 
@@ -123,14 +127,14 @@ fn best_channel(cx: &mut Cx<'_, Route>, mut item: Box<Item>, mut answer: Candida
 }
 
 /// The inbox copy that critical to medium leave, unless in-app is asked for or the first choice.
-fn silent_copy(cx: &Cx<'_, Route>, item: &Item, answer: &Candidates) -> Option<Box<Item>> {
+fn silent_copy(asked: &Asked<'_>, item: &Item, answer: &Candidates) -> Option<Box<Item>> {
     let kept = item.priority <= Priority::Medium;
     let spoken = if item.priority == Priority::Critical || !item.channels.is_empty() {
         answer.open.contains(&Channel::InApp) || item.channels.contains(&Channel::InApp)
     } else {
         answer.open.first() == Some(&Channel::InApp)
     };
-    if !kept || spoken || closed(item, Channel::InApp, cx.known(), cx.rules()).is_some() {
+    if !kept || spoken || asked.closed(Channel::InApp).is_some() {
         return None;
     }
     let mut copy = Box::new(item.clone());

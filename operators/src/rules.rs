@@ -3,14 +3,15 @@
 //! Rules are immutable; a change is a new value, named by its hashes in a cut. So a replay reads
 //! what the first run read.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tidings_schemas::channel::{Channel, ChannelSet, Priority};
 use tidings_schemas::policy::{CategoryPolicy, Limits, Overflow, Policies, QuietRule, QuietRules, TypePolicy};
 
+use hashbrown::HashTable;
 use smol_str::SmolStr;
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::calendar::Calendar;
 use crate::when::ValueExpr;
@@ -38,38 +39,36 @@ pub struct TypeRule {
     pub template_id: Option<SmolStr>,
 }
 
-/// Rules by name. Every event asks for its own several times, and names differ in their first eight bytes,
-/// nearly always: a word says more at once than a comparison of texts.
+/// Values by name. They are asked for several times for each event: so by the name's hash, and not by comparing it
+/// with one after the other.
 #[derive(Clone, Debug)]
-struct Types(
-    /// In order of the names, with their beginnings.
-    Vec<(u64, Box<str>, Arc<TypeRule>)>,
-);
+struct Named<T>(HashTable<(Box<str>, T)>);
 
-impl Types {
-    fn get(&self, name: &str) -> Option<&Arc<TypeRule>> {
-        let word = beginning(name);
-        let from = self.0.partition_point(|(other, ..)| *other < word);
-        let alike = self.0.get(from..)?.iter().take_while(|(other, ..)| *other == word);
-        alike.into_iter().find(|(_, other, _)| **other == *name).map(|(.., rule)| rule)
+impl<T> Named<T> {
+    fn get(&self, name: &str) -> Option<&T> {
+        self.0.find(xxh3_64(name.as_bytes()), |(other, _)| **other == *name).map(|(_, value)| value)
     }
 }
 
-/// The first eight bytes of a name, filled up with zeros, in the order in which names compare.
-fn beginning(name: &str) -> u64 {
-    match name.as_bytes().first_chunk() {
-        Some(eight) => u64::from_be_bytes(*eight),
-        None => name.bytes().chain(std::iter::repeat(0)).take(8).fold(0, |word, byte| word << 8 | u64::from(byte)),
+/// Names are different ones.
+impl<'a, T> FromIterator<(&'a String, T)> for Named<T> {
+    fn from_iter<I: IntoIterator<Item = (&'a String, T)>>(values: I) -> Self {
+        let (mut named, hash) = (HashTable::new(), |(name, _): &(Box<str>, T)| xxh3_64(name.as_bytes()));
+        for (name, value) in values {
+            named.insert_unique(xxh3_64(name.as_bytes()), (name.as_str().into(), value), hash);
+        }
+        Self(named)
     }
 }
 
 /// Policies and calendar of a cut.
 #[derive(Clone, Debug)]
 pub struct Rules {
-    types: Types,
+    types: Named<Arc<TypeRule>>,
     default_type: Arc<TypeRule>,
-    categories: BTreeMap<String, CategoryPolicy>,
-    quiet: BTreeMap<Priority, QuietRules>,
+    categories: Named<CategoryPolicy>,
+    /// By priority and channel.
+    quiet: [[QuietRule; Channel::ALL.len()]; Priority::ALL.len()],
     /// Channels that have a provider.
     pub provided: ChannelSet,
     /// The release at a quiet window's end is spread over this.
@@ -103,18 +102,21 @@ impl Rules {
     ) -> Result<Self, InvalidPolicy> {
         let fallback = TypePolicy::default();
         let default = policies.types.get("default").unwrap_or(&fallback);
-        let types = policies
-            .types
-            .iter()
-            .map(|(name, policy)| Ok((beginning(name), name.as_str().into(), Arc::new(rule(name, policy, default)?))));
-        let types = Types(types.collect::<Result<_, _>>()?);
+        let rules = policies.types.iter().map(|(name, policy)| Ok((name, Arc::new(rule(name, policy, default)?))));
+        let types = rules.collect::<Result<_, InvalidPolicy>>()?;
         let default_type = Arc::new(rule("default", default, default)?);
         let mut hasher = blake3_of(policies);
         hasher.update(&calendar.hash());
         hasher.update(&provided.iter().map(|channel| channel as u8).collect::<Vec<_>>());
         hasher.update(&spread.as_millis().to_le_bytes());
         let hash = *hasher.finalize().as_bytes();
-        let (categories, quiet) = (policies.categories.clone(), policies.quiet_hours.clone());
+        let categories = policies.categories.iter().map(|(name, policy)| (name, policy.clone())).collect();
+        let mut quiet = [[QuietRule::Pass; Channel::ALL.len()]; Priority::ALL.len()];
+        for (priority, rules) in &policies.quiet_hours {
+            Channel::ALL
+                .iter()
+                .for_each(|channel| quiet[*priority as usize][*channel as usize] = quiet_rule(rules, *channel));
+        }
         Ok(Self { types, default_type, categories, quiet, provided, spread, calendar, hash })
     }
 
@@ -132,15 +134,8 @@ impl Rules {
 
     /// What quiet hours do to `channel` at `priority`.
     #[must_use]
-    pub fn quiet(&self, priority: Priority, channel: Channel) -> QuietRule {
-        // The inbox disturbs nobody: where a rule speaks of all channels, it stays open, silently.
-        match self.quiet.get(&priority) {
-            None => QuietRule::Pass,
-            Some(QuietRules::All(QuietRule::Pass)) => QuietRule::Pass,
-            Some(QuietRules::All(_)) if channel == Channel::InApp => QuietRule::Silent,
-            Some(QuietRules::All(rule)) => *rule,
-            Some(QuietRules::ByChannel(rules)) => rules.get(&channel).copied().unwrap_or(QuietRule::Pass),
-        }
+    pub const fn quiet(&self, priority: Priority, channel: Channel) -> QuietRule {
+        self.quiet[priority as usize][channel as usize]
     }
 
     /// What happens to an item of this type and priority beyond a limit.
@@ -150,6 +145,17 @@ impl Rules {
             Priority::Critical | Priority::High => Overflow::InApp,
             Priority::Medium | Priority::Low => Overflow::Merge,
         })
+    }
+}
+
+/// What a priority's quiet rules say of one channel.
+fn quiet_rule(rules: &QuietRules, channel: Channel) -> QuietRule {
+    match rules {
+        QuietRules::All(QuietRule::Pass) => QuietRule::Pass,
+        // The inbox disturbs nobody: where a rule speaks of all channels, it stays open, silently.
+        QuietRules::All(_) if channel == Channel::InApp => QuietRule::Silent,
+        QuietRules::All(rule) => *rule,
+        QuietRules::ByChannel(rules) => rules.get(&channel).copied().unwrap_or(QuietRule::Pass),
     }
 }
 

@@ -62,7 +62,7 @@ impl Operator for Validate {
     }
 
     fn on_event(&self, cx: &mut Cx<'_, Self>, _: u8, item: Box<Item>) {
-        if cx.path() == Path::Decide && matches!(cx.cause, Cause::HandedOver(_)) {
+        if cx.path() == Path::Decide && matches!(cx.cause(), Cause::HandedOver(_)) {
             let subkey = Subkey::from(&item.first_event().0);
             if cx.entry(&subkey).is_some() {
                 return;

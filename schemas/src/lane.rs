@@ -219,17 +219,18 @@ struct Phrase {
 }
 
 impl LaneTexts {
-    /// Some types on some channels; those that meet in one place take turns.
-    const PHRASES: usize = 64;
+    /// Several times as many as types on channels, because those that meet in one place take turns.
+    const PHRASES: usize = 512;
 
     /// The phrase of a record.
     #[inline]
     fn phrase(&mut self, record: &LaneRef<'_>) -> &[u8] {
-        // Any place will do. Types differ in their length or in how they begin or end.
+        // Any place will do, if it is another's for others. Types differ in their length or in how they begin or end.
         let event_type = record.event_type.as_bytes();
-        let ends = [event_type.first(), event_type.last()].map(|byte| usize::from(byte.copied().unwrap_or_default()));
-        let place =
-            event_type.len() + 3 * ends[0] + 5 * ends[1] + 7 * record.channel as usize + 31 * record.priority as usize;
+        let ends = [event_type.first(), event_type.last()].map(|byte| u64::from(byte.copied().unwrap_or_default()));
+        let words = [record.channel as u64, record.priority as u64, u64::from(record.silent), event_type.len() as u64];
+        let mixed = words.into_iter().chain(ends).fold(0, |mixed, word| mixed << 8 | word & 0xff);
+        let place = (u64::wrapping_mul(mixed, 0x9e37_79b9_7f4a_7c15) >> 32) as usize;
         if self.phrases.is_empty() {
             self.phrases.resize_with(Self::PHRASES, Phrase::default);
         }
@@ -281,8 +282,8 @@ impl Phrase {
     }
 }
 
-/// A record's beginning, which has the same length whatever it says.
-const HEAD: [u8; 199] = *br#"{"v":1,"notification":"n_________________________________","leg":"l_________________________________","group":"g_________________________________","event":"e_________________________________","user":"#;
+/// A record's beginning, which has the same length whatever it says. Few are of a group.
+const HEAD: [u8; 199] = *br#"{"v":1,"notification":"n_________________________________","leg":"l_________________________________","group":"g_00000000000000000000000000000000","event":"e_________________________________","user":"#;
 const _: () = assert!(LANE_VERSION == 1);
 
 /// Where the digits of an id begin in [`HEAD`].
@@ -304,10 +305,11 @@ impl LaneRef<'_> {
         let channel = |to: &mut Vec<u8>, channel: &Channel| json::put_word(to, channel.as_str());
         to.reserve(RECORD_BYTES + self.data.len());
         let mut head = HEAD;
-        for (place, id) in
-            [(NOTIFICATION, &self.notification.0), (LEG, &self.leg.0), (GROUP, &self.group.0), (EVENT, &self.event.0)]
-        {
+        for (place, id) in [(NOTIFICATION, &self.notification.0), (LEG, &self.leg.0), (EVENT, &self.event.0)] {
             head[place..place + 32].copy_from_slice(&hex(id));
+        }
+        if self.group != GroupId::default() {
+            head[GROUP..GROUP + 32].copy_from_slice(&hex(&self.group.0));
         }
         to.extend_from_slice(&head);
         json::put_text(to, self.user);
@@ -329,7 +331,13 @@ impl LaneRef<'_> {
                 to.extend_from_slice(br#"},"members":"#);
             }
         }
-        json::put_list(to, self.members, |to, event| json::put_id(to, event.text()));
+        if *self.members == [self.event] {
+            to.extend_from_slice(b"[\"");
+            to.extend_from_slice(&head[EVENT - 2..EVENT + 32]);
+            to.extend_from_slice(b"\"]");
+        } else {
+            json::put_list(to, self.members, |to, event| json::put_id(to, event.text()));
+        }
         to.extend_from_slice(br#","request":{"channels":"#);
         json::put_list(to, self.channels, channel);
         if self.fallback.is_empty() && self.struck.is_empty() {
@@ -459,7 +467,7 @@ mod tests {
             let parts = LaneRef {
                 notification,
                 leg: LegId::new(notification, "push", replay),
-                group: GroupId::default(),
+                group: if flag { GroupId::new(&texts[0], &texts[1], b"", event) } else { GroupId::default() },
                 event,
                 user: &texts[0],
                 tenant: &texts[1],

@@ -287,6 +287,12 @@ impl<T: AsRef<str>, S: AsRef<[State]>> RowOf<T, S> {
     /// The row with `row_id` and `day` derived from the rest: the last step of making one.
     #[must_use]
     pub fn sealed(mut self) -> Self {
+        self.seal();
+        self
+    }
+
+    /// The same in place.
+    pub fn seal(&mut self) {
         self.day = self.created_at.day();
         let mut hasher = IdHasher::new("row");
         hasher.field(&self.unit_id()).number(if self.stage == Stage::Decide { self.epoch } else { 0 });
@@ -305,6 +311,5 @@ impl<T: AsRef<str>, S: AsRef<[State]>> RowOf<T, S> {
         }
         hasher.text(self.caused_by.as_ref());
         self.row_id = RowId(hasher.finish());
-        self
     }
 }

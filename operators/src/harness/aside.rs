@@ -6,7 +6,7 @@
 //!
 //! # Protocol
 //! 1. A panic is caught around a whole epoch (`caught`); on its way out it notes where it came from
-//!    (`Crumb`, which costs nothing while nobody panics). The worker reports it and is done for: what
+//!    (`Crumb` and `Book`, which cost nothing while nobody panics). The worker reports it and is done for: what
 //!    state a panic leaves behind is nobody's guess.
 //! 2. The host logs the skip, and starts again from what is durable. Nothing of the epoch was said,
 //!    because that needs all its workers.
@@ -25,9 +25,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use tidings_schemas::ids::placement;
 use tidings_schemas::lifecycle::{Stage as Writer, State as Did, Unit};
 use tidings_schemas::reason::Reason;
 
+use super::book::Spot;
 use super::drafts::Drafts;
 use super::feed::Lot;
 use super::ordinal::Ordinal;
@@ -96,8 +98,8 @@ pub(crate) fn skip_at<'a>(skips: &'a [Skip], ordinal: &Ordinal, operator: Option
 /// Where a panic came from.
 #[derive(Clone, Debug)]
 pub(crate) struct Place {
-    ordinal: Ordinal,
-    operator: Option<usize>,
+    pub(crate) ordinal: Ordinal,
+    pub(crate) operator: Option<usize>,
 }
 
 /// A panic.
@@ -128,32 +130,27 @@ thread_local! {
     static FROM: RefCell<Option<Place>> = const { RefCell::new(None) };
 }
 
-/// What is dropped only by a panic, because [`Crumb::survived`] forgets it.
-pub(crate) enum Crumb<'a> {
-    /// A call of an operator; none is the chain's end.
-    Call(&'a Ordinal, Option<usize>),
-    /// A record that is being read.
-    Record(Lot, u64),
-}
+/// A record that is being read. Dropped only by a panic, because [`Crumb::survived`] forgets it.
+pub(crate) struct Crumb(pub(crate) Lot, pub(crate) u64);
 
-impl Crumb<'_> {
+impl Crumb {
     /// Nothing happened.
     pub(crate) const fn survived(self) {
         std::mem::forget(self);
     }
 }
 
-impl Drop for Crumb<'_> {
+impl Drop for Crumb {
     fn drop(&mut self) {
-        let place = match self {
-            Self::Call(ordinal, operator) => Place { ordinal: ordinal.clone(), operator: *operator },
-            Self::Record(lot, offset) => Place { ordinal: Ordinal::record(*lot, *offset), operator: None },
-        };
-        // The innermost call is the first that the panic passes.
-        FROM.with_borrow_mut(|from| {
-            from.get_or_insert(place);
-        });
+        came_from(Place { ordinal: Ordinal::record(self.0, self.1), operator: None });
     }
+}
+
+/// Notes where the panic under way came from. The innermost place is the first that it passes.
+pub(crate) fn came_from(place: Place) {
+    FROM.with_borrow_mut(|from| {
+        from.get_or_insert(place);
+    });
 }
 
 /// Runs `what`; a panic becomes what it says, and where it came from.
@@ -172,23 +169,23 @@ pub(crate) fn parked(body: &impl Serialize) -> Option<Box<Item>> {
 }
 
 /// Says what became of an item that is set aside; returns its dead letter.
-pub(crate) fn set_aside(item: &Item, cause: &Cause, ordinal: &Ordinal, drafts: &mut Drafts, path: Path) -> Vec<u8> {
-    let call = drafts.call(ordinal, None);
+pub(crate) fn set_aside(item: &Item, spot: Spot, drafts: &mut Drafts, path: Path) -> Vec<u8> {
+    let call = drafts.call(spot, None, "quarantine", placement(&item.user));
     let reason = Some(Reason::Panicked);
     if item.leg.is_some() {
         let did = [Did::Suppressed];
-        drafts.add(call, "quarantine", cause, Unit::Leg, &About::leg(item), &did, reason, None);
+        drafts.add(call, Unit::Leg, &About::leg(item), &did, reason, None, None);
     } else {
         for member in &item.members {
             let about = About::member(item, member);
-            drafts.add(call, "quarantine", cause, Unit::Event, &about, &[Did::Rejected], reason, None);
+            drafts.add(call, Unit::Event, &about, &[Did::Rejected], reason, None, None);
         }
     }
     let stage = match path {
         Path::Decide => Writer::Decide,
         Path::Critical => Writer::Critical,
     };
-    let problem = if let Cause::Words(problem) = cause { problem.as_str() } else { "" };
+    let problem = if let Cause::Words(problem) = drafts.book.cause(spot) { problem.as_str() } else { "" };
     let data: serde_json::Value = serde_json::from_str(&item.newest().content.data).unwrap_or_default();
     serde_json::json!({
         "v": 1, "stage": stage, "event": item.newest().event, "reason": Reason::Panicked, "problem": problem,
@@ -202,6 +199,7 @@ pub(crate) fn set_aside(item: &Item, cause: &Cause, ordinal: &Ordinal, drafts: &
 
 #[cfg(test)]
 mod tests {
+    use super::super::book::Book;
     use super::*;
 
     #[test]
@@ -211,9 +209,13 @@ mod tests {
         let record = Ordinal::record(lot, 7);
         let died = |ordinal: &Ordinal, operator| {
             caught(|| {
-                Crumb::Call(ordinal, operator).survived();
-                let _outer = Crumb::Call(ordinal, operator);
-                let _inner = Crumb::Call(ordinal, operator);
+                Crumb(lot, 8).survived();
+                let _outer = Crumb(lot, 9);
+                let mut book = Book::default();
+                let [other, spot] = [Ordinal::record(lot, 6), ordinal.clone()].map(|it| book.root(it, Cause::Rules));
+                book.enter(other, Some(2));
+                book.leave();
+                book.enter(spot, operator);
                 panic!("of {}", "grief");
             })
             .err()

@@ -20,7 +20,7 @@ use tidings_schemas::ids::{key_group, placement};
 use tidings_schemas::reason::Reason;
 use tidings_schemas::time::Instant;
 
-use super::aside::{Crumb, Crumbs, PORT_ASIDE, Skip, set_aside, skip_at};
+use super::aside::{Crumbs, PORT_ASIDE, Skip, set_aside, skip_at};
 use super::delta::{Delta, Key};
 use super::drafts::Drafts;
 use super::dropped::{DropCount, Dropped, MayDrop};
@@ -275,7 +275,8 @@ impl Chain {
                     Body::Item(item) => {
                         let cause = if arrived.handed_over { Cause::HandedOver } else { Cause::Event };
                         let (cause, placement) = (cause(arrived.event), placement(&item.user));
-                        let flow = Flow { ordinal, cause, port: 0, placement, item };
+                        let spot = run.drafts.book.root(ordinal, cause);
+                        let flow = Flow { spot, port: 0, placement, item };
                         deliver(run, &self.profiles, targets, flow, &mut self.inboxes);
                         waiting += 1;
                     }
@@ -311,7 +312,8 @@ impl Chain {
             if node.joins {
                 // Root ordinal first, then port, then emission: all of it is in the ordinal but the
                 // port, which is where the ways differ.
-                inbox.sort_by(|one, two| (&one.ordinal, one.port).cmp(&(&two.ordinal, two.port)));
+                let book = &outbox.drafts.book;
+                inbox.sort_by(|one, two| book.cmp(one.spot, two.spot).then(one.port.cmp(&two.port)));
             }
             // What the operator is not for passes untouched, in its place: a place is told by standing in
             // it, or who shares a worker would decide.
@@ -399,17 +401,19 @@ struct Run<'a> {
 impl Run<'_> {
     /// The chain's end: an item becomes a lane record, a hand-over, or a row.
     fn end(&mut self, flow: Flow, known: &Known) {
-        let Flow { ordinal, mut cause, item, mut port, placement } = flow;
+        let Flow { mut spot, item, mut port, placement } = flow;
+        let ordinal = self.drafts.book.ordinal(spot);
         if let Some(skip) = skip_at(&self.skips, &ordinal, None) {
-            (cause, port) = (Cause::Words(skip.problem.clone()), PORT_ASIDE);
+            spot = self.drafts.book.root(ordinal.clone(), Cause::Words(skip.problem.clone()));
+            port = PORT_ASIDE;
         }
         if let Some(crumbs) = &self.crumbs {
             crumbs.at(self.epoch, &ordinal, None);
         }
-        let crumb = Crumb::Call(&ordinal, None);
+        self.drafts.book.enter(spot, None);
         let to = match port {
             PORT_ASIDE => {
-                let letter = set_aside(&item, &cause, &ordinal, &mut self.drafts, self.path);
+                let letter = set_aside(&item, spot, &mut self.drafts, self.path);
                 self.saying.values.extend_from_slice(&letter);
                 Some(To::Dlq(Reason::Panicked))
             }
@@ -420,15 +424,15 @@ impl Run<'_> {
                     now: self.now,
                     known,
                     rules: self.rules,
-                    cause: &cause,
-                    ordinal: &ordinal,
+                    spot,
+                    placement,
                     drafts: &mut self.drafts,
                     texts: &mut self.saying.texts,
                 };
                 end.of(&item, &mut self.saying.values)
             }
         };
-        crumb.survived();
+        self.drafts.book.leave();
         if let Some(to) = to {
             self.saying.say(ordinal, to, key_group(placement), Arc::clone(&item.user));
         }
@@ -436,7 +440,7 @@ impl Run<'_> {
 
     /// A record that is no event: to the dead letters, with a row.
     fn reject(&mut self, ordinal: Ordinal, rejected: &crate::ingest::Rejected) {
-        rejected.record(&ordinal, &mut self.drafts);
+        rejected.record(ordinal.clone(), &mut self.drafts);
         self.saying.values.extend_from_slice(&rejected.letter(self.path));
         let group = key_group(placement(&rejected.user));
         self.saying.say(ordinal, To::Dlq(rejected.reason), group, Arc::clone(&rejected.user));

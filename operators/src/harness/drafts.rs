@@ -13,15 +13,15 @@ use std::sync::Arc;
 
 use hashbrown::HashTable;
 use tidings_schemas::channel::{Channel, Priority};
-use tidings_schemas::ids::{EventId, GroupId, IntentId, LegId, NotificationId, placement};
+use tidings_schemas::ids::{EventId, GroupId, IntentId, LegId, NotificationId};
 use tidings_schemas::lifecycle::{RowOf, Stage as Writer, State as Did, Unit};
 use tidings_schemas::reason::Reason;
 use tidings_schemas::rows::{Place, Rows, decode, put};
 use tidings_schemas::time::Instant;
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::book::{Book, Speaker, Spot};
 use super::buffers::Buffers;
-use super::ordinal::Ordinal;
 use super::spread::Spread;
 use crate::ingest::Path;
 use crate::item::{Page, Subject};
@@ -33,13 +33,6 @@ const NONE: usize = usize::MAX;
 /// Names a call from which drafts come, within its wave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Call(usize);
-
-/// A place in the epoch, and the operator that speaks there; none at the chain's end.
-#[derive(Debug)]
-struct Speaker {
-    ordinal: Ordinal,
-    operator: Option<u16>,
-}
 
 /// What happened to one unit, without what the epoch fills in. Words and states stand in shared buffers.
 #[derive(Debug)]
@@ -61,8 +54,16 @@ struct Draft {
     channel: Option<Channel>,
     created_at: Instant,
     ready_at: Option<Instant>,
-    operator: Span,
     caused_by: Span,
+}
+
+/// A call, and what its drafts have in common.
+#[derive(Debug)]
+struct OfCall {
+    speaker: Speaker,
+    name: Span,
+    /// Of its user.
+    placement: u64,
 }
 
 /// A part of a shared buffer.
@@ -103,7 +104,8 @@ pub(crate) struct Drafts {
     now: Instant,
     stage: Writer,
     /// The wave under way.
-    calls: Vec<Speaker>,
+    pub(crate) book: Book,
+    calls: Vec<OfCall>,
     drafts: Vec<Draft>,
     texts: String,
     /// The operator that spoke last.
@@ -133,24 +135,28 @@ impl Drafts {
         };
     }
 
-    /// A call of the operator with this number, at this place of the epoch; none is the chain's end.
-    pub(crate) fn call(&mut self, ordinal: &Ordinal, operator: Option<usize>) -> Call {
+    /// A call of the operator with this number and name, at this place of the epoch, for a user of this placement; no
+    /// number is the chain's end.
+    pub(crate) fn call(&mut self, spot: Spot, operator: Option<usize>, name: &str, placement: u64) -> Call {
         let operator = operator.map(|number| u16::try_from(number).unwrap_or(u16::MAX));
-        self.calls.push(Speaker { ordinal: ordinal.clone(), operator });
+        // Calls of one operator come one after the other.
+        if self.texts[self.operator.range()] != *name {
+            self.operator = text(&mut self.texts, name);
+        }
+        self.calls.push(OfCall { speaker: Speaker { spot, operator }, name: self.operator, placement });
         Call(self.calls.len() - 1)
     }
 
-    /// Notes what happened to one unit.
+    /// Notes what happened to one unit. `words` say by what, where it is not by what the call is for.
     pub(crate) fn add(
         &mut self,
         call: Call,
-        operator: &str,
-        cause: &Cause,
         unit: Unit,
         about: &About<'_>,
         did: &[Did],
         reason: Option<Reason>,
         until: Option<Instant>,
+        words: Option<&str>,
     ) {
         let id = match unit {
             Unit::Event => about.event.0,
@@ -161,27 +167,26 @@ impl Drafts {
         let told = match self.by_unit.find(id_hash(&id), same) {
             Some(told) => *told,
             None => {
-                let place = Place { unit: (unit, id), placement: placement(&about.page.user), bytes: (0, 0) };
+                let place = Place { unit: (unit, id), placement: self.calls[call.0].placement, bytes: (0, 0) };
                 units.push(Told { place, digest: 0, first: NONE, last: NONE });
                 let told = units.len() - 1;
                 self.by_unit.insert_unique(id_hash(&id), told, |told| id_hash(&units[*told].place.unit.1));
                 told
             }
         };
-        let caused_by = match cause {
-            Cause::Event(event) | Cause::HandedOver(event) if *event == about.event => Span::default(),
-            Cause::Event(event) | Cause::HandedOver(event) => self.text(event.text().as_str()),
-            Cause::Timer => self.text("timer"),
-            Cause::Profile => self.text("profile"),
-            Cause::Rules => self.text("rules"),
-            Cause::Words(words) => self.text(words),
+        let texts = &mut self.texts;
+        let caused_by = match (words, self.book.cause(self.calls[call.0].speaker.spot)) {
+            (Some(words), _) => text(texts, words),
+            (None, Cause::Event(event) | Cause::HandedOver(event)) if *event == about.event => Span::default(),
+            (None, Cause::Event(event) | Cause::HandedOver(event)) => text(texts, event.text().as_str()),
+            (None, Cause::Timer) => text(texts, "timer"),
+            (None, Cause::Profile) => text(texts, "profile"),
+            (None, Cause::Rules) => text(texts, "rules"),
+            (None, Cause::Words(words)) => text(texts, words),
         };
-        // Calls of one operator come one after the other.
-        if self.texts[self.operator.range()] != *operator {
-            self.operator = self.text(operator);
-        }
         let states = Span::until(self.states.len(), self.states.len() + did.len());
-        self.states.extend_from_slice(did);
+        // One or two: not worth a call that copies.
+        did.iter().for_each(|did| self.states.push(*did));
         let number = self.drafts.len();
         self.drafts.push(Draft {
             next: NONE,
@@ -201,7 +206,6 @@ impl Drafts {
             channel: about.channel,
             created_at: about.created_at,
             ready_at: about.ready_at,
-            operator: self.operator,
             caused_by,
         });
         let unit = &mut self.units[told];
@@ -214,18 +218,13 @@ impl Drafts {
         unit.last = number;
     }
 
-    fn text(&mut self, text: &str) -> Span {
-        let start = self.texts.len();
-        self.texts.push_str(text);
-        Span::until(start, self.texts.len())
-    }
-
     /// Ends a wave: what it said becomes rows.
     pub(crate) fn settle(&mut self) {
         for place in 0..self.touched.len() {
             self.fold(self.touched[place]);
         }
         self.touched.clear();
+        self.book.clear();
         self.calls.clear();
         self.drafts.clear();
         self.texts.clear();
@@ -277,7 +276,7 @@ impl Drafts {
             Some(subject) => (&subject.event_type, &subject.category),
             None => (&page.event_type, &page.category),
         };
-        let row = RowOf {
+        let mut row = RowOf {
             row_id: Default::default(),
             day: 0,
             at: self.now,
@@ -301,7 +300,7 @@ impl Drafts {
             provider: "",
             code: "",
             message_id: "",
-            operator: text(newest.operator),
+            operator: text(self.calls[newest.call.0].name),
             reason,
             attempt: 0,
             until,
@@ -310,7 +309,7 @@ impl Drafts {
             ready_at: newest.ready_at,
             caused_by,
         };
-        let row = row.sealed();
+        row.seal();
         let place = put(&mut self.bytes, &row, place.placement);
         let digest = xxh3_64(&self.bytes[place.bytes.0..place.bytes.1]);
         self.units[told] = Told { place, digest, first: NONE, last: NONE };
@@ -323,16 +322,22 @@ impl Drafts {
         let (mut next, mut sorted, mut before) = (first, true, None);
         while let Some(draft) = self.drafts.get(next) {
             let call = draft.call;
-            let late = |before: Call| before != call && self.calls[before.0].cmp(&self.calls[call.0]).is_gt();
+            let late = |before: Call| before != call && self.in_order(before, call).is_gt();
             sorted &= !before.is_some_and(late);
             before = Some(call);
             self.of_unit.push(next);
             next = draft.next;
         }
         if !sorted {
-            let speaker = |number: &usize| &self.calls[self.drafts[*number].call.0];
-            self.of_unit.sort_by(|one, two| speaker(one).cmp(speaker(two)));
+            let mut of_unit = std::mem::take(&mut self.of_unit);
+            let call = |number: &usize| self.drafts[*number].call;
+            of_unit.sort_by(|one, two| self.in_order(call(one), call(two)));
+            self.of_unit = of_unit;
         }
+    }
+
+    fn in_order(&self, one: Call, two: Call) -> Ordering {
+        self.book.cmp_calls(&self.calls[one.0].speaker, &self.calls[two.0].speaker)
     }
 
     /// Ends the epoch: its rows, ordered by unit, and the sum of their digests.
@@ -356,30 +361,17 @@ impl Drafts {
     }
 }
 
+/// Appends `text` to `texts`.
+fn text(texts: &mut String, text: &str) -> Span {
+    let start = texts.len();
+    texts.push_str(text);
+    Span::until(start, texts.len())
+}
+
 // `Drafts::finish` has two bits for a unit.
 const _: () = assert!(Unit::ALL.len() <= 4);
 
 /// Ids are hashes already.
 fn id_hash(id: &[u8; 16]) -> u64 {
     id.first_chunk().copied().map_or(0, u64::from_le_bytes)
-}
-
-impl Speaker {
-    /// The order of the day: a call's rows stand before everything that the call sets in motion.
-    fn cmp(&self, other: &Self) -> Ordering {
-        let (one, two) = (self.ordinal.bytes(), other.ordinal.bytes());
-        let both = one.len().min(two.len());
-        one[..both].cmp(&two[..both]).then_with(|| self.behind(both).cmp(&other.behind(both)))
-    }
-
-    /// What follows the first `from` bytes of its ordinal, as far as the next hop's number and port: the
-    /// operator's own hop has port 0, the chain's end has none.
-    fn behind(&self, from: usize) -> (usize, [u8; 3]) {
-        let rest = &self.ordinal.bytes()[from..];
-        match (rest, self.operator) {
-            ([one, two, port, ..], _) => (3, [*one, *two, *port]),
-            (_, Some(number)) => (3, [(number >> 8) as u8, number as u8, 0]),
-            (_, None) => (0, [0; 3]),
-        }
-    }
 }

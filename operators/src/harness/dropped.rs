@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use tidings_schemas::ids::placement;
 use tidings_schemas::lifecycle::{State as Did, Unit};
 use tidings_schemas::reason::Reason;
 
@@ -83,20 +84,21 @@ impl Dropped {
         if self.keys.is_empty() {
             return Delta::new();
         }
-        let call = drafts.call(&Ordinal::default(), None);
         let cause = Cause::Words("the topology has this operator no longer".to_owned());
+        let spot = drafts.book.root(Ordinal::default(), cause);
         let reason = Some(Reason::AcceptedLoss);
         for (operator, item) in &self.parked {
+            let call = drafts.call(spot, None, operator, placement(&item.user));
             // Whether the event of a leg was told on another one is not known here: the leg ends as
             // suppressed, and the event's fate follows from its legs.
             if item.leg.is_some() {
                 let did = [Did::Lost, Did::Suppressed];
-                drafts.add(call, operator, &cause, Unit::Leg, &About::leg(item), &did, reason, None);
+                drafts.add(call, Unit::Leg, &About::leg(item), &did, reason, None, None);
                 continue;
             }
             for member in &item.members {
                 let about = About::member(item, member);
-                drafts.add(call, operator, &cause, Unit::Event, &about, &[Did::Lost], reason, None);
+                drafts.add(call, Unit::Event, &about, &[Did::Lost], reason, None, None);
             }
         }
         drafts.settle();

@@ -31,6 +31,7 @@
 //! user's worker the slowest.
 
 pub mod aside;
+pub(crate) mod book;
 pub(crate) mod buffers;
 pub mod chain;
 pub mod cluster;

@@ -22,7 +22,7 @@ const INLINE_BYTES: usize = 78;
 /// A record's own ordinal: class, source, partition, offset.
 const RECORD_BYTES: usize = 1 + 2 + 4 + 8;
 /// One hop: operator, port, index.
-const HOP_BYTES: usize = 2 + 1 + 4;
+pub(crate) const HOP_BYTES: usize = 2 + 1 + 4;
 /// The longest chain of the operators there are.
 const HOPS: usize = 8;
 const _: () = assert!(RECORD_BYTES + HOPS * HOP_BYTES <= INLINE_BYTES);
@@ -97,14 +97,23 @@ impl Ordinal {
     #[must_use]
     #[inline]
     pub fn hop(&self, operator: usize, port: u8, index: usize) -> Self {
-        let mut hop = [0; HOP_BYTES];
-        hop[..2].copy_from_slice(&u16::try_from(operator).unwrap_or(u16::MAX).to_be_bytes());
-        hop[2] = port;
-        hop[3..].copy_from_slice(&u32::try_from(index).unwrap_or(u32::MAX).to_be_bytes());
-        let mut next = self.clone();
-        next.0.push(&hop);
-        next
+        self.clone().followed_by(&hop_bytes(operator, port, index))
     }
+
+    /// The place to which these hops lead from this one.
+    #[must_use]
+    pub(crate) fn followed_by(mut self, hops: &[u8]) -> Self {
+        self.0.push(hops);
+        self
+    }
+}
+
+/// One hop.
+#[inline]
+pub(crate) fn hop_bytes(operator: usize, port: u8, index: usize) -> [u8; HOP_BYTES] {
+    let [one, two] = u16::try_from(operator).unwrap_or(u16::MAX).to_be_bytes();
+    let [three, four, five, six] = u32::try_from(index).unwrap_or(u32::MAX).to_be_bytes();
+    [one, two, port, three, four, five, six]
 }
 
 impl fmt::Display for Ordinal {

@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use smallvec::SmallVec;
 use tidings_schemas::channel::{Channel, Priority};
 use tidings_schemas::ids::{EventId, KeyGroup};
 use tidings_schemas::reason::Reason;
@@ -17,6 +16,7 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 use super::delta::Delta;
 use super::feed::{Extent, Lot};
 use super::ordinal::Ordinal;
+use crate::short::Short;
 
 /// Where an output goes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -47,18 +47,18 @@ pub struct Said {
 impl To {
     /// The digest of an output that goes here: it covers every byte that is written.
     pub(crate) fn digest(&self, ordinal: &Ordinal, user: &str, value: &[u8]) -> u64 {
-        let mut head: SmallVec<[u8; 192]> = SmallVec::from_slice(&(ordinal.bytes().len() as u64).to_le_bytes());
-        head.extend_from_slice(ordinal.bytes());
+        let mut head = Short::<191>::from_slice(&(ordinal.bytes().len() as u64).to_le_bytes());
+        head.push(ordinal.bytes());
         match self {
-            Self::Lane(channel, priority) => head.extend_from_slice(&[0, *channel as u8, *priority as u8]),
+            Self::Lane(channel, priority) => head.push(&[0, *channel as u8, *priority as u8]),
             Self::HandOver(priority, event, accepted) => {
-                head.extend_from_slice(&[1, *priority as u8]);
-                head.extend_from_slice(&event.0);
-                head.extend_from_slice(&accepted.0.to_le_bytes());
+                head.push(&[1, *priority as u8]);
+                head.push(&event.0);
+                head.push(&accepted.0.to_le_bytes());
             }
-            Self::Dlq(reason) => head.extend_from_slice(&[2, *reason as u8]),
+            Self::Dlq(reason) => head.push(&[2, *reason as u8]),
         }
-        head.extend_from_slice(user.as_bytes());
+        head.push(user.as_bytes());
         xxh3_64_with_seed(&head, xxh3_64(value))
     }
 }

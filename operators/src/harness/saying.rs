@@ -68,11 +68,11 @@ impl Saying {
         };
         self.spread.sort(&mut self.places, |place| usize::from(place.group.0), by_place);
         let outputs = &mut self.outputs;
-        let said = self.places.drain(..).filter_map(|Place { group, output, .. }| {
+        let mut said = Vec::with_capacity(outputs.len());
+        said.extend(self.places.drain(..).filter_map(|Place { group, output, .. }| {
             let Output { ordinal, to, user, start, end } = outputs[output].take()?;
             Some(Said { group, ordinal, to, user, value: values.slice(start..end) })
-        });
-        let said = said.collect();
+        }));
         self.outputs.clear();
         (said, std::mem::take(&mut self.digest))
     }

@@ -1,11 +1,13 @@
 //! One operator within the chain: what it asks of its state, whichever layout that has, and the calls into it.
 
+use std::cell::OnceCell;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use tidings_schemas::time::Instant;
 
-use super::aside::{Crumb, Crumbs, PORT_ASIDE, Skip, parked, skip_at};
+use super::aside::{Crumbs, PORT_ASIDE, Skip, parked, skip_at};
+use super::book::Spot;
 use super::drafts::Drafts;
 use super::ordinal::Ordinal;
 use super::profiles::Profiles;
@@ -21,11 +23,11 @@ use crate::when::When;
 /// morning after a long outage is no stampede. 1,024 groups × 256 = 262,144 releases an epoch.
 pub const DUE_PER_GROUP_MAX: usize = 256;
 
-/// An item on its way, with its place in the epoch and what set it in motion.
+/// An item on its way.
 #[derive(Clone, Debug)]
 pub(crate) struct Flow {
-    pub(crate) ordinal: Ordinal,
-    pub(crate) cause: Cause,
+    /// Where it stands.
+    pub(crate) spot: Spot,
     pub(crate) port: u8,
     /// Of the item's user.
     pub(crate) placement: u64,
@@ -123,8 +125,7 @@ impl<O: Operator> Keyed<O> {
         &mut self,
         env: &Env<'_>,
         user: UserKey<'_>,
-        ordinal: &Ordinal,
-        cause: &Cause,
+        spot: Spot,
         out: &mut Outbox<'_>,
         call: impl FnOnce(&O, &mut Cx<'_, O>),
     ) {
@@ -133,23 +134,23 @@ impl<O: Operator> Keyed<O> {
             operator: &self.id,
             user,
             profiles: env.profiles,
+            known: OnceCell::new(),
             rules: env.rules,
             path: env.path,
             table: &mut self.table,
             flows: &mut out.flows,
             emitted: 0,
             drafts: out.drafts,
-            cause,
-            place: ordinal,
+            spot,
             number: self.number,
             call: None,
         };
         if let Some(crumbs) = env.crumbs {
-            crumbs.at(env.epoch, ordinal, Some(self.number));
+            crumbs.at(env.epoch, &cx.drafts.book.ordinal(spot), Some(self.number));
         }
-        let crumb = Crumb::Call(ordinal, Some(self.number));
+        cx.drafts.book.enter(spot, Some(self.number));
         call(&self.operator, &mut cx);
-        crumb.survived();
+        cx.drafts.book.leave();
     }
 }
 
@@ -157,10 +158,11 @@ impl<O: Operator> Keyed<O> {
     /// Items that would kill here: they leave the chain.
     fn set_aside(&self, env: &Env<'_>, inbox: &mut Vec<Flow>, out: &mut Outbox<'_>) {
         for flow in std::mem::take(inbox) {
-            match skip_at(env.skips, &flow.ordinal, Some(self.number)) {
+            let ordinal = out.drafts.book.ordinal(flow.spot);
+            match skip_at(env.skips, &ordinal, Some(self.number)) {
                 Some(skip) => {
-                    let cause = Cause::Words(skip.problem.clone());
-                    out.flows.push(Flow { cause, port: PORT_ASIDE, ..flow });
+                    let spot = out.drafts.book.root(ordinal, Cause::Words(skip.problem.clone()));
+                    out.flows.push(Flow { spot, port: PORT_ASIDE, ..flow });
                 }
                 None => inbox.push(flow),
             }
@@ -173,11 +175,15 @@ impl<O: Operator> Keyed<O> {
         &mut self,
         env: &Env<'_>,
         user: UserKey<'_>,
-        ordinal: &Ordinal,
+        spot: Spot,
         subkey: Option<&Subkey>,
         out: &mut Outbox<'_>,
     ) -> bool {
-        let Some(skip) = skip_at(env.skips, ordinal, Some(self.number)) else { return false };
+        if env.skips.is_empty() {
+            return false;
+        }
+        let ordinal = out.drafts.book.ordinal(spot);
+        let Some(skip) = skip_at(env.skips, &ordinal, Some(self.number)) else { return false };
         let subkeys = match subkey {
             Some(subkey) => vec![subkey.clone()],
             None => self.table.subkeys(user),
@@ -185,8 +191,9 @@ impl<O: Operator> Keyed<O> {
         for (index, subkey) in subkeys.iter().enumerate() {
             let body = self.table.take_out(user, subkey);
             if let Some(item) = body.and_then(|body| parked(&body)) {
-                let (cause, ordinal) = (Cause::Words(skip.problem.clone()), ordinal.hop(self.number, 0, index));
-                out.flows.push(Flow { ordinal, cause, port: PORT_ASIDE, placement: user.placement, item });
+                let cause = Cause::Words(skip.problem.clone());
+                let spot = out.drafts.book.root(ordinal.hop(self.number, 0, index), cause);
+                out.flows.push(Flow { spot, port: PORT_ASIDE, placement: user.placement, item });
             }
         }
         if subkey.is_none() {
@@ -205,14 +212,14 @@ impl<O: Operator> Stage for Keyed<O> {
             let holds = |when: &When| flow.item.is_control() || when.holds(&ItemFacts::new(&flow.item));
             if !when.is_none_or(holds) {
                 // What the operator is not for passes untouched, in its place.
-                let ordinal = flow.ordinal.hop(self.number, 1, 0);
-                out.flows.push(Flow { ordinal, port: 0, ..flow });
+                let spot = out.drafts.book.hop(flow.spot, self.number, 1, 0);
+                out.flows.push(Flow { spot, port: 0, ..flow });
                 continue;
             }
-            let Flow { ordinal, cause, port, placement, item } = flow;
+            let Flow { spot, port, placement, item } = flow;
             let name = Arc::clone(&item.user);
             let user = UserKey { name: &name, placement };
-            self.call(env, user, &ordinal, &cause, out, |operator, cx| operator.on_event(cx, port, item));
+            self.call(env, user, spot, out, |operator, cx| operator.on_event(cx, port, item));
         }
     }
 
@@ -222,33 +229,34 @@ impl<O: Operator> Stage for Keyed<O> {
                 continue;
             }
             let (user, ordinal) = (UserKey::of(&due.user), Ordinal::timer(due.at, &due.user, &due.subkey, due.id));
-            if self.take_out(env, user, &ordinal, Some(&due.subkey), out) {
+            let spot = out.drafts.book.root(ordinal, Cause::Timer);
+            if self.take_out(env, user, spot, Some(&due.subkey), out) {
                 continue;
             }
             self.table.fire(&due);
-            self.call(env, user, &ordinal, &Cause::Timer, out, |operator, cx| {
-                operator.on_timer(cx, &due.subkey, due.id);
-            });
+            self.call(env, user, spot, out, |operator, cx| operator.on_timer(cx, &due.subkey, due.id));
         }
     }
 
     fn on_profiles(&mut self, env: &Env<'_>, changed: &[(Arc<str>, Known)], out: &mut Outbox<'_>) {
         for (name, old) in changed {
             let user = UserKey::of(name);
-            let ordinal = Ordinal::profile(name);
-            if self.table.has_entries(user) && !self.take_out(env, user, &ordinal, None, out) {
-                self.call(env, user, &ordinal, &Cause::Profile, out, |operator, cx| operator.on_profile(cx, old));
+            if !self.table.has_entries(user) {
+                continue;
+            }
+            let spot = out.drafts.book.root(Ordinal::profile(name), Cause::Profile);
+            if !self.take_out(env, user, spot, None, out) {
+                self.call(env, user, spot, out, |operator, cx| operator.on_profile(cx, old));
             }
         }
     }
 
     fn on_rules(&mut self, env: &Env<'_>, out: &mut Outbox<'_>) {
         for name in self.table.user_names() {
-            let ordinal = Ordinal::rules(&name);
-            if self.take_out(env, UserKey::of(&name), &ordinal, None, out) {
-                continue;
+            let spot = out.drafts.book.root(Ordinal::rules(&name), Cause::Rules);
+            if !self.take_out(env, UserKey::of(&name), spot, None, out) {
+                self.call(env, UserKey::of(&name), spot, out, Operator::on_rules);
             }
-            self.call(env, UserKey::of(&name), &ordinal, &Cause::Rules, out, Operator::on_rules);
         }
     }
 

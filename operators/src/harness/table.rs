@@ -637,6 +637,11 @@ impl postcard::ser_flavors::Flavor for Append<'_> {
 
 /// Appends a state's bytes.
 pub(crate) fn encode<S: State>(state: &S, bytes: &mut Vec<u8>) {
+    state.put(bytes);
+}
+
+/// Appends the bytes that serde and postcard make of a state.
+pub(crate) fn put_by_serde<S: State>(state: &S, bytes: &mut Vec<u8>) {
     let start = bytes.len();
     // Serialising into memory fails only for types that do not know their length; none of ours.
     if postcard::serialize_with_flavor(state, Append(bytes)).is_err() {
@@ -645,11 +650,13 @@ pub(crate) fn encode<S: State>(state: &S, bytes: &mut Vec<u8>) {
 }
 
 pub(crate) fn decode<S: State>(version: u8, bytes: &[u8]) -> Result<S, String> {
-    if version == S::VERSION {
-        postcard::from_bytes(bytes).map_err(|error| format!("state bytes do not fit version {version}: {error}"))
-    } else {
-        S::migrate(version, bytes)
-    }
+    if version == S::VERSION { S::read(bytes) } else { S::migrate(version, bytes) }
+}
+
+/// Reads what [`put_by_serde`] wrote.
+pub(crate) fn read_by_serde<S: State>(bytes: &[u8]) -> Result<S, String> {
+    let version = S::VERSION;
+    postcard::from_bytes(bytes).map_err(|error| format!("state bytes do not fit version {version}: {error}"))
 }
 
 #[cfg(test)]

@@ -91,13 +91,15 @@ pub(crate) fn first_of_groups(mut due: Vec<Due>, per_group: usize) -> (Vec<Due>,
     due.sort();
     due.dedup();
     let (mut group, mut taken) = (None, 0);
-    due.into_iter().partition(|due| {
+    let beyond = |due: &mut Due| {
         if group != Some(due.group) {
             (group, taken) = (Some(due.group), 0);
         }
         taken += 1;
-        taken <= per_group
-    })
+        taken > per_group
+    };
+    let left = due.extract_if(.., beyond).collect();
+    (due, left)
 }
 
 /// The lists.

@@ -250,7 +250,7 @@ impl Intake {
                         if let Some(crumbs) = &cut.crumbs {
                             crumbs.at(cut.epoch, &Ordinal::record(lot, record.offset), None);
                         }
-                        let crumb = Crumb::Record(lot, record.offset);
+                        let crumb = Crumb(lot, record.offset);
                         let arrived = ingest(source, lot, &record, &cut.rules, Path::Decide);
                         crumb.survived();
                         arrived

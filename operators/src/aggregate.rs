@@ -133,7 +133,7 @@ impl Operator for Aggregate {
             return cx.emit(0, item);
         }
         let subkey = self.subkey(&item);
-        let Some(window) = cx.entry(&subkey).cloned() else { return self.open(cx, &subkey, item) };
+        let Some(window) = cx.entry(&subkey).map(Cow::into_owned) else { return self.open(cx, &subkey, item) };
         let deadline = self.slide(cx, &subkey, &window);
         let mut gathered = match cx.take_body(&subkey).flatten() {
             None => item.clone(),

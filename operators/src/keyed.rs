@@ -30,7 +30,7 @@ pub use crate::harness::notes::{NoteId, Notes};
 use crate::harness::profiles::Profiles;
 use crate::harness::stage::{Flow, Store};
 pub use crate::harness::table::Table;
-use crate::harness::table::{UserKey, decode, put_by_serde, read_by_serde};
+use crate::harness::table::{UserKey, put_by_serde, read_by_serde};
 use crate::ingest::Path;
 use crate::item::{Item, Member, Page, Subject};
 use crate::packed;
@@ -151,84 +151,6 @@ impl State for Option<Box<Item>> {
     }
 }
 
-/// State that is parked: how it lies in memory meanwhile.
-pub trait Body: State {
-    /// What lies there.
-    type Kept: Keeps<Self>;
-}
-
-impl Body for () {
-    type Kept = ();
-}
-
-impl Body for Option<Box<Item>> {
-    type Kept = Sleeper<Self>;
-}
-
-/// Holds a body.
-pub trait Keeps<B: Body>: Send + 'static {
-    /// Holds `body`.
-    fn keep(body: B) -> Self;
-    /// The body.
-    fn take(self) -> B;
-    /// A look at it.
-    fn look(&self) -> Cow<'_, B>;
-    /// These are its bytes, written because a checkpoint is to hold them: they may be all that is kept.
-    fn sleep(&mut self, bytes: &[u8]);
-}
-
-impl Keeps<()> for () {
-    fn keep((): ()) {}
-    fn take(self) {}
-    fn look(&self) -> Cow<'_, ()> {
-        Cow::Borrowed(self)
-    }
-    fn sleep(&mut self, _: &[u8]) {}
-}
-
-/// Beyond this a body lies in memory as operators see it: one that gathers, event after event, would be read and
-/// written whole for each of them.
-const SLEEPS_BYTES_MAX: usize = 1024;
-
-/// A body that is kept as its bytes from the end of the epoch that set it until somebody asks for it: an item
-/// with all that it points at takes five times the room.
-#[derive(Debug)]
-pub enum Sleeper<B> {
-    /// As operators see it.
-    Awake(B),
-    /// As its bytes.
-    Asleep(Box<[u8]>),
-}
-
-impl<B: Body> Sleeper<B> {
-    fn wake(bytes: &[u8]) -> B {
-        decode(B::VERSION, bytes).expect("bytes that were written by this build, from a body")
-    }
-}
-
-impl<B: Body> Keeps<B> for Sleeper<B> {
-    fn keep(body: B) -> Self {
-        Self::Awake(body)
-    }
-    fn take(self) -> B {
-        match self {
-            Self::Awake(body) => body,
-            Self::Asleep(bytes) => Self::wake(&bytes),
-        }
-    }
-    fn look(&self) -> Cow<'_, B> {
-        match self {
-            Self::Awake(body) => Cow::Borrowed(body),
-            Self::Asleep(bytes) => Cow::Owned(Self::wake(bytes)),
-        }
-    }
-    fn sleep(&mut self, bytes: &[u8]) {
-        if bytes.len() <= SLEEPS_BYTES_MAX {
-            *self = Self::Asleep(bytes.into());
-        }
-    }
-}
-
 /// What is known about a user at the end of an epoch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Known {
@@ -260,7 +182,7 @@ pub trait Operator: Send + Sized + 'static {
     /// State per (user, subkey), written when touched.
     type Entry: State;
     /// State per (user, subkey), written when set.
-    type Body: Body;
+    type Body: State;
     /// How all this lies in memory: in a [`Table`], unless it is [`Notes`].
     type Store: Store<Self>;
 
@@ -542,7 +464,7 @@ impl<O: Operator<Store = Table<O>>> Cx<'_, O> {
 
     /// The head of an entry.
     #[must_use]
-    pub fn entry(&self, subkey: &Subkey) -> Option<&O::Entry> {
+    pub fn entry(&self, subkey: &Subkey) -> Option<Cow<'_, O::Entry>> {
         self.table.head(self.user, subkey)
     }
 

@@ -49,7 +49,7 @@ pub(crate) fn park<O: Places>(
     did: &[Did],
     reason: Reason,
 ) {
-    let place = cx.entry(subkey).and_then(O::place).cloned();
+    let place = cx.entry(subkey).as_deref().and_then(O::place).cloned();
     let waiting = cx.take_body(subkey).flatten();
     let (Some(mut place), Some(mut waiting)) = (place, waiting) else {
         let group = GroupId::new(cx.operator(), cx.user_id(), subkey.bytes(), item.first_event());
@@ -71,7 +71,7 @@ pub(crate) fn park<O: Places>(
 /// Takes the leg out of the place `subkey`, without those whose time has passed. `None`: nothing is
 /// left of it; the rows are written.
 pub(crate) fn take<O: Places>(cx: &mut Cx<'_, O>, subkey: &Subkey) -> Option<(PlaceV1, Box<Item>)> {
-    let place = cx.entry(subkey).and_then(O::place).cloned()?;
+    let place = cx.entry(subkey).as_deref().and_then(O::place).cloned()?;
     let (_, Some(mut item)) = cx.remove(subkey)? else { return None };
     let created_at = item.created_at;
     let expired = item.take_out_expired(cx.now());
@@ -123,7 +123,7 @@ pub(crate) fn retract<O: Places>(cx: &mut Cx<'_, O>, control: &mut Item) {
         Op::Retract | Op::Notify => (Did::Retracted, Reason::Retracted),
     };
     for subkey in cx.subkeys() {
-        let Some(place) = cx.entry(&subkey).and_then(O::place).cloned() else { continue };
+        let Some(place) = cx.entry(&subkey).as_deref().and_then(O::place).cloned() else { continue };
         let named = |item: &Item| item.members.iter().any(|member| control.names(item, member));
         let Some(Some(item)) = cx.body(&subkey).filter(|body| body.as_deref().is_some_and(named)).map(Cow::into_owned)
         else {

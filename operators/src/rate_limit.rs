@@ -356,7 +356,7 @@ impl RateLimit {
     fn release(&self, cx: &mut Cx<'_, Self>) {
         let mut places: Vec<(Instant, Subkey)> = Vec::new();
         for subkey in cx.subkeys() {
-            if let Some(place) = cx.entry(&subkey).and_then(Self::place) {
+            if let Some(place) = cx.entry(&subkey).as_deref().and_then(Self::place) {
                 places.push((place.since, subkey));
             }
         }
@@ -418,7 +418,7 @@ impl RateLimit {
     /// candidate, and lets leave what may.
     fn judge_all(&self, cx: &mut Cx<'_, Self>) {
         for subkey in cx.subkeys() {
-            if cx.entry(&subkey).and_then(Self::place).is_none() {
+            if cx.entry(&subkey).as_deref().and_then(Self::place).is_none() {
                 continue;
             }
             let Some((place, mut item)) = parked::take(cx, &subkey) else { continue };
@@ -480,7 +480,8 @@ impl RateLimit {
 fn free_at(cx: &Cx<'_, RateLimit>, held: &[Held]) -> Option<Instant> {
     let mut free = None;
     for Held { counter, rate } in held {
-        let Some(EntryV1::Sends(sends)) = cx.entry(counter) else { continue };
+        let counted = cx.entry(counter);
+        let Some(EntryV1::Sends(sends)) = counted.as_deref() else { continue };
         let recent = sends.iter().filter(|at| at.after(rate.per.0) > cx.now()).count();
         let most = usize::try_from(rate.max).unwrap_or(usize::MAX);
         if recent >= most {

@@ -514,19 +514,19 @@ impl Lying<'_> {
     }
 }
 
-/// What is left of a page.
-struct Rest<'a>(&'a [u8]);
+/// What is left of bytes that were put one after the other.
+pub(crate) struct Rest<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Rest<'a> {
     #[inline]
-    fn byte(&mut self) -> Option<u8> {
+    pub(crate) fn byte(&mut self) -> Option<u8> {
         let (first, rest) = self.0.split_first()?;
         self.0 = rest;
         Some(*first)
     }
 
     #[inline]
-    fn number(&mut self) -> Option<u64> {
+    pub(crate) fn number(&mut self) -> Option<u64> {
         match self.byte()? {
             byte @ 0..0x80 => Some(u64::from(byte)),
             byte => self.more_of_number(u64::from(byte & 0x7f)),
@@ -546,7 +546,7 @@ impl<'a> Rest<'a> {
     }
 
     #[inline]
-    fn bytes(&mut self) -> Option<&'a [u8]> {
+    pub(crate) fn bytes(&mut self) -> Option<&'a [u8]> {
         let length = usize::try_from(self.number()?).ok()?;
         let (bytes, rest) = self.0.split_at_checked(length)?;
         self.0 = rest;
@@ -555,7 +555,7 @@ impl<'a> Rest<'a> {
 
     /// Whether something is there.
     #[inline]
-    fn option(&mut self) -> Option<Option<()>> {
+    pub(crate) fn option(&mut self) -> Option<Option<()>> {
         match self.byte()? {
             0 => Some(None),
             1 => Some(Some(())),
@@ -564,7 +564,7 @@ impl<'a> Rest<'a> {
     }
 
     #[inline]
-    fn versioned(&mut self) -> Option<(u8, &'a [u8])> {
+    pub(crate) fn versioned(&mut self) -> Option<(u8, &'a [u8])> {
         Some((self.byte()?, self.bytes()?))
     }
 
@@ -583,7 +583,7 @@ impl<'a> Rest<'a> {
         Some(())
     }
 
-    fn timer(&mut self) -> Option<(TimerId, Instant)> {
+    pub(crate) fn timer(&mut self) -> Option<(TimerId, Instant)> {
         let (id, at) = (self.byte()?, self.number()?);
         // Signed numbers are written so that small ones are short.
         Some((TimerId(id), Instant((at >> 1).cast_signed() ^ -(at & 1).cast_signed())))
@@ -617,7 +617,7 @@ impl<'a> Rest<'a> {
 }
 
 #[inline]
-fn put_number(page: &mut Vec<u8>, mut number: u64) {
+pub(crate) fn put_number(page: &mut Vec<u8>, mut number: u64) {
     while number >= 0x80 {
         page.push(number as u8 | 0x80);
         number >>= 7;
@@ -626,41 +626,47 @@ fn put_number(page: &mut Vec<u8>, mut number: u64) {
 }
 
 #[inline]
-fn put_bytes(page: &mut Vec<u8>, bytes: &[u8]) {
+pub(crate) fn put_bytes(page: &mut Vec<u8>, bytes: &[u8]) {
     put_number(page, bytes.len() as u64);
     page.extend_from_slice(bytes);
 }
 
-/// Appends a key: an image begins with it.
+/// Appends a key: an image begins with it. Returns where the subkey stands now.
 #[inline]
-pub(crate) fn put_key(page: &mut Vec<u8>, group: KeyGroup, user: &[u8], subkey: Option<&[u8]>) {
+pub(crate) fn put_key(page: &mut Vec<u8>, group: KeyGroup, user: &[u8], subkey: Option<&[u8]>) -> usize {
     put_number(page, u64::from(group.0));
     put_bytes(page, user);
-    match subkey {
-        None => page.push(0),
-        Some(subkey) => {
-            page.push(1);
-            put_bytes(page, subkey);
-        }
-    }
+    page.push(u8::from(subkey.is_some()));
+    let start = page.len();
+    subkey.into_iter().for_each(|subkey| put_bytes(page, subkey));
+    start
 }
 
-/// Appends a head, or what a body holds where it was set: nothing, or a version and what `state` appends.
+/// Appends a head, or what a body holds where it was set: nothing, or a version and what `state` appends. Returns how
+/// many bytes that was.
 #[inline]
-pub(crate) fn put_state(page: &mut Vec<u8>, version: u8, state: Option<impl FnOnce(&mut Vec<u8>)>) {
-    let Some(state) = state else { return page.push(0) };
+pub(crate) fn put_state(page: &mut Vec<u8>, version: u8, state: Option<impl FnOnce(&mut Vec<u8>)>) -> usize {
+    let Some(state) = state else {
+        page.push(0);
+        return 0;
+    };
     page.extend_from_slice(&[1, version, 0]);
     let start = page.len();
     state(page);
     let length = page.len() - start;
     if length < 0x80 {
         page[start - 1] = length as u8;
-        return;
+        return length;
     }
     // A length of more bytes than the one that was left for it: what follows moves up.
-    let mut number = Vec::with_capacity(10);
-    put_number(&mut number, length as u64);
-    page.splice(start - 1..start, number);
+    let more = length.ilog2() as usize / 7;
+    page.resize(start + length + more, 0);
+    page.copy_within(start..start + length, start + more);
+    for place in 0..=more {
+        let last = if place == more { 0 } else { 0x80 };
+        page[start - 1 + place] = (length >> (7 * place)) as u8 & 0x7f | last;
+    }
+    length
 }
 
 /// Appends that a body was not set: an older one stays.

@@ -18,7 +18,6 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use hashbrown::HashTable;
 use smallvec::SmallVec;
 use tidings_schemas::deliberate::{self, Bug};
 use tidings_schemas::ids::{key_group, placement};
@@ -26,12 +25,13 @@ use tidings_schemas::time::Instant;
 
 use super::buffers::Buffers;
 use super::delta::{put_body_kept, put_body_set, put_key, put_state, put_timers};
-use super::slab::{Place, Slab, Tag};
+use super::index::Index;
+use super::slab::Place;
 use super::stage::Store;
 use super::table::{Image, StateKey, UserKey, decode, encode};
 use super::timers::{Due, first_of_groups};
+use super::users::Users;
 use crate::keyed::{Operator, State, Subkey, TimerId};
-use crate::short::Short;
 
 /// What a note is found by, within its user.
 pub type NoteId = [u8; 16];
@@ -42,9 +42,6 @@ const FORGET: TimerId = TimerId(0);
 /// Rows in one chunk: growing costs one chunk, not a copy of all.
 const CHUNK: usize = 1 << CHUNK_BITS;
 const CHUNK_BITS: u32 = 10;
-
-/// Sub-tables of an index: growing one moves about a 256th of all places, and stalls for as long.
-const SUB_TABLES: usize = 256;
 
 /// Whose a row is, by place. A billion users of one operator on one worker are more than its memory holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,56 +151,6 @@ fn run_of(places: &[Place]) -> Option<Range<Place>> {
     Some(*places.first()?..*places.last()? + 1)
 }
 
-/// From hashes to places, in slots that hold no more than the place: who grows it says the hash of each.
-struct Index(Vec<HashTable<Place>>);
-
-impl Default for Index {
-    fn default() -> Self {
-        Self((0..SUB_TABLES).map(|_| HashTable::new()).collect())
-    }
-}
-
-impl Index {
-    /// Which sub-table: by other bits than those that it uses itself. The last has twice the share of the first, and
-    /// those between them lie between: so they double one after the other, not all in the same epoch,
-    /// and what they keep free is at any time about the same.
-    const fn sub(hash: u64) -> usize {
-        let share = hash >> 32 & 0xffff;
-        ((share * ((4 << 16) - share) / 3) >> 24) as usize
-    }
-
-    fn find(&self, hash: u64, is: impl Fn(Place) -> bool) -> Option<Place> {
-        self.0[Self::sub(hash)].find(hash, |place| is(*place)).copied()
-    }
-
-    fn insert(&mut self, hash: u64, place: Place, hash_of: impl Fn(Place) -> u64) {
-        self.0[Self::sub(hash)].insert_unique(hash, place, |place| hash_of(*place));
-    }
-
-    fn remove(&mut self, hash: u64, place: Place) {
-        if let Ok(found) = self.0[Self::sub(hash)].find_entry(hash, |other| *other == place) {
-            found.remove();
-        }
-    }
-}
-
-/// A user with notes.
-struct User {
-    name: Short<22>,
-    /// Live ones, and those that went in this epoch.
-    notes: u32,
-}
-
-impl User {
-    fn name(&self) -> &str {
-        std::str::from_utf8(&self.name).unwrap_or_default()
-    }
-
-    fn placement(&self) -> u64 {
-        placement(self.name())
-    }
-}
-
 /// A note that this epoch made.
 struct Made {
     place: Place,
@@ -219,8 +166,8 @@ type Runs = SmallVec<[Range<Place>; 2]>;
 pub struct Notes<O: Operator> {
     rows: Rows<O::Entry>,
     index: Index,
-    users: Slab<User>,
-    user_index: Index,
+    /// Each with how many notes it has: live ones, and those that went in this epoch.
+    users: Users,
     /// How many there are; what went in this epoch counts.
     count: usize,
     deadlines: BTreeMap<Instant, Runs>,
@@ -242,8 +189,7 @@ impl<O: Operator> Default for Notes<O> {
         Self {
             rows: Rows::default(),
             index: Index::default(),
-            users: Slab::default(),
-            user_index: Index::default(),
+            users: Users::default(),
             count: 0,
             deadlines: BTreeMap::new(),
             overdue: Vec::new(),
@@ -262,21 +208,6 @@ fn hash(user: Place, id: &NoteId) -> u64 {
 }
 
 impl<O: Operator> Notes<O> {
-    fn find_user(&self, user: UserKey<'_>) -> Option<Place> {
-        let is = |place| self.users.get(place).is_some_and(|known| *known.name == *user.name.as_bytes());
-        self.user_index.find(UserKey::hash(user.placement), is)
-    }
-
-    fn make_user(&mut self, user: UserKey<'_>) -> Place {
-        if let Some(place) = self.find_user(user) {
-            return place;
-        }
-        let place = self.users.insert(User { name: Short::from_slice(user.name.as_bytes()), notes: 0 });
-        let hash_of = |place| self.users.get(place).map_or(0, |user| UserKey::hash(user.placement()));
-        self.user_index.insert(UserKey::hash(user.placement), place, hash_of);
-        place
-    }
-
     /// Finds what is live, and what went in this epoch.
     fn find(&self, of: Place, id: &NoteId) -> Option<Place> {
         let is = |place| self.rows.get(place).is_some_and(|row| row.id == *id && row.owner.user() == of);
@@ -285,13 +216,13 @@ impl<O: Operator> Notes<O> {
 
     /// The head of a note.
     pub(crate) fn head(&self, user: UserKey<'_>, id: &NoteId) -> Option<&O::Entry> {
-        let place = self.find(self.find_user(user)?, id)?;
+        let place = self.find(self.users.find(user)?, id)?;
         self.rows.live(place).map(|row| &row.head)
     }
 
     /// Makes a note, to be forgotten at `at`, which is later than now.
     pub(crate) fn make(&mut self, user: UserKey<'_>, id: &NoteId, head: O::Entry, at: Instant) {
-        let of = self.make_user(user);
+        let of = self.users.make(user, 0);
         let mut again = false;
         if let Some(old) = self.find(of, id) {
             again = self.rows.live(old).is_none();
@@ -307,8 +238,8 @@ impl<O: Operator> Notes<O> {
         self.count += 1;
         let hash_of = |place| self.rows.get(place).map_or(0, |row| hash(row.owner.user(), &row.id));
         self.index.insert(hash(of, id), place, hash_of);
-        if let Some(user) = self.users.get_mut(of) {
-            user.notes += 1;
+        if let Some(notes) = self.users.number_mut(of) {
+            *notes += 1;
         }
         if let Some(at) = at {
             let runs = self.deadlines.entry(at).or_default();
@@ -327,24 +258,22 @@ impl<O: Operator> Notes<O> {
         row.owner = Owner::NOBODY;
         self.count -= 1;
         self.index.remove(hash(of, &row.id), place);
-        self.users.get_mut(of)?.notes -= 1;
+        *self.users.number_mut(of)? -= 1;
         Some(of)
     }
 
     fn drop_user_if_gone(&mut self, place: Place) {
-        if self.users.get(place).is_some_and(|user| user.notes == 0)
-            && let Some(user) = self.users.remove(place)
-        {
-            self.user_index.remove(UserKey::hash(user.placement()), place);
+        if self.users.number(place) == Some(0) {
+            self.users.remove(place);
         }
     }
 
     /// Those of them that are live; the others' rows end with this epoch.
     fn live_of(&mut self, mut due: Vec<Due>) -> Vec<Due> {
         due.retain(|due| {
-            let is_live = self.rows.live(due.entry.place).is_some();
+            let is_live = self.rows.live(due.entry).is_some();
             if !is_live {
-                self.ended.push(due.entry.place);
+                self.ended.push(due.entry);
             }
             is_live
         });
@@ -387,20 +316,19 @@ impl<O: Operator<User = (), Body = ()>> Store<O> for Notes<O> {
                     self.ended.push(place);
                     continue;
                 };
-                let Some(user) = self.users.get(row.owner.user()) else { continue };
-                let (group, subkey) = (key_group(user.placement()), Subkey::from(&row.id));
-                let (user, entry) = (user.name().into(), Tag::only(place));
-                due.push(Due { group, at, user, subkey, id: FORGET, entry });
+                let Some(user) = self.users.text(row.owner.user()) else { continue };
+                let (group, subkey) = (key_group(placement(user)), Subkey::from(&row.id));
+                due.push(Due { group, at, user: user.into(), subkey, id: FORGET, entry: place });
             }
         }
         let (due, overdue) = first_of_groups(due, per_group);
         self.overdue = overdue;
-        self.ended.extend(due.iter().map(|due| due.entry.place));
+        self.ended.extend(due.iter().map(|due| due.entry));
         due
     }
 
     fn fires(&mut self, due: &Due) -> bool {
-        self.rows.live(due.entry.place).is_some()
+        self.rows.live(due.entry).is_some()
     }
 
     fn keys(&self) -> usize {
@@ -418,7 +346,7 @@ impl<O: Operator<User = (), Body = ()>> Store<O> for Notes<O> {
 
     fn take_out(&mut self, user: UserKey<'_>, subkey: &Subkey) -> Option<()> {
         let id = subkey.bytes().try_into().ok()?;
-        let place = self.find(self.find_user(user)?, id)?;
+        let place = self.find(self.users.find(user)?, id)?;
         let row = self.rows.get_mut(place).filter(|row| row.owner.is_live())?;
         row.owner = row.owner.gone();
         self.gone.push(place);
@@ -428,7 +356,7 @@ impl<O: Operator<User = (), Body = ()>> Store<O> for Notes<O> {
     fn clear_user(&mut self, _: UserKey<'_>) {}
 
     fn subkeys(&self, user: UserKey<'_>) -> Vec<Subkey> {
-        let Some(place) = self.find_user(user) else { return Vec::new() };
+        let Some(place) = self.users.find(user) else { return Vec::new() };
         let of_user = self.rows.iter().filter(|row| row.owner == Owner(place));
         let mut subkeys: Vec<_> = of_user.map(|row| Subkey::from(&row.id)).collect();
         subkeys.sort_unstable();
@@ -436,13 +364,11 @@ impl<O: Operator<User = (), Body = ()>> Store<O> for Notes<O> {
     }
 
     fn has_entries(&self, user: UserKey<'_>) -> bool {
-        self.find_user(user).is_some()
+        self.users.find(user).is_some()
     }
 
     fn user_names(&self) -> Vec<Arc<str>> {
-        let mut names: Vec<_> = self.users.iter().map(|user| Arc::from(user.name())).collect();
-        names.sort_unstable();
-        names
+        self.users.in_order()
     }
 
     fn drain_dirty(&mut self) -> (usize, Bytes) {
@@ -454,10 +380,10 @@ impl<O: Operator<User = (), Body = ()>> Store<O> for Notes<O> {
         let (mut made, mut gone) = (std::mem::take(&mut self.made), std::mem::take(&mut self.gone));
         for Made { place, at, again } in made.drain(..) {
             let Some(row) = self.rows.live(place) else { continue };
-            let Some(user) = self.users.get(row.owner.user()) else { continue };
+            let Some(user) = self.users.text(row.owner.user()) else { continue };
             images += 1;
             let page = &mut self.page;
-            put_key(page, key_group(user.placement()), &user.name, Some(&row.id));
+            put_key(page, key_group(placement(user)), user.as_bytes(), Some(&row.id));
             put_state(page, O::Entry::VERSION, Some(|page: &mut Vec<u8>| encode(&row.head, page)));
             if again {
                 // As of all that went in this epoch.
@@ -470,10 +396,10 @@ impl<O: Operator<User = (), Body = ()>> Store<O> for Notes<O> {
         }
         for place in gone.drain(..) {
             let Some(row) = self.rows.get(place).filter(|row| row.owner != Owner::NOBODY) else { continue };
-            let Some(user) = self.users.get(row.owner.user()) else { continue };
+            let Some(user) = self.users.text(row.owner.user()) else { continue };
             images += 1;
             let page = &mut self.page;
-            put_key(page, key_group(user.placement()), &user.name, Some(&row.id));
+            put_key(page, key_group(placement(user)), user.as_bytes(), Some(&row.id));
             put_state(page, O::Entry::VERSION, None::<fn(&mut Vec<u8>)>);
             put_body_set(page);
             put_state(page, 0, None::<fn(&mut Vec<u8>)>);
@@ -501,7 +427,7 @@ impl<O: Operator<User = (), Body = ()>> Store<O> for Notes<O> {
         let (Some(id), Some(head), None | Some(None)) = (id, head, &image.body) else {
             return Err("it is no note: an id of sixteen bytes with a head, and no body".to_owned());
         };
-        let of = self.make_user(UserKey::of(&key.user));
+        let of = self.users.make(UserKey::of(&key.user), 0);
         if let Some(old) = self.find(of, id) {
             self.void(old);
         }
@@ -540,7 +466,7 @@ mod tests {
             self.set_timer(user, &Subkey::from(id), FORGET, at);
         }
         fn look(&self, user: UserKey<'_>, id: &NoteId) -> Option<FirstV1> {
-            self.head(user, &Subkey::from(id)).cloned()
+            self.head(user, &Subkey::from(id)).map(std::borrow::Cow::into_owned)
         }
     }
 
@@ -620,7 +546,7 @@ mod tests {
 
     #[test]
     fn a_note_is_a_row_of_36_bytes_and_a_run_of_them_is_due_together() {
-        assert_eq!((size_of::<Row<FirstV1>>(), size_of::<User>()), (36, 32));
+        assert_eq!(size_of::<Row<FirstV1>>(), 36);
         let (mut notes, name) = (Notes::<Dedup>::default(), Arc::from("u1"));
         let user = UserKey::of(&name);
         for round in 0..20 {
@@ -668,14 +594,5 @@ mod tests {
                 (restored, expected) => panic!("{image:?}: {restored:?}, not {expected:?}"),
             }
         }
-    }
-
-    #[test]
-    fn sub_tables_have_unequal_shares_of_all_places() {
-        let mut shares = [0_u32; SUB_TABLES];
-        (0..1 << 16).for_each(|share| shares[Index::sub(share << 32)] += 1);
-        let (first, last) = (shares[0], shares[SUB_TABLES - 1]);
-        assert!(shares.iter().all(|share| (first - 1..=last + 1).contains(share)), "{shares:?}");
-        assert!((2 * first).abs_diff(last) < 8, "{first} and {last}");
     }
 }

@@ -1,9 +1,10 @@
 //! Deadlines of one operator on one worker: a list per instant, in order of the instants.
 //!
 //! Setting a timer is one push: nearly all of an epoch's timers are a few constant delays from its one instant.
-//! The truth about a timer stands in its entry; a list only says where to look. So taking a timer back costs
-//! nothing here, and moving it to later neither: when its old list is due, it goes into its new one.
-//! [`Table`](super::table::Table) does the looking, because it has the entries.
+//! The truth about a timer stands in its entry; a list only says where to look, four bytes a timer. So taking a
+//! timer back costs nothing here, and moving it to later neither: when its old list is due, it goes into its new one.
+//! [`Table`](super::table::Table) does the looking, because it has the entries. A list may name an entry twice, or one
+//! that has no such timer any more, or another that took its place: to look there finds what is due, once.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,17 +12,16 @@ use std::sync::Arc;
 use tidings_schemas::ids::KeyGroup;
 use tidings_schemas::time::Instant;
 
-use super::slab::Tag;
+use super::slab::Place;
 use crate::keyed::{Subkey, TimerId};
 
 /// A timer as its entry knows it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Timer {
     pub(crate) at: Instant,
-    /// In whose list it stands, unless it is being fired; never later than `at`.
+    /// In whose list it was put last; never later than `at`. Lists that were due are no more.
     pub(crate) listed: Instant,
     pub(crate) id: TimerId,
-    pub(crate) is_listed: bool,
     /// Whether this epoch set it.
     pub(crate) is_fresh: bool,
 }
@@ -82,7 +82,7 @@ pub struct Due {
     pub(crate) user: Arc<str>,
     pub(crate) subkey: Subkey,
     pub(crate) id: TimerId,
-    pub(crate) entry: Tag,
+    pub(crate) entry: Place,
 }
 
 /// What is due, in order, at most `per_group` of a key group; and what is left for the next epoch, in order.
@@ -103,27 +103,40 @@ pub(crate) fn first_of_groups(mut due: Vec<Due>, per_group: usize) -> (Vec<Due>,
 }
 
 /// The lists.
-#[derive(Default)]
 pub(crate) struct Timers {
-    lists: BTreeMap<Instant, Vec<(Tag, TimerId)>>,
+    lists: BTreeMap<Instant, Vec<Place>>,
+    /// Lists up to this instant were taken out, because they were due.
+    pub(crate) due_until: Instant,
     /// What was due and had to wait for the next epoch, in order.
     pub(crate) overdue: Vec<Due>,
     /// The earliest deadline, as of the last look.
     pub(crate) next: Option<Instant>,
 }
 
+impl Default for Timers {
+    fn default() -> Self {
+        Self { lists: BTreeMap::new(), due_until: Instant(i64::MIN), overdue: Vec::new(), next: None }
+    }
+}
+
 impl Timers {
-    pub(crate) fn list(&mut self, at: Instant, entry: Tag, id: TimerId) {
-        self.lists.entry(at).or_default().push((entry, id));
+    pub(crate) fn list(&mut self, at: Instant, entry: Place) {
+        self.lists.entry(at).or_default().push(entry);
     }
 
     /// Takes the earliest list out, if it is due.
-    pub(crate) fn pop(&mut self, now: Instant) -> Option<(Instant, Vec<(Tag, TimerId)>)> {
+    pub(crate) fn pop_due(&mut self, now: Instant) -> Option<(Instant, Vec<Place>)> {
+        self.due_until = self.due_until.max(now);
         self.lists.first_entry().filter(|list| *list.key() <= now).map(|list| list.remove_entry())
     }
 
+    /// Takes the earliest list out, to look whether anything is due then.
+    pub(crate) fn pop(&mut self) -> Option<(Instant, Vec<Place>)> {
+        self.lists.pop_first()
+    }
+
     /// Puts a list back of which something still stands.
-    pub(crate) fn put_back(&mut self, at: Instant, mut list: Vec<(Tag, TimerId)>) {
+    pub(crate) fn put_back(&mut self, at: Instant, mut list: Vec<Place>) {
         self.lists.entry(at).or_default().append(&mut list);
     }
 }
@@ -135,7 +148,7 @@ mod tests {
     #[test]
     fn an_entry_with_one_timer_or_none_keeps_no_list() {
         assert_eq!(size_of::<OfEntry>(), 24);
-        let timer = |id| Timer { at: Instant(1), listed: Instant(1), id: TimerId(id), is_listed: true, is_fresh: true };
+        let timer = |id| Timer { at: Instant(1), listed: Instant(1), id: TimerId(id), is_fresh: true };
         let mut timers = OfEntry::default();
         let ids = |timers: &OfEntry| timers.as_slice().iter().map(|timer| timer.id.0).collect::<Vec<_>>();
         for (push, remove, expected) in

@@ -732,10 +732,10 @@ mod tests {
                 let (group, user) = (KeyGroup((number % 1024) as u16), format!("u{}", number / 2).into());
                 let subkey = Some(Subkey::of(&[&(number % 7).to_string()]));
                 let byte = (number % 251 + round) as u8;
-                let there = (number + round) % 3 != 0;
+                let there = !(number + round).is_multiple_of(3);
                 let image = Image {
                     head: there.then(|| (1, HeadBytes::from_slice(&[byte]))),
-                    body: (number % 5 == 0).then(|| there.then(|| (1, vec![byte; 3]))),
+                    body: number.is_multiple_of(5).then(|| there.then(|| (1, vec![byte; 3]))),
                     ..Image::default()
                 };
                 ((operator, StateKey { group, user, subkey }), image)

@@ -1,7 +1,7 @@
 //! The state of one operator on one worker: entries, found by the hash of their user and subkey.
 //!
 //! A call for one of a user's ten thousand keys touches none of the others, and a hot user makes no table big. What
-//! an epoch touches is awake until its end, when [`Table::drain_dirty`] writes its image and lays it down again, as
+//! an epoch touches is awake until its end, when `Table::drain_dirty` writes its image and lays it down again, as
 //! little more than the image's bytes: beside those an entry has sixteen bytes and a slot of an index. The
 //! entries of a user form a ring without a clasp, for operators that walk them.
 

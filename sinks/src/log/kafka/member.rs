@@ -273,14 +273,14 @@ impl KafkaMember {
     /// What an error that librdkafka handed out means; `None` where it goes on by itself.
     fn error_of(&mut self, error: &KafkaError) -> Option<LogError> {
         match error.rdkafka_error_code() {
-            Some(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange) => {
-                // It does not say whose offset: the one that lies outside of its partition's range.
-                let outside = |(partition, position): (&TopicPartition, &u64)| match self.kafka.range(partition) {
-                    Ok(range) if range.start <= *position && *position <= range.end => None,
-                    Ok(_) => Some(self.kafka.out_of_range(partition, *position)),
-                    Err(error) => Some(error),
-                };
-                self.positions.iter().find_map(outside)
+            Some(
+                RDKafkaErrorCode::AutoOffsetReset
+                | RDKafkaErrorCode::OffsetOutOfRange
+                | RDKafkaErrorCode::LogTruncation,
+            ) => {
+                // It does not say whose offset: the one that lies outside of its partition's range, if one does.
+                let outside = self.positions.iter().find_map(|(partition, at)| self.kafka.outside(partition, *at));
+                outside.or_else(|| self.seek(self.positions.keys()).err())
             }
             Some(RDKafkaErrorCode::PollExceeded | RDKafkaErrorCode::FencedInstanceId | RDKafkaErrorCode::Fatal) => {
                 let fenced = self.fatal().unwrap_or_else(|| LogError::Fenced(self.group.clone()));
@@ -299,6 +299,19 @@ impl KafkaMember {
             Some(code) if is_missing(code) => Some(LogError::MissingTopic(error.to_string())),
             _ => Some(unreachable(error)),
         }
+    }
+
+    /// Reads these on from their positions.
+    fn seek<'a>(&self, partitions: impl IntoIterator<Item = &'a TopicPartition>) -> Result<(), LogError> {
+        let positions: Vec<_> =
+            partitions.into_iter().filter_map(|it| Some((it, raw(*self.positions.get(it)?)))).collect();
+        if positions.is_empty() {
+            // librdkafka takes a seek of nothing for a mistake.
+            return Ok(());
+        }
+        let sought = self.consumer()?.seek_partitions(list(positions)?, self.kafka.params.patience);
+        let sought = sought.map_err(|error| unreachable(&error))?;
+        sought.elements().iter().try_for_each(|it| it.error()).map_err(|error| unreachable(&error))
     }
 
     fn owned(&self, partitions: &[TopicPartition]) -> Result<TopicPartitionList, LogError> {
@@ -378,17 +391,13 @@ impl GroupReader for KafkaMember {
 
     fn resume(&mut self, partitions: &[TopicPartition]) -> Result<(), LogError> {
         if partitions.is_empty() {
-            // librdkafka takes a seek of nothing for a mistake.
             return Ok(());
         }
         let asked = self.owned(partitions)?;
         let consumer = self.consumer()?;
         consumer.resume(&asked).map_err(|error| LogError::Refused(error.to_string()))?;
         // A partition that was paused before its first record forgets where it should start.
-        let positions = partitions.iter().filter_map(|it| Some((it, raw(*self.positions.get(it)?))));
-        let sought = consumer.seek_partitions(list(positions)?, self.kafka.params.patience);
-        let sought = sought.map_err(|error| unreachable(&error))?;
-        sought.elements().iter().try_for_each(|it| it.error()).map_err(|error| unreachable(&error))
+        self.seek(partitions)
     }
 
     fn commit(&mut self, commits: &[(TopicPartition, Commit)]) -> Result<(), LogError> {

@@ -324,6 +324,18 @@ impl Kafka {
             Err(error) => error,
         }
     }
+
+    /// What a broker means that knows no such offset. A broker that has just started again may say it of one that is
+    /// there: then this is none, and because librdkafka reads that partition no further, it must be told to.
+    fn outside(&self, partition: &TopicPartition, offset: u64) -> Option<LogError> {
+        match self.out_of_range(partition, offset) {
+            LogError::OutOfRange { oldest, end, .. } if (oldest..=end).contains(&offset) => {
+                tracing::warn!(%partition, offset, oldest, end, "a broker said that it has no such offset, and has it");
+                None
+            }
+            error => Some(error),
+        }
+    }
 }
 
 impl Drop for Kafka {

@@ -84,8 +84,15 @@ impl KafkaReader {
             Some(Ok(message)) => News::Record(record_of(&message)),
             Some(Err(KafkaError::PartitionEOF(_))) => News::End,
             Some(Err(error)) => match error.rdkafka_error_code() {
-                Some(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange) => {
-                    return Err(self.kafka.out_of_range(&self.partition, self.position));
+                Some(
+                    RDKafkaErrorCode::AutoOffsetReset
+                    | RDKafkaErrorCode::OffsetOutOfRange
+                    | RDKafkaErrorCode::LogTruncation,
+                ) => {
+                    return match self.kafka.outside(&self.partition, self.position) {
+                        Some(error) => Err(error),
+                        None => self.seek().map(|()| None),
+                    };
                 }
                 Some(code) if is_missing(code) => return Err(LogError::MissingTopic(self.partition.to_string())),
                 _ => return Err(unreachable(&error)),
@@ -93,6 +100,13 @@ impl KafkaReader {
         };
         self.shared.down.store(false, Ordering::Relaxed);
         Ok(Some(news))
+    }
+
+    /// Reads on from the position.
+    fn seek(&self) -> Result<(), LogError> {
+        let (topic, to) = (&self.partition.topic, raw(self.position));
+        let sought = self.shared.consumer.seek(topic, self.native, to, self.kafka.params.patience);
+        sought.map_err(|error| unreachable(&error))
     }
 
     /// An end was seen; whether it is the position's.

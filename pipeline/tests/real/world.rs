@@ -169,7 +169,8 @@ impl World {
 
     /// `tidings providers` on free ports; the topology's variables name them from now on.
     pub(crate) fn providers(&mut self) -> Providers {
-        let free = ["--apns", "0", "--apns-sandbox", "0", "--fcm", "0", "--ses", "0", "--inbox", "0"];
+        let ports = ["--apns", "--apns-sandbox", "--fcm", "--ses", "--telnyx", "--twilio", "--inbox"];
+        let free = ports.into_iter().flat_map(|port| [port, "0"]);
         let mut command = self.tidings(&["providers", "--json", "--keys", "keys"]);
         let mut child = command.args(free).stdout(Stdio::piped()).spawn().unwrap();
         // A pretty-printed object: it ends with the first line that is a lone brace.
